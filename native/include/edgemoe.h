@@ -1,0 +1,280 @@
+/* edgemoe.h - the whole public C interface of libedgemoe.
+ *
+ * Three nouns:
+ *   emoe_model    what is in a GGUF file: geometry and where each expert's bytes are. Reads headers only.
+ *   emoe_engine   a model opened for generation: dense weights in memory, experts streamed into a fixed cache.
+ *   emoe_sampler  picks the next token from an engine's logits.
+ *
+ * Rules that hold everywhere:
+ *   - A function that can fail returns emoe_status; on failure it fills *err with one sentence and changes
+ *     nothing else. err may be NULL.
+ *   - Every parameter struct begins with struct_size = sizeof(struct), so that it can grow.
+ *   - Sizes are bytes in uint64_t, durations are nanoseconds in uint64_t, counts are uint32_t.
+ *   - Strings are UTF-8 and NUL-terminated. Strings passed in are copied.
+ *   - An engine is used from one thread at a time, except the functions marked "any thread".
+ *   - Nothing here reads the environment or touches the network.
+ */
+#ifndef EDGEMOE_H
+#define EDGEMOE_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(_WIN32)
+#define EMOE_API __declspec(dllexport)
+#else
+#define EMOE_API __attribute__((visibility("default")))
+#endif
+
+#define EMOE_ABI_VERSION 1
+
+typedef int32_t emoe_status;
+#define EMOE_OK 0
+#define EMOE_ERR_ARGUMENT 1    /* the caller asked for something that makes no sense */
+#define EMOE_ERR_IO 2          /* the operating system refused: missing file, read error, full disk */
+#define EMOE_ERR_FORMAT 3      /* the file is not what it claims to be: truncated, corrupted, not a GGUF */
+#define EMOE_ERR_UNSUPPORTED 4 /* the file is fine, but this library cannot stream it (not a MoE, unknown type) */
+#define EMOE_ERR_MEMORY 5      /* does not fit the bytes given */
+#define EMOE_ERR_CANCELLED 6   /* emoe_engine_cancel was called */
+#define EMOE_ERR_CONTEXT 7     /* no room left in the KV cache */
+#define EMOE_ERR_INTERNAL 8    /* a bug here or in llama.cpp */
+
+typedef struct emoe_error {
+    char message[1024];
+} emoe_error;
+
+typedef struct emoe_model emoe_model;
+typedef struct emoe_engine emoe_engine;
+typedef struct emoe_sampler emoe_sampler;
+
+/* EMOE_ABI_VERSION of the library that was loaded. */
+EMOE_API uint32_t emoe_abi_version(void);
+
+/* What this library was compiled against and what it runs on, for reports: "ggml 0.25.3 (0c1e570)".
+ * Owned by the library. */
+EMOE_API const char *emoe_build_info(void);
+
+/* Which log lines of llama.cpp reach stderr: 0 none, 1 errors, 2 warnings, 3 everything. Any thread. Default 0. */
+EMOE_API void emoe_set_log_level(uint32_t level);
+
+/* ------------------------------------------------------------------ model */
+
+/* Reads the headers of a GGUF file (all files of a split set, given any of its names) and indexes its experts.
+ * Reads no tensor data. On success *out must be closed with emoe_model_close. Any thread. */
+EMOE_API emoe_status emoe_model_open(const char *path, emoe_model **out, emoe_error *err);
+EMOE_API void emoe_model_close(emoe_model *model);
+
+typedef struct emoe_model_info {
+    uint32_t struct_size;
+    uint32_t n_layer;           /* transformer blocks, dense ones included */
+    uint32_t n_moe_layer;       /* blocks with streamed experts; entries of emoe_model_layer */
+    uint32_t n_expert;          /* routed experts a MoE layer (the largest) */
+    uint32_t n_expert_used;     /* top-k: experts a token uses in a layer (the largest) */
+    uint32_t n_ctx_train;       /* context length that the model was trained for, tokens */
+    uint32_t n_embd;            /* width of the residual stream */
+    uint32_t n_vocab;           /* tokens in the vocabulary */
+    uint32_t n_file;            /* files of a split set, 1 for a single file */
+    uint32_t direct_io;         /* 1: the file system takes O_DIRECT reads; 0: bounded buffered reads */
+    uint64_t file_bytes;        /* all files */
+    uint64_t dense_bytes;       /* every tensor that is not a routed expert */
+    uint64_t dense_token_bytes; /* dense bytes read to compute one token (an untied embedding table is not) */
+    uint64_t expert_bytes;      /* all routed experts */
+    uint64_t token_bytes;       /* expert bytes that one token uses: sum over layers of top-k experts */
+    uint64_t slot_bytes;        /* cache bytes to hold every expert, alignment included */
+    uint64_t slot_min_bytes;    /* smallest cache that can decode at all */
+    uint64_t n_expert_total;    /* experts over all layers */
+    uint64_t identity;          /* hash of path, size, mtime and header of every file: changes when the file does */
+    char architecture[64];      /* general.architecture */
+    char name[192];             /* general.name, or the file's name */
+} emoe_model_info;
+EMOE_API emoe_status emoe_model_get_info(const emoe_model *model, emoe_model_info *info, emoe_error *err);
+
+typedef struct emoe_layer_info {
+    uint32_t struct_size;
+    uint32_t layer;          /* block number in the model */
+    uint32_t n_expert;
+    uint32_t n_matrix;       /* matrices an expert: 3 for gate, up, down; 2 when gate and up are fused, or without gate */
+    uint64_t expert_bytes;   /* one expert, mean over the layer */
+    uint64_t slot_bytes;     /* cache bytes that one expert of this layer occupies */
+    float bits_per_weight;   /* mean over the layer's experts */
+    char types[96];          /* "gate=Q4_K up=Q4_K down=Q6_K" */
+} emoe_layer_info;
+EMOE_API emoe_status emoe_model_get_layer(const emoe_model *model, uint32_t index, emoe_layer_info *info,
+                                          emoe_error *err);
+
+/* Copies a metadata value as text ("tokenizer.chat_template", "qwen3moe.expert_count") into buf, cut and
+ * NUL-terminated. Returns the full length in bytes without the NUL, or -1 when the key is absent or an array. */
+EMOE_API int64_t emoe_model_meta(const emoe_model *model, const char *key, char *buf, uint64_t buf_bytes);
+
+/* Writes the shell: a GGUF with the model's metadata and dense tensors, its expert tensors declared but absent
+ * (they lie past the end of the stored data). Written to a temporary name beside path, synced, renamed.
+ * with_data = 0 leaves out the dense bytes too: enough for emoe_context_measure, never for emoe_engine_open. */
+EMOE_API emoe_status emoe_shell_write(const emoe_model *model, const char *path, uint32_t with_data, emoe_error *err);
+
+/* 0 when path is a shell that emoe_shell_write finished for this model, else a status. Reads the header only. */
+EMOE_API emoe_status emoe_shell_check(const emoe_model *model, const char *path, emoe_error *err);
+
+typedef struct emoe_context_params {
+    uint32_t struct_size;
+    uint32_t n_ctx;           /* tokens the KV cache holds */
+    uint32_t n_ubatch;        /* most tokens computed at once in prefill */
+    uint32_t n_threads;       /* compute threads */
+    uint32_t n_outputs_max;   /* rows of logits kept per decode call, 1 for generation */
+    uint32_t kv_type;         /* ggml_type of the KV cache: 1 = F16 (exact default), 8 = Q8_0 (lossy) */
+} emoe_context_params;
+
+typedef struct emoe_context_sizes {
+    uint32_t struct_size;
+    uint32_t reserved;
+    uint64_t kv_bytes;        /* KV cache and recurrent state */
+    uint64_t compute_bytes;   /* llama.cpp's compute buffers */
+    uint64_t output_bytes;    /* logits kept */
+    uint64_t scratch_bytes;   /* this library's own: quantized activations, batched-kernel work space */
+    uint64_t vocab_bytes;     /* tokenizer and metadata in memory, measured */
+} emoe_context_sizes;
+
+/* What a context of this shape will allocate, asked of llama.cpp itself without allocating it. */
+EMOE_API emoe_status emoe_context_measure(const emoe_model *model, const char *shell_path,
+                                          const emoe_context_params *params, emoe_context_sizes *sizes,
+                                          emoe_error *err);
+
+/* ------------------------------------------------------------------ engine */
+
+typedef struct emoe_engine_params {
+    uint32_t struct_size;
+    uint32_t n_read_lane;       /* reads under way at once; 0 = 4 */
+    uint64_t cache_bytes;       /* bytes of expert slots to begin with; clipped to what the model can use */
+    uint32_t policy;            /* EMOE_POLICY_* */
+    uint32_t buffered;          /* 1: do not try O_DIRECT */
+    uint64_t read_bytes_per_s;  /* throttle of the reader for experiments; 0 = none */
+    emoe_context_params context;
+} emoe_engine_params;
+#define EMOE_POLICY_LFRU 0 /* evict the largest age / (1 + uses); the default */
+#define EMOE_POLICY_LRU 1  /* evict the least recently used */
+
+/* Opens the model for generation through its shell. The model may be closed afterwards.
+ * On success *out must be closed with emoe_engine_close. */
+EMOE_API emoe_status emoe_engine_open(const emoe_model *model, const char *shell_path,
+                                      const emoe_engine_params *params, emoe_engine **out, emoe_error *err);
+EMOE_API void emoe_engine_close(emoe_engine *engine);
+
+/* Appends n tokens to the sequence and computes them, in pieces of n_ubatch: n = 1 is decode, more is prefill.
+ * Logits of the last token are kept, or with want_all != 0 of every token (n <= n_outputs_max).
+ * On failure the sequence is as before the call, except that a recurrent model's is emptied: see emoe_engine_n_past. */
+EMOE_API emoe_status emoe_engine_decode(emoe_engine *engine, const int32_t *tokens, uint32_t n, uint32_t want_all,
+                                        emoe_error *err);
+
+/* Logits of row i of the last decode call: n_vocab floats, owned by the engine, valid until the next call.
+ * NULL when there is no such row. */
+EMOE_API const float *emoe_engine_logits(const emoe_engine *engine, uint32_t i);
+
+/* Tokens in the sequence. */
+EMOE_API uint32_t emoe_engine_n_past(const emoe_engine *engine);
+
+/* Cuts the sequence to its first n tokens. A recurrent model can only be cut to 0; EMOE_ERR_UNSUPPORTED then. */
+EMOE_API emoe_status emoe_engine_rewind(emoe_engine *engine, uint32_t n, emoe_error *err);
+
+/* Makes the decode call under way end soon with EMOE_ERR_CANCELLED. Does nothing when none is. Any thread. */
+EMOE_API void emoe_engine_cancel(emoe_engine *engine);
+
+/* Changes the bytes of expert slots, now if idle, else before the next layer. Shrinking gives the memory back to
+ * the system. The output does not change. Refuses less than the model's slot_min_bytes. Any thread. */
+EMOE_API emoe_status emoe_engine_set_cache_bytes(emoe_engine *engine, uint64_t cache_bytes, emoe_error *err);
+
+typedef struct emoe_stats {
+    uint32_t struct_size;
+    uint32_t n_slot;            /* experts that the cache can hold now */
+    uint32_t n_slot_used;       /* experts in it */
+    uint32_t direct_io;         /* 1 when reads bypass the page cache */
+    uint64_t n_decode;          /* tokens computed one at a time */
+    uint64_t n_prefill;         /* tokens computed in batches */
+    uint64_t decode_ns;
+    uint64_t prefill_ns;
+    uint64_t n_hit;             /* expert uses (a token's, or a batch's, of an expert in a layer) found in the cache */
+    uint64_t n_miss;            /* expert uses that had to be read */
+    uint64_t n_evict;
+    uint64_t n_read;            /* reads issued */
+    uint64_t read_bytes;
+    uint64_t stall_ns;          /* time in which a compute thread slept for a read, mean over threads */
+    uint64_t cache_bytes;       /* bytes of slots now */
+    uint64_t dense_bytes;       /* dense weights in anonymous memory */
+    uint64_t kv_bytes;
+    uint64_t compute_bytes;
+    uint64_t output_bytes;
+    uint64_t scratch_bytes;
+    uint64_t n_streamed;        /* expert uses in prefill that passed through without staying (cache too small) */
+} emoe_stats;
+/* Any thread. */
+EMOE_API emoe_status emoe_engine_get_stats(const emoe_engine *engine, emoe_stats *stats, emoe_error *err);
+
+/* Number of cached experts of MoE layer `index` (as in emoe_model_get_layer). Any thread. */
+EMOE_API uint32_t emoe_engine_resident(const emoe_engine *engine, uint32_t index);
+
+/* For tests: the n-th read from now (0 = the next) goes wrong once, or with n = UINT64_MAX no read does.
+ * FAIL: EIO. SHORT: half the bytes arrive, the rest when asked again. TRUNCATE: the file ends early. DELAY: 50 ms. */
+#define EMOE_FAULT_FAIL 1
+#define EMOE_FAULT_SHORT 2
+#define EMOE_FAULT_TRUNCATE 3
+#define EMOE_FAULT_DELAY 4
+EMOE_API void emoe_engine_inject_fault(emoe_engine *engine, uint32_t kind, uint64_t n);
+
+/* ------------------------------------------------------------------ text */
+
+/* Tokens of text. Returns their number; when it exceeds cap nothing useful was written and the caller comes back
+ * with more room. add_special: BOS where the model wants one. parse_special: "<|im_end|>" is one token. */
+EMOE_API int64_t emoe_engine_tokenize(const emoe_engine *engine, const char *text, uint64_t text_bytes,
+                                      uint32_t add_special, uint32_t parse_special, int32_t *tokens, uint64_t cap);
+
+/* Bytes of one token (may be part of a UTF-8 character). Returns their number, also when it exceeds cap.
+ * special: also the text of control tokens. */
+EMOE_API int64_t emoe_engine_piece(const emoe_engine *engine, int32_t token, uint32_t special, char *buf,
+                                   uint64_t cap);
+
+/* 1 when the token ends an answer. */
+EMOE_API uint32_t emoe_engine_is_eog(const emoe_engine *engine, int32_t token);
+/* -1 when the model has none. */
+EMOE_API int32_t emoe_engine_bos(const emoe_engine *engine);
+EMOE_API int32_t emoe_engine_eos(const emoe_engine *engine);
+EMOE_API uint32_t emoe_engine_n_vocab(const emoe_engine *engine);
+EMOE_API uint32_t emoe_engine_n_ctx(const emoe_engine *engine);
+
+/* ------------------------------------------------------------------ sampling */
+
+typedef struct emoe_sampler_params {
+    uint32_t struct_size;
+    uint32_t seed;
+    float temp;            /* 0: greedy, the rest is ignored */
+    float top_p;           /* 1: off */
+    float min_p;           /* 0: off */
+    float repeat_penalty;  /* 1: off */
+    int32_t top_k;         /* 0: off */
+    int32_t repeat_last_n; /* tokens looked back on by repeat_penalty */
+} emoe_sampler_params;
+EMOE_API emoe_status emoe_sampler_open(const emoe_sampler_params *params, emoe_sampler **out, emoe_error *err);
+EMOE_API void emoe_sampler_close(emoe_sampler *sampler);
+/* Picks a token from logits row i of the last decode call and remembers it. -1 when there is no such row. */
+EMOE_API int32_t emoe_sampler_sample(emoe_sampler *sampler, const emoe_engine *engine, uint32_t i);
+
+/* ------------------------------------------------------------------ measuring */
+
+typedef struct emoe_storage_speed {
+    uint32_t struct_size;
+    uint32_t direct_io;
+    uint64_t bytes_per_s; /* random reads of block_bytes with n_lane under way, through the engine's own reader */
+    uint64_t latency_ns;  /* median of one such read */
+} emoe_storage_speed;
+/* Reads at most max_bytes or for max_ns, whichever ends first. */
+EMOE_API emoe_status emoe_storage_measure(const char *path, uint64_t block_bytes, uint32_t n_lane, uint64_t max_bytes,
+                                          uint64_t max_ns, emoe_storage_speed *speed, emoe_error *err);
+
+/* Weight bytes a second of the row kernel for a ggml type ("Q4_K") on n_threads, over a matrix larger than caches. */
+EMOE_API emoe_status emoe_compute_measure(const char *type, uint32_t n_threads, uint64_t max_ns, uint64_t *bytes_per_s,
+                                          emoe_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,49 @@
+#include "base/arena.h"
+
+#include "base/error.h"
+
+#include <cerrno>
+#include <sys/mman.h>
+#include <unistd.h>
+#include <utility>
+
+namespace emoe {
+
+// 2 MiB: the huge page of x86-64 and of 4 KiB-page arm64.
+constexpr size_t k_huge_page = size_t{2} << 20;
+
+Arena::Arena(size_t bytes) {
+    if (bytes == 0) return;
+    size_t const mapped = (bytes + k_huge_page - 1) / k_huge_page * k_huge_page;
+    void *p = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED)
+        fail(EMOE_ERR_MEMORY, "cannot reserve %zu bytes of address space: %s", mapped, os_message(errno).c_str());
+    data_ = static_cast<uint8_t *>(p);
+    size_ = mapped;
+#ifdef MADV_HUGEPAGE
+    // Experts are read front to back: huge pages save most of the TLB misses. Refusal costs speed only.
+    (void)madvise(data_, size_, MADV_HUGEPAGE);
+#endif
+}
+
+Arena::~Arena() {
+    if (data_) munmap(data_, size_);
+}
+
+Arena::Arena(Arena &&other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+Arena &Arena::operator=(Arena &&other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+}
+
+void Arena::release(size_t begin, size_t end) const {
+    size_t const page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    begin = (begin + page - 1) / page * page;
+    end = end == size_ ? end : end / page * page;
+    if (begin < end) (void)madvise(data_ + begin, end - begin, MADV_DONTNEED);
+}
+
+} // namespace emoe

@@ -1,0 +1,23 @@
+// Failures inside the library: thrown as Error, turned into an emoe_status at the C boundary (capi.cpp).
+#pragma once
+
+#include <edgemoe.h>
+
+#include <stdexcept>
+#include <string>
+
+namespace emoe {
+
+class Error : public std::runtime_error {
+public:
+    Error(emoe_status code, const std::string &message) : std::runtime_error(message), status(code) {}
+    const emoe_status status;
+};
+
+// printf-style; messages are lower case, name the value, and end without a full stop.
+[[noreturn]] void fail(emoe_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+// "No such file or directory" for an errno value, thread-safe.
+std::string os_message(int error_number);
+
+} // namespace emoe

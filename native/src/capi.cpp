@@ -1,0 +1,332 @@
+// edgemoe.h implemented: argument checks, exceptions to statuses, nothing else.
+#include "base/error.h"
+#include "engine.h"
+#include "llama/index.h"
+#include "llama/kernels.h"
+#include "llama/log.h"
+#include "llama/measure.h"
+#include "llama/shell.h"
+#include "speed.h"
+#include "text.h"
+
+#include <edgemoe.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <new>
+
+using namespace emoe;
+
+struct emoe_model {
+    std::unique_ptr<ModelIndex> index;
+};
+struct emoe_engine {
+    std::unique_ptr<Engine> engine;
+};
+struct emoe_sampler {
+    std::unique_ptr<Sampler> sampler;
+};
+
+namespace {
+
+void say(emoe_error *err, const char *message) {
+    if (err) snprintf(err->message, sizeof err->message, "%s", message);
+}
+
+template <typename F> emoe_status guarded(emoe_error *err, F &&f) {
+    try {
+        f();
+        return EMOE_OK;
+    } catch (const Error &e) {
+        say(err, e.what());
+        return e.status;
+    } catch (const std::bad_alloc &) {
+        say(err, "out of memory");
+        return EMOE_ERR_MEMORY;
+    } catch (const std::exception &e) {
+        say(err, e.what());
+        return EMOE_ERR_INTERNAL;
+    }
+}
+
+template <typename T> void check_struct(const T *params, const char *name) {
+    if (!params) fail(EMOE_ERR_ARGUMENT, "%s is null", name);
+    if (params->struct_size != sizeof(T))
+        fail(EMOE_ERR_ARGUMENT, "%s has %u bytes, this library's has %zu: header and library differ", name,
+             params->struct_size, sizeof(T));
+}
+
+void check_pointer(const void *p, const char *name) {
+    if (!p) fail(EMOE_ERR_ARGUMENT, "%s is null", name);
+}
+
+void check_context(const emoe_context_params &p) {
+    check_struct(&p, "emoe_context_params");
+    if (p.n_ctx == 0) fail(EMOE_ERR_ARGUMENT, "a context of 0 tokens");
+    if (p.n_ubatch == 0 || p.n_ubatch > p.n_ctx) fail(EMOE_ERR_ARGUMENT, "batches of %u tokens in a context of %u", p.n_ubatch, p.n_ctx);
+    if (p.n_threads == 0 || p.n_threads > 512) fail(EMOE_ERR_ARGUMENT, "%u threads", p.n_threads);
+    if (p.n_outputs_max == 0) fail(EMOE_ERR_ARGUMENT, "no row of logits");
+    if (p.kv_type != GGML_TYPE_F16 && p.kv_type != GGML_TYPE_F32 && p.kv_type != GGML_TYPE_Q8_0)
+        fail(EMOE_ERR_ARGUMENT, "a KV cache of type %u", p.kv_type);
+}
+
+void copy_text(char *to, size_t size, const std::string &from) { snprintf(to, size, "%s", from.c_str()); }
+
+} // namespace
+
+uint32_t emoe_abi_version(void) { return EMOE_ABI_VERSION; }
+
+const char *emoe_build_info(void) {
+    static std::string const info = std::string("ggml ") + ggml_version() + " (" + ggml_commit() + ")";
+    return info.c_str();
+}
+
+void emoe_set_log_level(uint32_t level) { set_log_level(level); }
+
+emoe_status emoe_model_open(const char *path, emoe_model **out, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(path, "path");
+        check_pointer(out, "out");
+        auto model = std::make_unique<emoe_model>();
+        model->index = index_model(path);
+        *out = model.release();
+    });
+}
+
+void emoe_model_close(emoe_model *model) { delete model; }
+
+emoe_status emoe_model_get_info(const emoe_model *model, emoe_model_info *info, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(model, "model");
+        check_struct(info, "emoe_model_info");
+        ModelIndex const &m = *model->index;
+        emoe_model_info i = {};
+        i.struct_size = sizeof i;
+        i.n_layer = static_cast<uint32_t>(m.number("block_count", 0));
+        i.n_moe_layer = static_cast<uint32_t>(m.layout.layers.size());
+        i.n_expert_used = m.layout.n_expert_used;
+        i.n_ctx_train = static_cast<uint32_t>(m.number("context_length", 0));
+        i.n_embd = static_cast<uint32_t>(m.number("embedding_length", 0));
+        int64_t const tokens = gguf_find_key(m.meta.get(), "tokenizer.ggml.tokens");
+        i.n_vocab = tokens >= 0 ? static_cast<uint32_t>(gguf_get_arr_n(m.meta.get(), tokens)) : static_cast<uint32_t>(m.number("vocab_size", 0));
+        i.n_file = static_cast<uint32_t>(m.layout.paths.size());
+        i.direct_io = m.direct_io ? 1 : 0;
+        i.file_bytes = m.file_bytes;
+        i.dense_bytes = m.dense_bytes;
+        i.dense_token_bytes = m.dense_token_bytes;
+        i.expert_bytes = m.expert_bytes;
+        i.token_bytes = m.token_bytes;
+        i.n_expert_total = m.layout.n_expert_total;
+        i.identity = m.identity;
+        for (ExpertLayer const &layer : m.layout.layers) {
+            i.n_expert = std::max(i.n_expert, layer.n_expert);
+            i.slot_bytes += layer.slot_bytes * layer.n_expert;
+        }
+        i.slot_min_bytes = slot_min_bytes(m.layout);
+        copy_text(i.architecture, sizeof i.architecture, m.architecture);
+        copy_text(i.name, sizeof i.name, m.name);
+        *info = i;
+    });
+}
+
+emoe_status emoe_model_get_layer(const emoe_model *model, uint32_t index, emoe_layer_info *info, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(model, "model");
+        check_struct(info, "emoe_layer_info");
+        auto const &layers = model->index->layout.layers;
+        if (index >= layers.size()) fail(EMOE_ERR_ARGUMENT, "there is no mixture layer %u: there are %zu", index, layers.size());
+        ExpertLayer const &layer = layers[index];
+        emoe_layer_info i = {};
+        i.struct_size = sizeof i;
+        i.layer = layer.layer;
+        i.n_expert = layer.n_expert;
+        i.n_matrix = static_cast<uint32_t>(layer.matrices.size());
+        i.slot_bytes = layer.slot_bytes;
+        uint64_t bytes = 0;
+        for (Slice const &s : layer.slices) bytes += s.bytes;
+        i.expert_bytes = bytes / layer.n_expert;
+        double weights = 0;
+        std::string types;
+        for (uint32_t m = 0; m < layer.matrices.size(); m++) {
+            Matrix const &matrix = layer.matrices[m];
+            weights += static_cast<double>(matrix.n_col) * matrix.n_row;
+            std::string type = ggml_type_name(static_cast<ggml_type>(layer.slice(0, m).type));
+            for (uint32_t e = 1; e < layer.n_expert; e++)
+                if (layer.slice(e, m).type != layer.slice(0, m).type) type = "mixed";
+            types += (types.empty() ? "" : " ") + matrix.role + "=" + type;
+        }
+        i.bits_per_weight = static_cast<float>(8.0 * static_cast<double>(i.expert_bytes) / weights);
+        copy_text(i.types, sizeof i.types, types);
+        *info = i;
+    });
+}
+
+int64_t emoe_model_meta(const emoe_model *model, const char *key, char *buf, uint64_t buf_bytes) {
+    std::string text;
+    if (!model || !key || !meta_text(model->index->meta.get(), key, &text)) return -1;
+    if (buf && buf_bytes > 0) snprintf(buf, buf_bytes, "%s", text.c_str());
+    return static_cast<int64_t>(text.size());
+}
+
+emoe_status emoe_shell_write(const emoe_model *model, const char *path, uint32_t with_data, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(model, "model");
+        check_pointer(path, "path");
+        write_shell(*model->index, path, with_data != 0);
+    });
+}
+
+emoe_status emoe_shell_check(const emoe_model *model, const char *path, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(model, "model");
+        check_pointer(path, "path");
+        check_shell(*model->index, path, true);
+    });
+}
+
+emoe_status emoe_context_measure(const emoe_model *model, const char *shell_path, const emoe_context_params *params,
+                                 emoe_context_sizes *sizes, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(model, "model");
+        check_pointer(shell_path, "shell_path");
+        check_pointer(params, "params");
+        check_context(*params);
+        check_struct(sizes, "emoe_context_sizes");
+        measure_context(*model->index, shell_path, *params, sizes);
+    });
+}
+
+emoe_status emoe_engine_open(const emoe_model *model, const char *shell_path, const emoe_engine_params *params,
+                             emoe_engine **out, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(model, "model");
+        check_pointer(shell_path, "shell_path");
+        check_pointer(out, "out");
+        check_struct(params, "emoe_engine_params");
+        check_context(params->context);
+        if (params->policy > EMOE_POLICY_LRU) fail(EMOE_ERR_ARGUMENT, "unknown eviction policy %u", params->policy);
+        if (params->n_read_lane > 64) fail(EMOE_ERR_ARGUMENT, "%u reads at once: at most 64", params->n_read_lane);
+        auto engine = std::make_unique<emoe_engine>();
+        engine->engine = std::make_unique<Engine>(*model->index, shell_path, *params);
+        *out = engine.release();
+    });
+}
+
+void emoe_engine_close(emoe_engine *engine) { delete engine; }
+
+emoe_status emoe_engine_decode(emoe_engine *engine, const int32_t *tokens, uint32_t n, uint32_t want_all, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(engine, "engine");
+        check_pointer(tokens, "tokens");
+        engine->engine->decode(tokens, n, want_all != 0);
+    });
+}
+
+const float *emoe_engine_logits(const emoe_engine *engine, uint32_t i) { return engine ? engine->engine->logits(i) : nullptr; }
+
+uint32_t emoe_engine_n_past(const emoe_engine *engine) { return engine ? engine->engine->n_past() : 0; }
+
+emoe_status emoe_engine_rewind(emoe_engine *engine, uint32_t n, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(engine, "engine");
+        engine->engine->rewind(n);
+    });
+}
+
+void emoe_engine_cancel(emoe_engine *engine) {
+    if (engine) engine->engine->cancel();
+}
+
+emoe_status emoe_engine_set_cache_bytes(emoe_engine *engine, uint64_t cache_bytes, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(engine, "engine");
+        engine->engine->set_cache_bytes(cache_bytes);
+    });
+}
+
+emoe_status emoe_engine_get_stats(const emoe_engine *engine, emoe_stats *stats, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(engine, "engine");
+        check_struct(stats, "emoe_stats");
+        engine->engine->stats(stats);
+    });
+}
+
+uint32_t emoe_engine_resident(const emoe_engine *engine, uint32_t index) {
+    return engine ? engine->engine->streamer().resident(index) : 0;
+}
+
+void emoe_engine_inject_fault(emoe_engine *engine, uint32_t kind, uint64_t n) {
+    if (!engine) return;
+    FaultPlan &plan = engine->engine->streamer().faults();
+    plan.kind.store(kind);
+    plan.countdown.store(n);
+}
+
+int64_t emoe_engine_tokenize(const emoe_engine *engine, const char *text, uint64_t text_bytes, uint32_t add_special,
+                             uint32_t parse_special, int32_t *tokens, uint64_t cap) {
+    int64_t n = -1;
+    (void)guarded(nullptr, [&] {
+        check_pointer(engine, "engine");
+        n = tokenize(*engine->engine, text, text_bytes, add_special != 0, parse_special != 0, tokens, cap);
+    });
+    return n;
+}
+
+int64_t emoe_engine_piece(const emoe_engine *engine, int32_t token, uint32_t special, char *buf, uint64_t cap) {
+    int64_t n = -1;
+    (void)guarded(nullptr, [&] {
+        check_pointer(engine, "engine");
+        n = piece(*engine->engine, token, special != 0, buf, cap);
+    });
+    return n;
+}
+
+uint32_t emoe_engine_is_eog(const emoe_engine *engine, int32_t token) {
+    if (!engine || token < 0 || token >= llama_vocab_n_tokens(engine->engine->vocab())) return 0;
+    return llama_vocab_is_eog(engine->engine->vocab(), token) ? 1 : 0;
+}
+
+int32_t emoe_engine_bos(const emoe_engine *engine) { return engine ? llama_vocab_bos(engine->engine->vocab()) : -1; }
+int32_t emoe_engine_eos(const emoe_engine *engine) { return engine ? llama_vocab_eos(engine->engine->vocab()) : -1; }
+
+uint32_t emoe_engine_n_vocab(const emoe_engine *engine) {
+    return engine ? static_cast<uint32_t>(llama_vocab_n_tokens(engine->engine->vocab())) : 0;
+}
+
+uint32_t emoe_engine_n_ctx(const emoe_engine *engine) { return engine ? llama_n_ctx(engine->engine->context()) : 0; }
+
+emoe_status emoe_sampler_open(const emoe_sampler_params *params, emoe_sampler **out, emoe_error *err) {
+    return guarded(err, [&] {
+        check_struct(params, "emoe_sampler_params");
+        check_pointer(out, "out");
+        auto sampler = std::make_unique<emoe_sampler>();
+        sampler->sampler = std::make_unique<Sampler>(*params);
+        *out = sampler.release();
+    });
+}
+
+void emoe_sampler_close(emoe_sampler *sampler) { delete sampler; }
+
+int32_t emoe_sampler_sample(emoe_sampler *sampler, const emoe_engine *engine, uint32_t i) {
+    return sampler && engine ? sampler->sampler->sample(*engine->engine, i) : -1;
+}
+
+emoe_status emoe_storage_measure(const char *path, uint64_t block_bytes, uint32_t n_lane, uint64_t max_bytes,
+                                 uint64_t max_ns, emoe_storage_speed *speed, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(path, "path");
+        check_struct(speed, "emoe_storage_speed");
+        measure_storage(path, block_bytes, n_lane, max_bytes, max_ns, speed);
+    });
+}
+
+emoe_status emoe_compute_measure(const char *type, uint32_t n_threads, uint64_t max_ns, uint64_t *bytes_per_s, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(type, "type");
+        check_pointer(bytes_per_s, "bytes_per_s");
+        *bytes_per_s = measure_compute(type, n_threads, max_ns);
+    });
+}

@@ -1,0 +1,201 @@
+#include "engine.h"
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "llama/log.h"
+
+#include <algorithm>
+#include <mutex>
+
+namespace emoe {
+
+namespace {
+
+Streamer::Params streamer_params(const emoe_engine_params &p) {
+    Streamer::Params s;
+    s.cache_bytes = p.cache_bytes;
+    s.policy = static_cast<PolicyKind>(p.policy);
+    s.n_lane = p.n_read_lane == 0 ? 4 : p.n_read_lane;
+    s.bytes_per_s = p.read_bytes_per_s;
+    s.buffered = p.buffered != 0;
+    return s;
+}
+
+} // namespace
+
+Engine::Engine(const ModelIndex &index, const std::string &shell_path, const emoe_engine_params &params)
+    : params_(params), streamer_(std::make_unique<Streamer>(index.layout, streamer_params(params))) {
+    load(index, shell_path);
+}
+
+void Engine::load(const ModelIndex &index, const std::string &shell_path) {
+    // One load at a time in this process: the log is process-wide. Between processes the shell is locked.
+    static std::mutex loading;
+    std::lock_guard<std::mutex> const lock(loading);
+
+    ShellExtent const extent = check_shell(index, shell_path, true);
+    ShellLoad const shell(shell_path, extent);
+    LogCapture const log([&shell](const std::string &line) {
+        // Printed after the file was opened and its size checked, before it is mapped (see shell.h).
+        if (line.find("loading model tensors") != std::string::npos) shell.shorten();
+    });
+    model_.reset(llama_model_load_from_file(shell_path.c_str(), model_params()));
+    if (!model_) fail(EMOE_ERR_FORMAT, "llama.cpp refuses the model: %s", log.last_error("no reason given").c_str());
+    vocab_ = llama_model_get_vocab(model_.get());
+
+    dense_ = std::make_unique<DenseMover>(shell_path, extent.dense_end, extent.full_end, index.dense_bytes, index.dense.size());
+    interposer_ = std::make_unique<Interposer>(*streamer_, *dense_);
+    llama_context_params cp = context_params(params_.context);
+    cp.cb_eval = Interposer::on_node;
+    cp.cb_eval_user_data = interposer_.get();
+    cp.abort_callback = [](void *self) {
+        auto const *engine = static_cast<const Engine *>(self);
+        return engine->dry_ || engine->streamer_->failed();
+    };
+    cp.abort_callback_data = this;
+    ctx_.reset(llama_init_from_model(model_.get(), cp));
+    if (!ctx_)
+        fail(EMOE_ERR_MEMORY, "llama.cpp cannot make a context of %u tokens: %s", params_.context.n_ctx,
+             log.last_error("no reason given").c_str());
+    n_ctx_ = llama_n_ctx(ctx_.get());
+    buffers_ = parse_buffers(log.text());
+    scratch_bytes_ = scratch_bytes(index.layout, params_.context.n_ubatch, params_.context.n_threads);
+    dry_run();
+    shell.drop_pages();
+}
+
+// Shows the graph of one token to the interposer and computes (almost) nothing of it: the dense weights move, and
+// what cannot be streamed is found now and not in the middle of an answer.
+void Engine::dry_run() {
+    dry_ = true;
+    llama_token token = std::max(llama_vocab_bos(vocab_), 0);
+    streamer_->begin_batch();
+    llama_batch const batch = llama_batch_get_one(&token, 1);
+    (void)llama_decode(ctx_.get(), batch);
+    streamer_->end_batch();
+    dry_ = false;
+    interposer_->begin_graph();
+    llama_memory_clear(llama_get_memory(ctx_.get()), true);
+    if (!interposer_->violation().empty())
+        fail(EMOE_ERR_UNSUPPORTED, "this model cannot be streamed: %s", interposer_->violation().c_str());
+    if (interposer_->n_rewritten() == 0)
+        fail(EMOE_ERR_UNSUPPORTED, "this model cannot be streamed: its graph never multiplies by its experts");
+}
+
+void Engine::decode(const int32_t *tokens, uint32_t n, bool want_all) {
+    uint32_t const n_ubatch = params_.context.n_ubatch;
+    uint32_t const n_vocab = static_cast<uint32_t>(llama_vocab_n_tokens(vocab_));
+    if (n == 0) fail(EMOE_ERR_ARGUMENT, "no tokens to compute");
+    if (want_all && (n > params_.context.n_outputs_max || n > n_ubatch))
+        fail(EMOE_ERR_ARGUMENT, "logits of %u tokens were asked for, but the engine was opened for %u at a time", n,
+             std::min(params_.context.n_outputs_max, n_ubatch));
+    for (uint32_t i = 0; i < n; i++)
+        if (tokens[i] < 0 || static_cast<uint32_t>(tokens[i]) >= n_vocab)
+            fail(EMOE_ERR_ARGUMENT, "token %d is not in the vocabulary of %u", tokens[i], n_vocab);
+    if (n > n_ctx_ - n_past_)
+        fail(EMOE_ERR_CONTEXT, "%u tokens do not fit: the context holds %u and has %u", n, n_ctx_, n_past_);
+
+    uint32_t const begin = n_past_;
+    cancelled_.store(false);
+    n_output_ = 0;
+    streamer_->begin_batch();
+    uint64_t const t0 = now_ns();
+    try {
+        for (uint32_t done = 0; done < n; done += n_ubatch) {
+            uint32_t const piece = std::min(n_ubatch, n - done);
+            compute(tokens + done, piece, want_all, done + piece == n);
+        }
+    } catch (...) {
+        streamer_->end_batch();
+        forget_after(begin);
+        throw;
+    }
+    streamer_->end_batch();
+    uint64_t const took = now_ns() - t0;
+    (n == 1 ? decode_ns_ : prefill_ns_) += took;
+    (n == 1 ? n_decode_ : n_prefill_) += n;
+    all_outputs_ = want_all;
+    n_output_ = want_all ? n : 1;
+}
+
+void Engine::compute(const int32_t *tokens, uint32_t n, bool want_all, bool want_last) {
+    wanted_.assign(n, want_all ? 1 : 0);
+    if (want_last) wanted_.back() = 1;
+    llama_batch batch = {};
+    batch.n_tokens = static_cast<int32_t>(n);
+    batch.token = const_cast<int32_t *>(tokens);
+    batch.logits = wanted_.data();
+    LogCapture const log;
+    interposer_->begin_graph();
+    int const rc = llama_decode(ctx_.get(), batch);
+    if (streamer_->failed()) {
+        if (cancelled_.load()) fail(EMOE_ERR_CANCELLED, "cancelled");
+        fail(EMOE_ERR_IO, "an expert could not be read: %s", streamer_->failure().c_str());
+    }
+    if (!interposer_->violation().empty())
+        fail(EMOE_ERR_UNSUPPORTED, "this model cannot be streamed: %s", interposer_->violation().c_str());
+    if (rc == 1) fail(EMOE_ERR_CONTEXT, "no room for %u tokens in the KV cache of %u", n, n_ctx_);
+    if (rc != 0) fail(EMOE_ERR_INTERNAL, "llama.cpp failed to compute (%d): %s", rc, log.last_error("no reason given").c_str());
+    n_past_ += n;
+}
+
+void Engine::forget_after(uint32_t n) {
+    llama_memory_t const memory = llama_get_memory(ctx_.get());
+    if (llama_memory_seq_rm(memory, 0, static_cast<llama_pos>(n), -1)) {
+        n_past_ = n;
+        return;
+    }
+    llama_memory_clear(memory, true); // recurrent state cannot be cut: the caller computes it again
+    n_past_ = 0;
+}
+
+void Engine::rewind(uint32_t n) {
+    if (n >= n_past_) {
+        if (n > n_past_) fail(EMOE_ERR_ARGUMENT, "cannot rewind to %u tokens: there are %u", n, n_past_);
+        return;
+    }
+    n_output_ = 0;
+    forget_after(n);
+    if (n_past_ != n) fail(EMOE_ERR_UNSUPPORTED, "the state of this model cannot be cut at token %u: it was emptied", n);
+}
+
+int32_t Engine::output_index(uint32_t i) const {
+    if (i >= n_output_) return -2;
+    return all_outputs_ ? static_cast<int32_t>(i) : -1;
+}
+
+const float *Engine::logits(uint32_t i) const {
+    int32_t const index = output_index(i);
+    return index == -2 ? nullptr : llama_get_logits_ith(ctx_.get(), index);
+}
+
+void Engine::cancel() {
+    cancelled_.store(true);
+    streamer_->fail_visit("cancelled");
+}
+
+void Engine::stats(emoe_stats *out) const {
+    StreamerStats const s = streamer_->stats();
+    out->n_slot = s.n_slot;
+    out->n_slot_used = s.n_slot_used;
+    out->direct_io = s.direct_io ? 1 : 0;
+    out->n_decode = n_decode_;
+    out->n_prefill = n_prefill_;
+    out->decode_ns = decode_ns_;
+    out->prefill_ns = prefill_ns_;
+    out->n_hit = s.n_hit;
+    out->n_miss = s.n_miss;
+    out->n_evict = s.n_evict;
+    out->n_read = s.n_read;
+    out->read_bytes = s.read_bytes;
+    out->stall_ns = s.stall_ns / std::max(1u, params_.context.n_threads);
+    out->cache_bytes = s.cache_bytes;
+    out->dense_bytes = dense_->moved_bytes();
+    out->kv_bytes = buffers_.kv_bytes;
+    out->compute_bytes = buffers_.compute_bytes;
+    out->output_bytes = buffers_.output_bytes;
+    out->scratch_bytes = scratch_bytes_;
+    out->n_streamed = s.n_streamed;
+}
+
+} // namespace emoe

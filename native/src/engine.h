@@ -1,0 +1,70 @@
+// A model opened for generation: llama.cpp computes the dense part, the streamer feeds the experts.
+#pragma once
+
+#include "llama/dense.h"
+#include "llama/index.h"
+#include "llama/interposer.h"
+#include "llama/measure.h"
+#include "llama/shell.h"
+#include "pipeline/streamer.h"
+
+#include <edgemoe.h>
+
+#include <llama.h>
+
+#include <atomic>
+#include <memory>
+
+namespace emoe {
+
+struct ModelFree {
+    void operator()(llama_model *m) const { llama_model_free(m); }
+};
+struct ContextFree {
+    void operator()(llama_context *c) const { llama_free(c); }
+};
+
+class Engine {
+public:
+    Engine(const ModelIndex &index, const std::string &shell_path, const emoe_engine_params &params);
+
+    void decode(const int32_t *tokens, uint32_t n, bool want_all);
+    const float *logits(uint32_t i) const;
+    uint32_t n_past() const { return n_past_; }
+    void rewind(uint32_t n);
+    void cancel();
+    void set_cache_bytes(uint64_t bytes) { streamer_->set_cache_bytes(bytes); }
+    void stats(emoe_stats *out) const;
+    Streamer &streamer() const { return *streamer_; }
+
+    const llama_vocab *vocab() const { return vocab_; }
+    llama_context *context() const { return ctx_.get(); }
+    // Row i of the last decode call as an index for llama_get_logits_ith; -2 when there is none.
+    int32_t output_index(uint32_t i) const;
+
+private:
+    void load(const ModelIndex &index, const std::string &shell_path);
+    void dry_run();
+    void compute(const int32_t *tokens, uint32_t n, bool want_all, bool want_last);
+    void forget_after(uint32_t n);
+
+    emoe_engine_params const params_;
+    std::unique_ptr<Streamer> streamer_; // outlives the context, whose graph calls into it
+    std::unique_ptr<DenseMover> dense_;
+    std::unique_ptr<Interposer> interposer_;
+    std::unique_ptr<llama_model, ModelFree> model_;
+    std::unique_ptr<llama_context, ContextFree> ctx_;
+    const llama_vocab *vocab_ = nullptr;
+    ContextBuffers buffers_;
+    uint64_t scratch_bytes_ = 0;
+    uint32_t n_ctx_ = 0;
+    uint32_t n_past_ = 0;
+    uint32_t n_output_ = 0;      // rows of logits of the last call
+    bool all_outputs_ = false;
+    bool dry_ = false;           // the graph is only looked at
+    std::atomic<bool> cancelled_{false};
+    std::vector<int8_t> wanted_; // scratch: which tokens' logits
+    std::atomic<uint64_t> n_decode_{0}, n_prefill_{0}, decode_ns_{0}, prefill_ns_{0};
+};
+
+} // namespace emoe

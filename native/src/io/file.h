@@ -1,0 +1,45 @@
+// A file read without the page cache: O_DIRECT where the file system takes it, else buffered reads that
+// drop their pages behind them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+namespace emoe {
+
+// What the reader reads from. File is the real one; FaultyBlocks (reader.h) wraps another for tests.
+class Blocks {
+public:
+    virtual ~Blocks() = default;
+    // Like pread: bytes read, 0 at the end of the file, or -errno.
+    virtual int64_t read(void *dst, size_t bytes, uint64_t offset) = 0;
+};
+
+class File final : public Blocks {
+public:
+    // Throws EMOE_ERR_IO with the path and the system's reason. buffered: do not try O_DIRECT.
+    File(const std::string &path, bool buffered);
+    ~File() override;
+    File(const File &) = delete;
+    File &operator=(const File &) = delete;
+
+    int64_t read(void *dst, size_t bytes, uint64_t offset) override;
+
+    const std::string &path() const { return path_; }
+    uint64_t size() const { return size_; }
+    bool direct() const { return direct_; }
+    // Offsets, lengths and addresses of reads must be multiples of this. 1 is never returned: buffered
+    // files keep the alignment too, so that one layout serves both.
+    uint32_t alignment() const { return alignment_; }
+
+private:
+    std::string path_;
+    int fd_ = -1;
+    uint64_t size_ = 0;
+    uint32_t alignment_ = 4096;
+    bool direct_ = false;
+};
+
+} // namespace emoe

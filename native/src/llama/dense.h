@@ -1,0 +1,52 @@
+// Dense weights leave the page cache: each is copied to anonymous memory when the graph first names it, and the
+// mapped pages behind it are dropped as the copy goes on, so that the bytes are in memory once.
+#pragma once
+
+#include "base/arena.h"
+
+#include <ggml.h>
+
+#include <cstdint>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+namespace emoe {
+
+class DenseMover {
+public:
+    // shell_path: the file that llama.cpp has mapped. dense_end, full_end: see ShellExtent.
+    DenseMover(const std::string &shell_path, uint64_t dense_end, uint64_t full_end, uint64_t dense_bytes,
+               size_t n_tensor);
+
+    // A source of a node about to be computed.
+    void visit(ggml_tensor *t) {
+        auto const p = reinterpret_cast<uintptr_t>(t->data);
+        if (p - begin_ < dense_bytes_mapped_) move(t);
+    }
+    // A node that is itself a view of a weight: its address was computed before the weight moved.
+    void visit_view(ggml_tensor *t) {
+        if (!t->view_src || reinterpret_cast<uintptr_t>(t->data) - begin_ >= dense_bytes_mapped_) return;
+        visit(t->view_src);
+        t->data = static_cast<char *>(t->view_src->data) + t->view_offs;
+    }
+    // True for the declared bytes of experts, which nothing but our own product may ever touch.
+    bool is_hole(const ggml_tensor *t) const {
+        return reinterpret_cast<uintptr_t>(t->data) - hole_begin_ < hole_bytes_;
+    }
+    uint64_t moved_bytes() const { return moved_bytes_; }
+
+private:
+    void move(ggml_tensor *t);
+
+    uintptr_t begin_ = 0; // of the mapping; 0-sized ranges where /proc is absent: weights then stay mapped
+    uintptr_t dense_bytes_mapped_ = 0;
+    uintptr_t hole_begin_ = 0;
+    uintptr_t hole_bytes_ = 0;
+    Arena arena_;
+    size_t used_ = 0;
+    uint64_t moved_bytes_ = 0;
+    std::unordered_map<const void *, void *> moved_; // tied tensors share an address
+};
+
+} // namespace emoe

@@ -1,0 +1,55 @@
+// What is in a GGUF: metadata, dense tensors, and the layout of the routed experts. Headers only, never tensor data.
+#pragma once
+
+#include "pipeline/layout.h"
+
+#include <ggml.h>
+#include <gguf.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace emoe {
+
+struct TensorInfo {
+    std::string name;
+    ggml_type type;
+    int64_t ne[GGML_MAX_DIMS];
+    uint16_t file;
+    uint64_t offset; // in the file
+    uint64_t bytes;
+};
+
+struct GgufFree {
+    void operator()(gguf_context *g) const { gguf_free(g); }
+};
+using GgufPtr = std::unique_ptr<gguf_context, GgufFree>;
+
+struct ModelIndex {
+    GgufPtr meta; // of the first file
+    std::string architecture;
+    std::string name;
+    Layout layout; // regions placed for the files' alignment
+    std::vector<TensorInfo> dense;
+    std::vector<TensorInfo> experts;
+    uint64_t file_bytes = 0;
+    uint64_t dense_bytes = 0;
+    uint64_t dense_token_bytes = 0;
+    uint64_t expert_bytes = 0;
+    uint64_t token_bytes = 0;
+    uint64_t identity = 0;
+    uint32_t alignment = 4096;
+    bool direct_io = false;
+
+    // Integer metadata "<architecture>.<key>", a scalar or the largest of an array; otherwise when absent.
+    uint64_t number(const char *key, uint64_t otherwise) const;
+};
+
+// Throws EMOE_ERR_IO, EMOE_ERR_FORMAT, or EMOE_ERR_UNSUPPORTED when there is no expert to stream.
+std::unique_ptr<ModelIndex> index_model(const std::string &path);
+
+// Scalar metadata as text; false when absent or an array.
+bool meta_text(const gguf_context *meta, const char *key, std::string *text);
+
+} // namespace emoe

@@ -1,0 +1,83 @@
+#include "llama/interposer.h"
+
+#include "base/error.h"
+
+#include <cstring>
+
+namespace emoe {
+
+Interposer::Interposer(Streamer &streamer, DenseMover &dense) : dense_(dense) {
+    // ggml_custom_4d packs function, threads and user data into op_params in a layout of its own: a node made by it
+    // serves as the template.
+    ggml_init_params params = {};
+    params.mem_size = 4 * ggml_tensor_overhead();
+    params.no_alloc = true;
+    ggml_context *ctx = ggml_init(params);
+    Layout const &layout = streamer.layout();
+    for (uint32_t l = 0; l < layout.layers.size(); l++)
+        for (uint32_t m = 0; m < layout.layers[l].matrices.size(); m++) {
+            auto site = std::make_unique<Site>(streamer, scratch_, l, m);
+            ggml_tensor *source = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, 1);
+            ggml_tensor *node = ggml_custom_4d(ctx, GGML_TYPE_F32, 1, 1, 1, 1, &source, 1, compute, GGML_N_TASKS_MAX, site.get());
+            memcpy(site->op_params, node->op_params, sizeof site->op_params);
+            sites_.emplace(layout.layers[l].matrices[m].name, std::move(site));
+            ggml_reset(ctx);
+        }
+    ggml_free(ctx);
+}
+
+void Interposer::compute(ggml_tensor *, int ith, int nth, void *user) {
+    auto *site = static_cast<Site *>(user);
+    site->product.run(static_cast<uint32_t>(ith), static_cast<uint32_t>(nth), site->work);
+}
+
+void Interposer::begin_graph() {
+    for (auto const &site : sites_) site.second->product.disarm();
+}
+
+bool Interposer::on_node(ggml_tensor *node, bool ask, void *self) {
+    if (!ask) return true;
+    static_cast<Interposer *>(self)->see(node);
+    return false;
+}
+
+Interposer::Site *Interposer::site_of(const ggml_tensor *weights) {
+    auto const known = known_.find(weights);
+    if (known != known_.end()) return known->second;
+    auto const found = sites_.find(ggml_get_name(weights));
+    Site *site = found == sites_.end() ? nullptr : found->second.get();
+    known_.emplace(weights, site);
+    return site;
+}
+
+void Interposer::see(ggml_tensor *node) {
+    if (node->view_src) dense_.visit_view(node);
+    // A reused graph brings the same nodes again, already CUSTOM: they are recognised by their weights.
+    if ((node->op == GGML_OP_MUL_MAT_ID || node->op == GGML_OP_CUSTOM) && node->src[0] && node->src[1]) {
+        if (Site *site = site_of(node->src[0])) {
+            bool const fits = node->type == GGML_TYPE_F32 && node->src[1]->type == GGML_TYPE_F32 && node->src[2] &&
+                              node->src[2]->type == GGML_TYPE_I32 && node->src[1]->nb[0] == sizeof(float) &&
+                              node->src[1]->ne[3] == 1;
+            if (!fits && violation_.empty())
+                violation_ = std::string("the product by `") + ggml_get_name(node->src[0]) + "` has an unknown form";
+            if (!site->product.arm() && violation_.empty())
+                violation_ = std::string("`") + ggml_get_name(node->src[0]) + "` is used twice in one graph";
+            site->work.dst = node;
+            node->op = GGML_OP_CUSTOM;
+            memcpy(node->op_params, site->op_params, sizeof site->op_params);
+            n_rewritten_++;
+            for (int i = 1; i < GGML_MAX_SRC && node->src[i]; i++) dense_.visit(node->src[i]);
+            return;
+        }
+    }
+    for (int i = 0; i < GGML_MAX_SRC; i++) {
+        ggml_tensor *source = node->src[i];
+        if (!source || !source->data) continue;
+        if (dense_.is_hole(source) && violation_.empty())
+            violation_ = std::string("`") + ggml_get_name(source->view_src ? source->view_src : source) +
+                         "` is used by " + ggml_op_desc(node) + ", not by the common mixture block";
+        if (!source->view_src) dense_.visit(source);
+    }
+}
+
+} // namespace emoe

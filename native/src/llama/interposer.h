@@ -1,0 +1,54 @@
+// The seam: sees every node of llama.cpp's graph before it is computed, and makes the expert products ours.
+//
+// A MUL_MAT_ID node whose weights are a streamed tensor becomes a CUSTOM node by two public fields, op and op_params;
+// its shape, sources and destination stay, and so does everything around it (activation functions, biases, weights
+// and sums). docs/seam.md lists what this relies on.
+#pragma once
+
+#include "llama/dense.h"
+#include "llama/kernels.h"
+#include "pipeline/product.h"
+
+#include <ggml.h>
+
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+namespace emoe {
+
+class Interposer {
+public:
+    Interposer(Streamer &streamer, DenseMover &dense);
+
+    // llama_context_params.cb_eval, with the Interposer as user data. Always asks for nothing (returns false).
+    static bool on_node(ggml_tensor *node, bool ask, void *self);
+
+    void begin_graph(); // before each llama_decode
+    uint32_t n_rewritten() const { return n_rewritten_; }
+    // Why the model cannot be streamed, empty when it can.
+    const std::string &violation() const { return violation_; }
+    KernelScratch &scratch() { return scratch_; }
+
+private:
+    struct Site { // one streamed tensor: its product and the op_params that make a node call it
+        Site(Streamer &streamer, KernelScratch &scratch, uint32_t layer, uint32_t matrix)
+            : product(streamer), work(streamer, scratch, layer, matrix) {}
+        Product product;
+        ExpertProduct work;
+        char op_params[GGML_MAX_OP_PARAMS] = {};
+    };
+    static void compute(ggml_tensor *dst, int ith, int nth, void *site);
+    void see(ggml_tensor *node);
+    Site *site_of(const ggml_tensor *weights);
+
+    DenseMover &dense_;
+    KernelScratch scratch_;
+    std::unordered_map<std::string, std::unique_ptr<Site>> sites_; // by tensor name
+    std::unordered_map<const ggml_tensor *, Site *> known_;        // nullptr: not streamed
+    uint32_t n_rewritten_ = 0;
+    std::string violation_;
+};
+
+} // namespace emoe

@@ -1,0 +1,63 @@
+// The arithmetic of an expert product, with ggml's own kernels, so that the result is llama.cpp's to the bit.
+//
+// Two regimes, cut where ggml cuts them (8 rows an expert): few rows go through the row kernel of the type traits
+// (vec_dot), many through a one-thread graph of ggml_mul_mat_id on the expert's slot, which reaches ggml's batched
+// kernels. Every expert may have its own type.
+#pragma once
+
+#include "pipeline/product.h"
+
+#include <ggml.h>
+
+#include <memory>
+#include <vector>
+
+namespace emoe {
+
+// Bytes that are reused from product to product. One for the engine: products never overlap.
+class KernelScratch {
+public:
+    KernelScratch();
+    ~KernelScratch();
+
+    struct Batched; // a thread's graph and buffers
+    Batched &batched(uint32_t thread);
+    void reserve_threads(uint32_t n);
+    std::vector<uint8_t> quantized[3]; // activations, one buffer a vec_dot type
+
+private:
+    std::vector<std::unique_ptr<Batched>> batched_;
+};
+
+// What KernelScratch will come to hold for batches of n_token.
+uint64_t scratch_bytes(const Layout &layout, uint32_t n_token, uint32_t n_thread);
+
+// True when this build of ggml can multiply by the type.
+bool can_compute(ggml_type type);
+
+class ExpertProduct final : public ProductWork {
+public:
+    ExpertProduct(Streamer &streamer, KernelScratch &scratch, uint32_t layer, uint32_t matrix)
+        : streamer_(streamer), scratch_(scratch), layer_(layer), matrix_(matrix) {}
+
+    ggml_tensor *dst = nullptr; // set before Product::run by every thread alike: [n_row, n_rank, n_token] F32
+
+    bool plan(uint32_t n_thread) override;
+    void prepare(uint32_t item) override;
+    void compute(uint32_t expert_index, uint32_t chunk, uint32_t thread) override;
+
+private:
+    const uint8_t *activation(ggml_type vec_dot_type, Row row) const;
+
+    Streamer &streamer_;
+    KernelScratch &scratch_;
+    uint32_t const layer_;
+    uint32_t const matrix_;
+    uint32_t n_type_ = 0;       // distinct vec_dot types of the experts in the visit
+    ggml_type vec_dot_types_[3] = {};
+    size_t row_bytes_[3] = {};  // of a quantized activation row
+    uint32_t n_segment_ = 1;    // pieces into which a row is cut for preparation
+    uint32_t n_activation_ = 0; // activation rows
+};
+
+} // namespace emoe

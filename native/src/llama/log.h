@@ -1,0 +1,35 @@
+// llama.cpp's log, which is process-wide: filtered, searched for errors and sizes, and used as the one signal that
+// llama.cpp gives between opening a file and mapping it (see shell.h).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+namespace emoe {
+
+void set_log_level(uint32_t level);
+
+// While one is alive this thread's log lines are collected. Installs our callback in llama.cpp.
+class LogCapture {
+public:
+    // on_line: called for each line as it is logged, on this thread. May be empty.
+    explicit LogCapture(std::function<void(const std::string &)> on_line = {});
+    ~LogCapture();
+    LogCapture(const LogCapture &) = delete;
+    LogCapture &operator=(const LogCapture &) = delete;
+
+    const std::string &text() const { return text_; }
+    // The last error that llama.cpp reported, on one line; `otherwise` when there was none.
+    std::string last_error(const std::string &otherwise) const;
+
+private:
+    friend void log_callback_entry(int level, const char *text);
+    std::function<void(const std::string &)> on_line_;
+    std::string text_;
+    std::string partial_;
+    std::string errors_;
+    LogCapture *outer_;
+};
+
+} // namespace emoe

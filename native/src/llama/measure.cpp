@@ -1,0 +1,106 @@
+#include "llama/measure.h"
+
+#include "base/error.h"
+#include "llama/kernels.h"
+#include "llama/log.h"
+#include "llama/shell.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <unistd.h>
+
+namespace emoe {
+
+llama_model_params model_params() {
+    static std::once_flag once;
+    std::call_once(once, llama_backend_init);
+    static ggml_backend_dev_t no_devices[] = {nullptr};
+    llama_model_params p = llama_model_default_params();
+    p.devices = no_devices;
+    p.n_gpu_layers = 0;
+    p.use_extra_bufts = false; // repacking would copy the declared experts
+    p.load_mode = LLAMA_LOAD_MODE_MMAP;
+    p.lazy_mode = LLAMA_LAZY_MODE_OFF;
+    return p;
+}
+
+llama_context_params context_params(const emoe_context_params &params) {
+    llama_context_params p = llama_context_default_params();
+    p.n_ctx = params.n_ctx;
+    p.n_batch = params.n_ubatch;
+    p.n_ubatch = params.n_ubatch;
+    p.n_seq_max = 1;
+    p.n_outputs_max = params.n_outputs_max;
+    p.n_threads = static_cast<int32_t>(params.n_threads);
+    p.n_threads_batch = static_cast<int32_t>(params.n_threads);
+    p.type_k = static_cast<ggml_type>(params.kv_type);
+    p.type_v = static_cast<ggml_type>(params.kv_type);
+    p.offload_kqv = false;
+    p.op_offload = false;
+    p.no_perf = true;
+    return p;
+}
+
+ContextBuffers parse_buffers(const std::string &log) {
+    ContextBuffers b;
+    size_t begin = 0;
+    while (begin < log.size()) {
+        size_t end = log.find('\n', begin);
+        if (end == std::string::npos) end = log.size();
+        std::string const line = log.substr(begin, end - begin);
+        begin = end + 1;
+        size_t const eq = line.find("buffer size = ");
+        if (eq == std::string::npos || line.find("MiB", eq) == std::string::npos) continue;
+        // Printed with two decimals: half a hundredth more, so that the sum is never short.
+        auto const bytes = static_cast<uint64_t>((strtod(line.c_str() + eq + strlen("buffer size = "), nullptr) + 0.005) * 1048576.0);
+        if (line.find("compute buffer") != std::string::npos)
+            b.compute_bytes += bytes;
+        else if (line.find("output buffer") != std::string::npos)
+            b.output_bytes += bytes;
+        else if (line.find("model buffer") == std::string::npos)
+            b.kv_bytes += bytes; // "KV buffer", "RS buffer" and their like
+    }
+    return b;
+}
+
+uint64_t resident_bytes() {
+#ifdef __linux__
+    unsigned long long total = 0, resident = 0;
+    if (FILE *f = fopen("/proc/self/statm", "r")) {
+        if (fscanf(f, "%llu %llu", &total, &resident) != 2) resident = 0;
+        fclose(f);
+    }
+    return resident * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+#else
+    return 0;
+#endif
+}
+
+void measure_context(const ModelIndex &index, const std::string &shell_path, const emoe_context_params &params,
+                     emoe_context_sizes *sizes) {
+    ShellLoad const shell(shell_path, check_shell(index, shell_path, false));
+    LogCapture const log;
+    uint64_t const before = resident_bytes();
+    llama_model_params mp = model_params();
+    mp.no_alloc = true;
+    mp.load_mode = LLAMA_LOAD_MODE_NONE;
+    llama_model *model = llama_model_load_from_file(shell_path.c_str(), mp);
+    if (!model) fail(EMOE_ERR_FORMAT, "llama.cpp refuses the model: %s", log.last_error("no reason given").c_str());
+    uint64_t const after = resident_bytes();
+    llama_context *ctx = llama_init_from_model(model, context_params(params));
+    if (ctx) llama_free(ctx);
+    llama_model_free(model);
+    if (!ctx)
+        fail(EMOE_ERR_UNSUPPORTED, "llama.cpp cannot make a context of %u tokens: %s", params.n_ctx,
+             log.last_error("no reason given").c_str());
+    ContextBuffers const b = parse_buffers(log.text());
+    sizes->kv_bytes = b.kv_bytes;
+    sizes->compute_bytes = b.compute_bytes;
+    sizes->output_bytes = b.output_bytes;
+    sizes->scratch_bytes = scratch_bytes(index.layout, params.n_ubatch, params.n_threads);
+    sizes->vocab_bytes = after > before ? after - before : 0;
+}
+
+} // namespace emoe

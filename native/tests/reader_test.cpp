@@ -1,0 +1,181 @@
+// The asynchronous reader: right bytes, every kind of fault at every read, throttle, early end.
+#include "base/clock.h"
+#include "base/error.h"
+#include "io/reader.h"
+
+#include "check.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <unistd.h>
+
+using namespace emoe;
+
+namespace {
+
+constexpr uint32_t k_block = 4096;
+constexpr uint32_t k_read = 3 * k_block;
+constexpr uint32_t k_n_read = 16;
+
+// A file of k_n_read * k_read - 100 bytes whose byte at i is i * 7 + i / 251.
+struct TestFile {
+    char path[64];
+    TestFile() {
+        strcpy(path, "reader_test.XXXXXX");
+        int const fd = mkstemp(path);
+        std::string content(uint64_t{k_n_read} * k_read - 100, 0);
+        for (size_t i = 0; i < content.size(); i++) content[i] = byte_at(i);
+        if (write(fd, content.data(), content.size()) != static_cast<ssize_t>(content.size())) abort();
+        close(fd);
+    }
+    ~TestFile() { unlink(path); }
+    static char byte_at(uint64_t i) { return static_cast<char>(i * 7 + i / 251); }
+};
+
+class Results final : public ReadSink {
+public:
+    void on_read(uint64_t tag, const std::string &error) override {
+        std::lock_guard<std::mutex> const lock(mutex_);
+        errors_[tag] = error;
+        changed_.notify_all();
+    }
+    void wait(size_t n) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        changed_.wait(lock, [&] { return errors_.size() == n; });
+    }
+    std::map<uint64_t, std::string> errors_;
+
+private:
+    std::mutex mutex_;
+    std::condition_variable changed_;
+};
+
+struct Buffer {
+    uint8_t *data;
+    Buffer() : data(static_cast<uint8_t *>(aligned_alloc(k_block, size_t{k_n_read} * k_read))) {
+        memset(data, 0xee, size_t{k_n_read} * k_read);
+    }
+    ~Buffer() { free(data); }
+    bool holds(uint32_t read) const {
+        uint64_t const begin = uint64_t{read} * k_read;
+        for (uint64_t i = begin; i < begin + need(read); i++)
+            if (static_cast<char>(data[i]) != TestFile::byte_at(i)) return false;
+        return true;
+    }
+    static uint32_t need(uint32_t read) { return read == k_n_read - 1 ? k_read - 100 : k_read; }
+};
+
+std::vector<ReadRequest> all_reads(Blocks &blocks, Buffer &buffer) {
+    std::vector<ReadRequest> requests;
+    for (uint32_t i = 0; i < k_n_read; i++) {
+        ReadRequest r;
+        r.blocks = &blocks;
+        r.offset = uint64_t{i} * k_read;
+        r.bytes = k_read;
+        r.need = Buffer::need(i);
+        r.alignment = k_block;
+        r.dst = buffer.data + r.offset;
+        r.tag = i;
+        requests.push_back(r);
+    }
+    return requests;
+}
+
+void reads_arrive_whole(bool buffered) {
+    TestFile const f;
+    File file(f.path, buffered);
+    Buffer buffer;
+    Results results;
+    Reader reader(4, 0, results);
+    auto const requests = all_reads(file, buffer);
+    reader.submit(requests.data(), requests.size());
+    results.wait(k_n_read);
+    for (uint32_t i = 0; i < k_n_read; i++) {
+        CHECK(results.errors_[i].empty());
+        CHECK(buffer.holds(i));
+    }
+    CHECK_EQ(reader.n_read(), uint64_t{k_n_read});
+}
+
+// Every n: exactly one read goes wrong (or none, with the delay and the short read, which is made good).
+void one_fault_at_every_read(uint32_t kind, bool is_error) {
+    TestFile const f;
+    File file(f.path, false);
+    for (uint64_t n = 0; n < k_n_read; n++) {
+        FaultPlan plan;
+        plan.kind = kind;
+        plan.countdown = n;
+        FaultyBlocks faulty(file, plan);
+        Buffer buffer;
+        Results results;
+        Reader reader(2, 0, results);
+        auto const requests = all_reads(faulty, buffer);
+        reader.submit(requests.data(), requests.size());
+        results.wait(k_n_read);
+        uint32_t n_error = 0;
+        for (uint32_t i = 0; i < k_n_read; i++) {
+            if (results.errors_[i].empty())
+                CHECK(buffer.holds(i));
+            else
+                n_error++;
+        }
+        CHECK_EQ(n_error, is_error ? 1u : 0u);
+    }
+}
+
+void a_file_that_ended_early_is_an_error() {
+    TestFile const f;
+    File file(f.path, false);
+    if (truncate(f.path, 5 * k_read + 10) != 0) abort();
+    Buffer buffer;
+    Results results;
+    Reader reader(3, 0, results);
+    auto const requests = all_reads(file, buffer);
+    reader.submit(requests.data(), requests.size());
+    results.wait(k_n_read);
+    for (uint32_t i = 0; i < k_n_read; i++) CHECK_EQ(results.errors_[i].empty(), i < 5);
+    CHECK(results.errors_[5].find("early") != std::string::npos);
+}
+
+void closing_drops_what_has_not_begun() {
+    TestFile const f;
+    File file(f.path, false);
+    FaultPlan plan;
+    plan.kind = EMOE_FAULT_DELAY;
+    plan.countdown = 0;
+    FaultyBlocks faulty(file, plan);
+    Buffer buffer;
+    Results results;
+    {
+        Reader reader(1, 0, results);
+        auto const requests = all_reads(faulty, buffer);
+        reader.submit(requests.data(), requests.size());
+    }
+    CHECK(results.errors_.size() < k_n_read);
+}
+
+void missing_file_is_one_clear_error() {
+    std::string message;
+    try {
+        File const file("/nonexistent/model.gguf", false);
+    } catch (const Error &e) {
+        message = e.what();
+    }
+    CHECK(message.find("/nonexistent/model.gguf") != std::string::npos);
+    CHECK(message.find("No such file") != std::string::npos);
+}
+
+} // namespace
+
+int main() {
+    reads_arrive_whole(false);
+    reads_arrive_whole(true);
+    one_fault_at_every_read(EMOE_FAULT_FAIL, true);
+    one_fault_at_every_read(EMOE_FAULT_TRUNCATE, true);
+    one_fault_at_every_read(EMOE_FAULT_SHORT, false);
+    a_file_that_ended_early_is_an_error();
+    closing_drops_what_has_not_begun();
+    missing_file_is_one_clear_error();
+    return g_failures;
+}
