@@ -149,11 +149,16 @@ typedef struct emoe_engine_params {
     uint64_t cache_bytes;       /* bytes of expert slots to begin with; clipped to what the model can use */
     uint32_t policy;            /* EMOE_POLICY_* */
     uint32_t buffered;          /* 1: do not try O_DIRECT */
+    uint32_t reader;            /* EMOE_READER_* */
+    uint32_t reserved;
     uint64_t read_bytes_per_s;  /* throttle of the reader for experiments; 0 = none */
     emoe_context_params context;
 } emoe_engine_params;
 #define EMOE_POLICY_LFRU 0 /* evict the largest age / (1 + uses); the default */
 #define EMOE_POLICY_LRU 1  /* evict the least recently used */
+#define EMOE_READER_AUTO 0    /* io_uring where the kernel allows it, else threads */
+#define EMOE_READER_THREADS 1 /* threads that block in pread */
+#define EMOE_READER_URING 2   /* io_uring or EMOE_ERR_UNSUPPORTED */
 
 /* Opens the model for generation through its shell. The model may be closed afterwards.
  * On success *out must be closed with emoe_engine_close. */
@@ -205,6 +210,8 @@ typedef struct emoe_stats {
     uint64_t compute_bytes;
     uint64_t output_bytes;
     uint64_t scratch_bytes;
+    uint32_t reader;            /* EMOE_READER_* in force */
+    uint32_t reserved;
     uint64_t n_streamed;        /* expert uses in prefill that passed through without staying (cache too small) */
 } emoe_stats;
 /* Any thread. */

@@ -207,6 +207,7 @@ emoe_status emoe_engine_open(const emoe_model *model, const char *shell_path, co
         check_struct(params, "emoe_engine_params");
         check_context(params->context);
         if (params->policy > EMOE_POLICY_LRU) fail(EMOE_ERR_ARGUMENT, "unknown eviction policy %u", params->policy);
+        if (params->reader > EMOE_READER_URING) fail(EMOE_ERR_ARGUMENT, "unknown reader %u", params->reader);
         if (params->n_read_lane > 64) fail(EMOE_ERR_ARGUMENT, "%u reads at once: at most 64", params->n_read_lane);
         auto engine = std::make_unique<emoe_engine>();
         engine->engine = std::make_unique<Engine>(*model->index, shell_path, *params);

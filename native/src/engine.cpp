@@ -15,8 +15,9 @@ Streamer::Params streamer_params(const emoe_engine_params &p) {
     Streamer::Params s;
     s.cache_bytes = p.cache_bytes;
     s.policy = static_cast<PolicyKind>(p.policy);
-    s.n_lane = p.n_read_lane == 0 ? 4 : p.n_read_lane;
-    s.bytes_per_s = p.read_bytes_per_s;
+    s.reader.kind = static_cast<ReaderKind>(p.reader);
+    s.reader.n_lane = p.n_read_lane == 0 ? 4 : p.n_read_lane;
+    s.reader.bytes_per_s = p.read_bytes_per_s;
     s.buffered = p.buffered != 0;
     return s;
 }
@@ -179,6 +180,7 @@ void Engine::stats(emoe_stats *out) const {
     out->n_slot = s.n_slot;
     out->n_slot_used = s.n_slot_used;
     out->direct_io = s.direct_io ? 1 : 0;
+    out->reader = static_cast<uint32_t>(s.reader);
     out->n_decode = n_decode_;
     out->n_prefill = n_prefill_;
     out->decode_ns = decode_ns_;

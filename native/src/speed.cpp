@@ -23,7 +23,10 @@ class ReadLoad final : public ReadSink {
 public:
     ReadLoad(File &file, uint64_t block, uint32_t n_lane, uint64_t max_bytes, uint64_t max_ns)
         : file_(file), block_(block), left_(max_bytes / block), end_ns_(now_ns() + max_ns),
-          arena_(size_t{block} * n_lane), begun_ns_(n_lane), reader_(n_lane, 0, *this) {
+          arena_(size_t{block} * n_lane), begun_ns_(n_lane) {
+        ReaderParams params;
+        params.n_lane = n_lane;
+        reader_ = make_reader(params, faults_, *this);
         std::lock_guard<std::mutex> const lock(mutex_);
         for (uint32_t lane = 0; lane < n_lane; lane++) submit(lane);
     }
@@ -55,7 +58,7 @@ private:
         walk_ = walk_ * 6364136223846793005u + 1442695040888963407u;
         uint64_t const n_place = std::max<uint64_t>(1, (file_.size() - std::min(file_.size(), block_)) / file_.alignment());
         ReadRequest r;
-        r.blocks = &file_;
+        r.file = &file_;
         r.offset = (walk_ >> 16) % n_place * file_.alignment();
         r.bytes = static_cast<uint32_t>(block_);
         r.need = static_cast<uint32_t>(std::min<uint64_t>(block_, file_.size() - r.offset));
@@ -64,7 +67,7 @@ private:
         r.tag = lane;
         begun_ns_[lane] = now_ns();
         n_under_way_++;
-        reader_.submit(&r, 1);
+        reader_->submit(&r, 1);
     }
 
     File &file_;
@@ -77,7 +80,8 @@ private:
     std::vector<uint64_t> begun_ns_;
     std::mutex mutex_;
     std::condition_variable done_;
-    Reader reader_;
+    FaultPlan faults_;
+    std::unique_ptr<Reader> reader_;
 };
 
 } // namespace

@@ -7,8 +7,11 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <condition_variable>
 #include <map>
+#include <mutex>
 #include <unistd.h>
+#include <vector>
 
 using namespace emoe;
 
@@ -66,11 +69,11 @@ struct Buffer {
     static uint32_t need(uint32_t read) { return read == k_n_read - 1 ? k_read - 100 : k_read; }
 };
 
-std::vector<ReadRequest> all_reads(Blocks &blocks, Buffer &buffer) {
+std::vector<ReadRequest> all_reads(const File &file, Buffer &buffer) {
     std::vector<ReadRequest> requests;
     for (uint32_t i = 0; i < k_n_read; i++) {
         ReadRequest r;
-        r.blocks = &blocks;
+        r.file = &file;
         r.offset = uint64_t{i} * k_read;
         r.bytes = k_read;
         r.need = Buffer::need(i);
@@ -82,20 +85,32 @@ std::vector<ReadRequest> all_reads(Blocks &blocks, Buffer &buffer) {
     return requests;
 }
 
+// Both engines go through everything; g_kind is the one under test.
+ReaderKind g_kind = ReaderKind::threads;
+
+std::unique_ptr<Reader> open_reader(uint32_t n_lane, FaultPlan &faults, ReadSink &sink) {
+    ReaderParams params;
+    params.kind = g_kind;
+    params.n_lane = n_lane;
+    return make_reader(params, faults, sink);
+}
+
 void reads_arrive_whole(bool buffered) {
     TestFile const f;
-    File file(f.path, buffered);
+    File const file(f.path, buffered);
     Buffer buffer;
     Results results;
-    Reader reader(4, 0, results);
+    FaultPlan faults;
+    auto const reader = open_reader(4, faults, results);
+    CHECK(reader->kind() == g_kind);
     auto const requests = all_reads(file, buffer);
-    reader.submit(requests.data(), requests.size());
+    reader->submit(requests.data(), requests.size());
     results.wait(k_n_read);
     for (uint32_t i = 0; i < k_n_read; i++) {
         CHECK(results.errors_[i].empty());
         CHECK(buffer.holds(i));
     }
-    CHECK_EQ(reader.n_read(), uint64_t{k_n_read});
+    CHECK_EQ(reader->n_read(), uint64_t{k_n_read});
 }
 
 // Every n: exactly one read goes wrong (or none, with the delay and the short read, which is made good).
@@ -106,12 +121,11 @@ void one_fault_at_every_read(uint32_t kind, bool is_error) {
         FaultPlan plan;
         plan.kind = kind;
         plan.countdown = n;
-        FaultyBlocks faulty(file, plan);
         Buffer buffer;
         Results results;
-        Reader reader(2, 0, results);
-        auto const requests = all_reads(faulty, buffer);
-        reader.submit(requests.data(), requests.size());
+        auto const reader = open_reader(2, plan, results);
+        auto const requests = all_reads(file, buffer);
+        reader->submit(requests.data(), requests.size());
         results.wait(k_n_read);
         uint32_t n_error = 0;
         for (uint32_t i = 0; i < k_n_read; i++) {
@@ -130,9 +144,10 @@ void a_file_that_ended_early_is_an_error() {
     if (truncate(f.path, 5 * k_read + 10) != 0) abort();
     Buffer buffer;
     Results results;
-    Reader reader(3, 0, results);
+    FaultPlan faults;
+    auto const reader = open_reader(3, faults, results);
     auto const requests = all_reads(file, buffer);
-    reader.submit(requests.data(), requests.size());
+    reader->submit(requests.data(), requests.size());
     results.wait(k_n_read);
     for (uint32_t i = 0; i < k_n_read; i++) CHECK_EQ(results.errors_[i].empty(), i < 5);
     CHECK(results.errors_[5].find("early") != std::string::npos);
@@ -144,13 +159,12 @@ void closing_drops_what_has_not_begun() {
     FaultPlan plan;
     plan.kind = EMOE_FAULT_DELAY;
     plan.countdown = 0;
-    FaultyBlocks faulty(file, plan);
     Buffer buffer;
     Results results;
     {
-        Reader reader(1, 0, results);
-        auto const requests = all_reads(faulty, buffer);
-        reader.submit(requests.data(), requests.size());
+        auto const reader = open_reader(1, plan, results);
+        auto const requests = all_reads(file, buffer);
+        reader->submit(requests.data(), requests.size());
     }
     CHECK(results.errors_.size() < k_n_read);
 }
@@ -169,13 +183,22 @@ void missing_file_is_one_clear_error() {
 } // namespace
 
 int main() {
-    reads_arrive_whole(false);
-    reads_arrive_whole(true);
-    one_fault_at_every_read(EMOE_FAULT_FAIL, true);
-    one_fault_at_every_read(EMOE_FAULT_TRUNCATE, true);
-    one_fault_at_every_read(EMOE_FAULT_SHORT, false);
-    a_file_that_ended_early_is_an_error();
-    closing_drops_what_has_not_begun();
     missing_file_is_one_clear_error();
+    for (ReaderKind kind : {ReaderKind::threads, ReaderKind::uring}) {
+        g_kind = kind;
+        FaultPlan faults;
+        Results results;
+        if (kind == ReaderKind::uring && !make_uring_reader(ReaderParams{}, faults, results)) {
+            fprintf(stderr, "io_uring is not allowed here: only the thread engine was tested\n");
+            continue;
+        }
+        reads_arrive_whole(false);
+        reads_arrive_whole(true);
+        one_fault_at_every_read(EMOE_FAULT_FAIL, true);
+        one_fault_at_every_read(EMOE_FAULT_TRUNCATE, true);
+        one_fault_at_every_read(EMOE_FAULT_SHORT, false);
+        a_file_that_ended_early_is_an_error();
+        closing_drops_what_has_not_begun();
+    }
     return g_failures;
 }

@@ -126,10 +126,13 @@ bool compute_graph(Streamer &s, uint32_t n_token, std::mt19937 &random, bool exp
     return ok;
 }
 
+ReaderKind g_kind = ReaderKind::threads;
+
 Streamer::Params params(uint64_t cache_bytes) {
     Streamer::Params p;
     p.cache_bytes = cache_bytes;
-    p.n_lane = 2;
+    p.reader.kind = g_kind;
+    p.reader.n_lane = 2;
     return p;
 }
 
@@ -191,7 +194,7 @@ void after_any_failed_read_the_next_graph_is_right(uint32_t kind, bool is_error,
 void cancelling_ends_a_graph_and_nothing_else() {
     TestModel const model;
     Streamer::Params p = params(1 << 20);
-    p.bytes_per_s = 200000; // slow enough to be caught in the middle
+    p.reader.bytes_per_s = 200000; // slow enough to be caught in the middle
     Streamer s(model.layout, p);
     std::mt19937 random(4);
     s.fail_visit("nothing is under way"); // no effect
@@ -248,9 +251,7 @@ void the_same_weights_twice_in_a_graph_are_noticed() {
     CHECK(!product.arm());
 }
 
-} // namespace
-
-int main() {
+void everything() {
     weights_are_right_at_every_cache_size();
     each_byte_is_read_once_when_everything_fits();
     a_streamed_visit_reads_each_expert_once();
@@ -259,8 +260,27 @@ int main() {
         after_any_failed_read_the_next_graph_is_right(EMOE_FAULT_TRUNCATE, true, n_token);
         after_any_failed_read_the_next_graph_is_right(EMOE_FAULT_SHORT, false, n_token);
     }
-    cancelling_ends_a_graph_and_nothing_else();
     budgets_change_while_computing();
+}
+
+bool has_uring() {
+    class Nobody final : public ReadSink {
+        void on_read(uint64_t, const std::string &) override {}
+    } nobody;
+    FaultPlan faults;
+    return make_uring_reader(ReaderParams{}, faults, nobody) != nullptr;
+}
+
+} // namespace
+
+int main() {
+    everything();
+    if (has_uring()) {
+        g_kind = ReaderKind::uring;
+        everything();
+    }
+    g_kind = ReaderKind::threads;
+    cancelling_ends_a_graph_and_nothing_else();
     too_small_a_cache_is_refused();
     the_same_weights_twice_in_a_graph_are_noticed();
     return g_failures;

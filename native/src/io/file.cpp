@@ -76,7 +76,7 @@ File::~File() {
     if (fd_ >= 0) close(fd_);
 }
 
-int64_t File::read(void *dst, size_t bytes, uint64_t offset) {
+int64_t File::read(void *dst, size_t bytes, uint64_t offset) const {
     ssize_t n;
     do n = pread(fd_, dst, bytes, static_cast<off_t>(offset));
     while (n < 0 && errno == EINTR);

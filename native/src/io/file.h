@@ -4,34 +4,27 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <string>
 
 namespace emoe {
 
-// What the reader reads from. File is the real one; FaultyBlocks (reader.h) wraps another for tests.
-class Blocks {
-public:
-    virtual ~Blocks() = default;
-    // Like pread: bytes read, 0 at the end of the file, or -errno.
-    virtual int64_t read(void *dst, size_t bytes, uint64_t offset) = 0;
-};
-
-class File final : public Blocks {
+class File final {
 public:
     // Throws EMOE_ERR_IO with the path and the system's reason. buffered: do not try O_DIRECT.
     File(const std::string &path, bool buffered);
-    ~File() override;
+    ~File();
     File(const File &) = delete;
     File &operator=(const File &) = delete;
 
-    int64_t read(void *dst, size_t bytes, uint64_t offset) override;
+    // Like pread: bytes read, 0 at the end of the file, or -errno.
+    int64_t read(void *dst, size_t bytes, uint64_t offset) const;
 
+    int fd() const { return fd_; }
     const std::string &path() const { return path_; }
     uint64_t size() const { return size_; }
     bool direct() const { return direct_; }
-    // Offsets, lengths and addresses of reads must be multiples of this. 1 is never returned: buffered
-    // files keep the alignment too, so that one layout serves both.
+    // Offsets, lengths and addresses of reads must be multiples of this. Buffered files keep an alignment too, so
+    // that one layout serves both.
     uint32_t alignment() const { return alignment_; }
 
 private:

@@ -6,77 +6,130 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <thread>
+#include <vector>
 
 namespace emoe {
 
-std::string read_fully(const ReadRequest &r) {
-    uint32_t got = 0;
-    while (got < r.need) {
-        int64_t const n = r.blocks->read(r.dst + got, r.bytes - got, r.offset + got);
-        if (n < 0)
-            return "read of " + std::to_string(r.bytes) + " bytes at offset " + std::to_string(r.offset) +
-                   " failed: " + os_message(static_cast<int>(-n));
-        if (n == 0)
-            return "the file ends " + std::to_string(r.need - got) + " bytes early, at offset " +
-                   std::to_string(r.offset + got);
-        // A direct read must go on at an aligned place: bytes past the last whole block are read again.
-        uint32_t const now = got + static_cast<uint32_t>(n);
-        got = now >= r.need ? now : std::max(got, now / r.alignment * r.alignment);
-        if (got < r.need && now < r.alignment)
-            return "the file ends early: " + std::to_string(n) + " bytes at offset " + std::to_string(r.offset);
+bool ReadProgress::advance(int64_t result, std::string *error) {
+    ReadRequest const &r = request;
+    if (result < 0) {
+        *error = "read of " + std::to_string(r.bytes) + " bytes at offset " + std::to_string(r.offset) + " of `" +
+                 r.file->path() + "` failed: " + os_message(static_cast<int>(-result));
+        return true;
     }
-    return {};
+    uint32_t const now = got + static_cast<uint32_t>(result);
+    if (now >= r.need) return true;
+    // A direct read must go on at an aligned place: bytes past the last whole block are read again.
+    uint32_t const whole = now / r.alignment * r.alignment;
+    if (result == 0 || whole <= got) {
+        *error = "`" + r.file->path() + "` ends " + std::to_string(r.need - now) + " bytes early, at offset " +
+                 std::to_string(r.offset + now);
+        return true;
+    }
+    got = whole;
+    return false;
 }
 
-Reader::Reader(uint32_t n_lane, uint64_t bytes_per_s, ReadSink &sink) : sink_(sink), bytes_per_s_(bytes_per_s) {
-    lanes_.reserve(n_lane);
-    for (uint32_t i = 0; i < n_lane; i++) lanes_.emplace_back([this] { run(); });
+int64_t FaultPlan::distort(int64_t result, uint32_t bytes) {
+    uint64_t left = countdown.load(std::memory_order_relaxed);
+    if (left == UINT64_MAX) return result;
+    while (left != UINT64_MAX && !countdown.compare_exchange_weak(left, left == 0 ? UINT64_MAX : left - 1)) {
+    }
+    if (left != 0) return result;
+    switch (kind.load(std::memory_order_relaxed)) {
+    case EMOE_FAULT_FAIL: return -EIO;
+    case EMOE_FAULT_TRUNCATE: return 0;
+    case EMOE_FAULT_SHORT: return std::min<int64_t>(result, std::max<uint32_t>(bytes / 2 / 4096 * 4096, std::min<uint32_t>(bytes, 4096)));
+    case EMOE_FAULT_DELAY: std::this_thread::sleep_for(std::chrono::milliseconds(50)); return result;
+    default: return result;
+    }
 }
 
-Reader::~Reader() {
-    {
-        std::lock_guard<std::mutex> lock(mutex_);
-        stop_ = true;
-    }
-    wake_.notify_all();
-    for (std::thread &lane : lanes_) lane.join();
+std::unique_ptr<Reader> make_reader(const ReaderParams &params, FaultPlan &faults, ReadSink &sink) {
+    if (params.kind == ReaderKind::threads || params.bytes_per_s != 0) return make_thread_reader(params, faults, sink);
+    std::unique_ptr<Reader> reader = make_uring_reader(params, faults, sink);
+    if (!reader && params.kind == ReaderKind::uring)
+        fail(EMOE_ERR_UNSUPPORTED, "this system does not allow io_uring");
+    return reader ? std::move(reader) : make_thread_reader(params, faults, sink);
 }
 
-void Reader::submit(const ReadRequest *requests, size_t n) {
-    if (n == 0) return;
-    {
-        std::lock_guard<std::mutex> lock(mutex_);
-        queue_.insert(queue_.end(), requests, requests + n);
+namespace {
+
+class ThreadReader final : public Reader {
+public:
+    ThreadReader(const ReaderParams &params, FaultPlan &faults, ReadSink &sink)
+        : sink_(sink), faults_(faults), bytes_per_s_(params.bytes_per_s) {
+        lanes_.reserve(params.n_lane);
+        for (uint32_t i = 0; i < params.n_lane; i++) lanes_.emplace_back([this] { run(); });
     }
-    if (n == 1)
-        wake_.notify_one();
-    else
+    ~ThreadReader() override {
+        {
+            std::lock_guard<std::mutex> const lock(mutex_);
+            stop_ = true;
+        }
         wake_.notify_all();
-}
+        for (std::thread &lane : lanes_) lane.join();
+    }
+    void submit(const ReadRequest *requests, size_t n) override {
+        if (n == 0) return;
+        {
+            std::lock_guard<std::mutex> const lock(mutex_);
+            queue_.insert(queue_.end(), requests, requests + n);
+        }
+        if (n == 1)
+            wake_.notify_one();
+        else
+            wake_.notify_all();
+    }
+    ReaderKind kind() const override { return ReaderKind::threads; }
 
-void Reader::run() {
+private:
+    void run();
+    void throttle(uint32_t bytes);
+
+    ReadSink &sink_;
+    FaultPlan &faults_;
+    uint64_t const bytes_per_s_;
+    std::mutex mutex_; // guards queue_, stop_, free_at_ns_
+    std::condition_variable wake_;
+    std::deque<ReadRequest> queue_;
+    bool stop_ = false;
+    uint64_t free_at_ns_ = 0; // when the throttled drive is idle again
+    std::vector<std::thread> lanes_;
+};
+
+void ThreadReader::run() {
     for (;;) {
-        ReadRequest request;
+        ReadProgress p;
         {
             std::unique_lock<std::mutex> lock(mutex_);
             wake_.wait(lock, [this] { return stop_ || !queue_.empty(); });
             if (stop_) return;
-            request = queue_.front();
+            p.request = queue_.front();
             queue_.pop_front();
         }
-        if (bytes_per_s_ != 0) throttle(request.bytes);
-        std::string const error = read_fully(request);
-        n_read_.fetch_add(1, std::memory_order_relaxed);
-        read_bytes_.fetch_add(request.bytes, std::memory_order_relaxed);
-        sink_.on_read(request.tag, error);
+        ReadRequest const &r = p.request;
+        if (bytes_per_s_ != 0) throttle(r.bytes);
+        std::string error;
+        int64_t n;
+        do {
+            uint32_t const rest = r.bytes - p.got;
+            n = faults_.distort(r.file->read(r.dst + p.got, rest, r.offset + p.got), rest);
+        } while (!p.advance(n, &error));
+        count(r);
+        sink_.on_read(r.tag, error);
     }
 }
 
 // Each read books its share of the drive's time and sleeps to the end of it.
-void Reader::throttle(uint32_t bytes) {
+void ThreadReader::throttle(uint32_t bytes) {
     uint64_t until;
     {
-        std::lock_guard<std::mutex> lock(mutex_);
+        std::lock_guard<std::mutex> const lock(mutex_);
         free_at_ns_ = std::max(free_at_ns_, now_ns()) + uint64_t{bytes} * 1000000000u / bytes_per_s_;
         until = free_at_ns_;
     }
@@ -84,19 +137,10 @@ void Reader::throttle(uint32_t bytes) {
     if (until > now) std::this_thread::sleep_for(std::chrono::nanoseconds(until - now));
 }
 
-int64_t FaultyBlocks::read(void *dst, size_t bytes, uint64_t offset) {
-    uint64_t left = plan_.countdown.load(std::memory_order_relaxed);
-    while (left != UINT64_MAX && !plan_.countdown.compare_exchange_weak(left, left == 0 ? UINT64_MAX : left - 1)) {
-    }
-    if (left != 0) return inner_.read(dst, bytes, offset);
-    switch (plan_.kind.load(std::memory_order_relaxed)) {
-    case EMOE_FAULT_FAIL: return -EIO;
-    case EMOE_FAULT_TRUNCATE: return 0;
-    case EMOE_FAULT_SHORT: return inner_.read(dst, std::max(bytes / 2 / 4096 * 4096, std::min<size_t>(bytes, 4096)), offset);
-    case EMOE_FAULT_DELAY: std::this_thread::sleep_for(std::chrono::milliseconds(50)); break;
-    default: break;
-    }
-    return inner_.read(dst, bytes, offset);
+} // namespace
+
+std::unique_ptr<Reader> make_thread_reader(const ReaderParams &params, FaultPlan &faults, ReadSink &sink) {
+    return std::make_unique<ThreadReader>(params, faults, sink);
 }
 
 } // namespace emoe

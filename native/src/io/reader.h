@@ -1,86 +1,88 @@
-// Asynchronous reads: requests go in, completions come back on a reader thread, first in first out.
+// Asynchronous reads: requests go in, completions come back, first in first out, a few under way at once.
 //
-// One design, chosen because it sleeps: n lanes (threads) that block in pread. They cost no CPU while the
-// drive works, which matters when the compute threads own every core.
+// Two engines behind one interface. Threads (lanes) block in pread: everywhere. io_uring (Linux) starts a read in the
+// caller's own thread and needs no other thread to be scheduled before the drive works, which is what counts when
+// the compute threads own every core; one thread sleeps for completions, and compute threads reap in passing.
 #pragma once
 
 #include "io/file.h"
 
 #include <atomic>
-#include <condition_variable>
-#include <deque>
-#include <mutex>
+#include <memory>
 #include <string>
-#include <thread>
-#include <vector>
 
 namespace emoe {
 
 struct ReadRequest {
-    Blocks *blocks = nullptr;
-    uint64_t offset = 0;    // multiple of the file's alignment
-    uint32_t bytes = 0;     // multiple of the file's alignment
+    const File *file = nullptr;
+    uint64_t offset = 0;    // multiple of the alignment
+    uint32_t bytes = 0;     // multiple of the alignment
     uint32_t need = 0;      // bytes that must arrive; the rest is alignment and may lie past the end of the file
     uint32_t alignment = 0; // of the file
     uint8_t *dst = nullptr; // aligned likewise
     uint64_t tag = 0;       // handed back
 };
 
-// Called on a reader thread, once for each request. error is empty when all needed bytes arrived.
+// Called once for each request, on a reader thread or inside submit() or poll(); never with a lock of the reader held.
+// error is empty when all needed bytes arrived.
 class ReadSink {
 public:
     virtual ~ReadSink() = default;
     virtual void on_read(uint64_t tag, const std::string &error) = 0;
 };
 
+// When and how a read goes wrong: the reader's fault-injecting twin is the reader with a plan.
+struct FaultPlan {
+    std::atomic<uint32_t> kind{0};               // EMOE_FAULT_*
+    std::atomic<uint64_t> countdown{UINT64_MAX}; // the read that finds 0 goes wrong
+    // What a read of `bytes` that returned `result` shall be taken to have returned.
+    int64_t distort(int64_t result, uint32_t bytes);
+};
+
+// A request and how much of it has arrived.
+struct ReadProgress {
+    ReadRequest request;
+    uint32_t got = 0;
+    // Takes the result of a read of the rest (bytes or -errno). True when it is over; *error says why if badly.
+    bool advance(int64_t result, std::string *error);
+};
+
+enum class ReaderKind : uint32_t { automatic = 0, threads = 1, uring = 2 };
+
+struct ReaderParams {
+    ReaderKind kind = ReaderKind::automatic; // automatic: io_uring where it works and no throttle is set
+    uint32_t n_lane = 4;                     // reads under way at once
+    uint64_t bytes_per_s = 0;                // throttle over all lanes, 0 for none (threads only)
+};
+
 class Reader {
 public:
-    // bytes_per_s: throttle over all lanes, 0 for none.
-    Reader(uint32_t n_lane, uint64_t bytes_per_s, ReadSink &sink);
     // Finishes the reads under way, drops those not begun.
-    ~Reader();
-    Reader(const Reader &) = delete;
-    Reader &operator=(const Reader &) = delete;
-
-    void submit(const ReadRequest *requests, size_t n);
+    virtual ~Reader() = default;
+    virtual void submit(const ReadRequest *requests, size_t n) = 0;
+    // Looks for completions without waiting. Cheap when there are none.
+    virtual void poll() {}
+    virtual ReaderKind kind() const = 0;
 
     uint64_t n_read() const { return n_read_.load(std::memory_order_relaxed); }
     uint64_t read_bytes() const { return read_bytes_.load(std::memory_order_relaxed); }
 
-private:
-    void run();
-    void throttle(uint32_t bytes);
+protected:
+    void count(const ReadRequest &request) {
+        n_read_.fetch_add(1, std::memory_order_relaxed);
+        read_bytes_.fetch_add(request.bytes, std::memory_order_relaxed);
+    }
 
-    ReadSink &sink_;
-    uint64_t const bytes_per_s_;
+private:
     std::atomic<uint64_t> n_read_{0};
     std::atomic<uint64_t> read_bytes_{0};
-    std::mutex mutex_; // guards queue_, stop_, free_at_ns_
-    std::condition_variable wake_;
-    std::deque<ReadRequest> queue_;
-    bool stop_ = false;
-    uint64_t free_at_ns_ = 0; // when the throttled drive is idle again
-    std::vector<std::thread> lanes_;
 };
 
-// Reads everything that a request needs, asking again after short reads. Empty, or what went wrong.
-std::string read_fully(const ReadRequest &request);
+// Throws EMOE_ERR_UNSUPPORTED when io_uring is asked for by name and the kernel does not allow it.
+std::unique_ptr<Reader> make_reader(const ReaderParams &params, FaultPlan &faults, ReadSink &sink);
 
-// When and how a read goes wrong. Shared by the FaultyBlocks of all files of an engine.
-struct FaultPlan {
-    std::atomic<uint32_t> kind{0};        // EMOE_FAULT_*
-    std::atomic<uint64_t> countdown{UINT64_MAX};
-};
-
-// The fault-injecting twin of File: passes reads on, and lets the n-th one fail as its plan says.
-class FaultyBlocks final : public Blocks {
-public:
-    FaultyBlocks(Blocks &inner, FaultPlan &plan) : inner_(inner), plan_(plan) {}
-    int64_t read(void *dst, size_t bytes, uint64_t offset) override;
-
-private:
-    Blocks &inner_;
-    FaultPlan &plan_;
-};
+// The engines. make_uring_reader returns nullptr where the kernel has no io_uring or forbids it.
+std::unique_ptr<Reader> make_thread_reader(const ReaderParams &params, FaultPlan &faults, ReadSink &sink);
+std::unique_ptr<Reader> make_uring_reader(const ReaderParams &params, FaultPlan &faults, ReadSink &sink);
 
 } // namespace emoe

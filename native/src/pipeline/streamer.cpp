@@ -57,7 +57,6 @@ Streamer::Streamer(Layout layout, const Params &params) : layout_(std::move(layo
     alignment_ = 512;
     for (std::string const &path : layout_.paths) {
         files_.push_back(std::make_unique<File>(path, params.buffered));
-        blocks_.push_back(std::make_unique<FaultyBlocks>(*files_.back(), faults_));
         alignment_ = std::max(alignment_, files_.back()->alignment());
         direct_io_ = direct_io_ && files_.back()->direct();
     }
@@ -73,7 +72,9 @@ Streamer::Streamer(Layout layout, const Params &params) : layout_(std::move(layo
     uint32_t most = 0;
     for (ExpertLayer const &layer : layout_.layers) most = std::max(most, layer.n_expert);
     index_of_.assign(most, -1);
-    lanes_ = std::make_unique<Reader>(params.n_lane, params.bytes_per_s, *this);
+    ReaderParams reader = params.reader;
+    if (!direct_io_) reader.kind = ReaderKind::threads; // a buffered file's pages are dropped after each pread
+    reader_ = make_reader(reader, faults_, *this);
 }
 
 Streamer::~Streamer() = default;
@@ -127,12 +128,13 @@ StreamerStats Streamer::stats() const {
     std::lock_guard<std::mutex> lock(mutex_);
     StreamerStats s = stats_;
     s.n_evict = cache_->n_evict();
-    s.n_read = lanes_->n_read();
-    s.read_bytes = lanes_->read_bytes();
+    s.n_read = reader_->n_read();
+    s.read_bytes = reader_->read_bytes();
     s.cache_bytes = cache_->bytes();
     s.n_slot = cache_->n_slot();
     s.n_slot_used = cache_->n_used();
     s.direct_io = direct_io_;
+    s.reader = reader_->kind();
     return s;
 }
 
@@ -193,7 +195,7 @@ void Streamer::add_read(SlotId id, uint32_t expert, uint32_t matrix, uint64_t ta
     Slice const &s = spec_->slice(expert, matrix);
     Span const span = aligned_span(s, alignment_);
     ReadRequest r;
-    r.blocks = blocks_[s.file].get();
+    r.file = files_[s.file].get();
     r.offset = span.offset;
     r.bytes = span.bytes;
     r.need = span.need;
@@ -257,7 +259,7 @@ void Streamer::begin_visit(uint32_t layer, const Routing &routing) {
         for (uint32_t m = 0; m < n_matrix; m++)
             for (size_t j = 0; j < missing.size(); j++)
                 add_read(taken[j], experts_[missing[j]].expert, m, slot_tag(taken[j], m));
-        lanes_->submit(requests_.data(), requests_.size());
+        reader_->submit(requests_.data(), requests_.size());
     }
     for (uint32_t i = 0; i < n; i++)
         if (!streamed_[i]) pinned_.push_back(slots_[i]);
@@ -293,7 +295,7 @@ void Streamer::issue_streamed() {
         passage_.pop_back();
         add_read(in_passage_[i], experts_[i].expert, matrix_, k_streamed | i);
     }
-    lanes_->submit(requests_.data(), requests_.size());
+    reader_->submit(requests_.data(), requests_.size());
 }
 
 void Streamer::make_ready(uint32_t index) {
@@ -330,6 +332,7 @@ void Streamer::on_read(uint64_t tag, const std::string &error) {
 }
 
 int32_t Streamer::wait_ready(uint32_t position) {
+    reader_->poll();
     for (int i = 0; i < k_spin; i++) {
         if (n_ready_.load(std::memory_order_acquire) > position) return static_cast<int32_t>(ready_[position]);
         if (failed_.load(std::memory_order_acquire)) return -1;

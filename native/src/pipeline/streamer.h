@@ -61,6 +61,7 @@ struct StreamerStats {
     uint32_t n_slot = 0;
     uint32_t n_slot_used = 0;
     bool direct_io = false;
+    ReaderKind reader = ReaderKind::threads;
 };
 
 class Streamer final : public ReadSink {
@@ -68,9 +69,8 @@ public:
     struct Params {
         uint64_t cache_bytes = 0;
         PolicyKind policy = PolicyKind::lfru;
-        uint32_t n_lane = 4;
-        uint64_t bytes_per_s = 0;
-        bool buffered = false;
+        ReaderParams reader;
+        bool buffered = false; // do not try O_DIRECT
     };
     Streamer(Layout layout, const Params &params);
     ~Streamer() override;
@@ -123,7 +123,6 @@ private:
     bool direct_io_ = false;
     std::vector<std::unique_ptr<File>> files_;
     FaultPlan faults_;
-    std::vector<std::unique_ptr<FaultyBlocks>> blocks_;
 
     mutable std::mutex mutex_; // guards everything below but the atomics; experts_, rows_, weights_ are also read
                                // without it by the threads of a product, which begin_product precedes
@@ -157,7 +156,7 @@ private:
     std::vector<uint32_t> queue_;           // streamed experts not yet issued, last first
     std::vector<ReadRequest> requests_;     // scratch
 
-    std::unique_ptr<Reader> lanes_; // last: its threads end before what they touch
+    std::unique_ptr<Reader> reader_; // last: its threads end before what they touch
 };
 
 } // namespace emoe
