@@ -55,7 +55,7 @@ File::File(const std::string &path, bool buffered) : path_(path) {
             if (!direct_) {
                 close(fd_);
                 fd_ = -1;
-                alignment_ = 4096;
+                alignment_ = 512;
             }
         }
     }

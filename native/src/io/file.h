@@ -31,7 +31,7 @@ private:
     std::string path_;
     int fd_ = -1;
     uint64_t size_ = 0;
-    uint32_t alignment_ = 4096;
+    uint32_t alignment_ = 512; // buffered reads may begin anywhere: never more than a direct file's
     bool direct_ = false;
 };
 

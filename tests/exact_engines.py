@@ -1,0 +1,108 @@
+"""The two sides of the comparison: stock llama.cpp, and the native engine at a cache size of the test's choosing."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgemoe import _abi as abi
+from edgemoe import _native
+
+N_CTX = 512
+
+
+def stock(path: Path, steps: Sequence[Sequence[int]], *, threads: int = 1, n_ubatch: int = 64) -> list[bytes]:
+    """Logits of stock llama.cpp (mapped, not repacked) after each step, as bytes of float32."""
+    import llama_cpp.llama_cpp as llama
+
+    llama.llama_backend_init()
+    model_params = llama.llama_model_default_params()
+    model_params.use_extra_bufts = False
+    model = llama.llama_model_load_from_file(str(path).encode(), model_params)
+    assert model, path
+    params = llama.llama_context_default_params()
+    params.n_ctx, params.n_batch, params.n_ubatch = N_CTX, n_ubatch, n_ubatch
+    params.n_threads = params.n_threads_batch = threads
+    context = llama.llama_init_from_model(model, params)
+    n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
+    rows = []
+    for step in steps:
+        for begin in range(0, len(step), n_ubatch):
+            piece = step[begin : begin + n_ubatch]
+            tokens = (ctypes.c_int32 * len(piece))(*piece)
+            assert llama.llama_decode(context, llama.llama_batch_get_one(tokens, len(piece))) == 0
+        rows.append(ctypes.string_at(llama.llama_get_logits_ith(context, -1), 4 * n_vocab))
+    llama.llama_free(context)
+    llama.llama_model_free(model)
+    return rows
+
+
+@dataclass
+class Streamed:
+    """An open native engine."""
+
+    handle: _native.EngineHandle
+    n_vocab: int
+
+    def row(self) -> bytes:
+        return _native.engine_logits(self.handle, 0, self.n_vocab).tobytes()
+
+    def run(self, steps: Sequence[Sequence[int]]) -> list[bytes]:
+        rows = []
+        for step in steps:
+            _native.engine_decode(self.handle, step, want_all=False)
+            rows.append(self.row())
+        return rows
+
+    def stats(self) -> dict[str, Any]:
+        return _native.engine_stats(self.handle)
+
+    def rewind(self, n: int = 0) -> None:
+        _native.engine_rewind(self.handle, n)
+
+
+@contextmanager
+def streamed(
+    path: Path,
+    *,
+    share: float,
+    threads: int = 1,  # two threads that spin on busy cores take ten times as long; test_resident.py varies them
+    n_ubatch: int = 64,
+    policy: int = 0,
+    reader: int = 0,
+    buffered: bool = False,
+    lanes: int = 0,
+) -> Iterator[Streamed]:
+    """The engine with slots for `share` of all experts, at least the smallest cache that works."""
+    model = _native.model_open(str(path))
+    shell = path.with_name(path.name + ".shell")
+    if not _native.shell_check(model, str(shell)):
+        _native.shell_write(model, str(shell), with_data=True)
+    info = _native.model_info(model)
+    context = abi.ContextParams(n_ctx=N_CTX, n_ubatch=n_ubatch, n_threads=threads, n_outputs_max=1, kv_type=1)
+    params = abi.EngineParams(
+        n_read_lane=lanes,
+        cache_bytes=max(info["slot_min_bytes"], int(share * info["slot_bytes"])),
+        policy=policy,
+        buffered=int(buffered),
+        reader=reader,
+        context=context,
+    )
+    handle = _native.engine_open(model, str(shell), params)
+    _native.model_close(model)
+    try:
+        yield Streamed(handle, _native.engine_n_vocab(handle))
+    finally:
+        _native.engine_close(handle)
+
+
+def relative_error(a: bytes, b: bytes) -> float:
+    """Largest difference over largest value."""
+    import numpy
+
+    x, y = numpy.frombuffer(a, numpy.float32), numpy.frombuffer(b, numpy.float32)
+    return float(numpy.abs(x - y).max() / numpy.abs(y).max())
