@@ -81,7 +81,11 @@ def test_split_files_equal_the_single_file(tiny: Callable[..., Path], tokens: li
 
 
 def test_smolmoe_equals_stock(smolmoe: Path, wikitext: str, tmp_path: Path) -> None:
-    """A trained model, real text: 256 tokens of decode after a prefill of 200."""
+    """A trained model, real text: 256 tokens of decode after a prefill of 200.
+
+    The same number of threads on both sides: from 512 tokens of context on, llama.cpp's flash attention divides the KV
+    cache among its threads, so its own sums depend on how many there are.
+    """
     link = tmp_path / "smolmoe.gguf"
     link.symlink_to(smolmoe)
     with streamed(link, share=0.2, threads=2) as engine:
@@ -92,4 +96,4 @@ def test_smolmoe_equals_stock(smolmoe: Path, wikitext: str, tmp_path: Path) -> N
     assert len(text) == 456
     assert stats["n_evict"] > 1000
     assert stats["n_hit"] > 1000
-    assert rows == stock(link, steps)
+    assert rows == stock(link, steps, threads=2)

@@ -1,0 +1,369 @@
+"""Load libedgemoe and call it: the only module that touches ctypes.
+
+Every function here is one function of native/include/edgemoe.h, with Python types and with exceptions for statuses.
+The library is loaded at the first call. libllama is opened as the very file that the llama_cpp package opens, without
+importing that package, so that a process never holds two copies, whichever is imported first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import os
+import re
+import sys
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NewType
+
+from . import _abi as abi
+from .errors import (
+    BudgetError,
+    Cancelled,
+    ContextFullError,
+    EdgeMoEError,
+    FormatError,
+    NativeError,
+    StorageError,
+    UnsupportedError,
+    UsageError,
+)
+
+LLAMA_VERSION = "0.3.36"  # of llama-cpp-python; the same pin as in pyproject.toml: its C structs are no stable ABI
+
+ModelHandle = NewType("ModelHandle", int)
+EngineHandle = NewType("EngineHandle", int)
+SamplerHandle = NewType("SamplerHandle", int)
+
+_ERRORS: dict[int, type[EdgeMoEError]] = {
+    abi.ERR_ARGUMENT: UsageError,
+    abi.ERR_IO: StorageError,
+    abi.ERR_FORMAT: FormatError,
+    abi.ERR_UNSUPPORTED: UnsupportedError,
+    abi.ERR_MEMORY: BudgetError,
+    abi.ERR_CANCELLED: Cancelled,
+    abi.ERR_CONTEXT: ContextFullError,
+    abi.ERR_INTERNAL: NativeError,
+}
+
+
+def check(status: int, error: abi.Error) -> None:
+    """Raise the exception of a status other than EMOE_OK, with the library's sentence."""
+    if status != abi.OK:
+        message = error.message.decode("utf-8", "replace") or f"the native library failed with status {status}"
+        raise _ERRORS.get(status, NativeError)(message)
+
+
+def _library_name(stem: str) -> str:
+    if sys.platform == "win32":
+        return f"{stem}.dll"
+    return f"lib{stem}.dylib" if sys.platform == "darwin" else f"lib{stem}.so"
+
+
+def _llama_library() -> Path:
+    """libllama of the installed llama-cpp-python, its version checked."""
+    spec = importlib.util.find_spec("llama_cpp")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    install = f"install `llama-cpp-python=={LLAMA_VERSION}` in this Python environment"
+    if not folders:
+        raise NativeError("llama-cpp-python is not installed", hint=install)
+    folder = Path(folders[0])
+    # The text of the package, not importlib.metadata: that costs 6 MB of memory that the expert cache can use.
+    found = re.search(r'^__version__ = "([^"]+)"', (folder / "__init__.py").read_text("utf-8"), re.MULTILINE)
+    version = found[1] if found else "of an unknown version"
+    if version != LLAMA_VERSION:
+        raise NativeError(f"llama-cpp-python is {version}, edgemoe needs exactly {LLAMA_VERSION}", hint=install)
+    path = folder / "lib" / _library_name("llama")
+    if not path.is_file():
+        raise NativeError(f"llama-cpp-python has no `{path}`", hint=install)
+    return path
+
+
+def _edgemoe_library() -> Path:
+    # An editable install has its Python files and its built files in two folders; both are on __path__.
+    folders = [Path(folder) / "lib" for folder in sys.modules[__package__ or "edgemoe"].__path__]
+    for folder in folders:
+        path = folder / _library_name("edgemoe")
+        if path.is_file():
+            return path
+    raise NativeError(
+        f"`{_library_name('edgemoe')}` is missing from `{folders[0]}`",
+        hint="reinstall edgemoe; in a checkout, `pip install -e .` builds it",
+    )
+
+
+# Turns that a thread of libgomp spins at a barrier before it sleeps. Its default of 300,000 burns a core for
+# milliseconds whenever another thread is late, and every thread is late when something else wants the cores: with one
+# busy neighbour on two cores decode falls to a tenth. 2,000 costs nothing on a quiet machine (docs/experiments.md).
+_SPIN_COUNT = "2000"
+
+
+def _sleep_at_barriers() -> None:
+    if not any(name in os.environ for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")):
+        os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT  # read by libgomp as it is loaded, here or never
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """libedgemoe, loaded and with its types declared. Raises NativeError."""
+    ours, llama = _edgemoe_library(), _llama_library()
+    _sleep_at_barriers()
+    try:
+        ctypes.CDLL(str(llama), mode=ctypes.RTLD_GLOBAL)
+        loaded = ctypes.CDLL(str(ours))
+    except OSError as error:
+        raise NativeError(f"cannot load the native library: {error}", hint="reinstall edgemoe") from None
+    loaded.emoe_abi_version.restype = ctypes.c_uint32
+    version = loaded.emoe_abi_version()
+    if version != abi.ABI_VERSION:
+        raise NativeError(
+            f"`{ours}` has interface version {version}, this package needs {abi.ABI_VERSION}",
+            hint="reinstall edgemoe; in a checkout, `pip install -e .` builds it anew",
+        )
+    for name, (restype, argtypes) in abi.FUNCTIONS.items():
+        function = getattr(loaded, name)
+        function.restype, function.argtypes = restype, argtypes
+    return loaded
+
+
+def _values(struct: abi.Struct) -> dict[str, Any]:
+    """Fields of a struct by name, text decoded; without those that only concern the ABI."""
+    values = {field[0]: getattr(struct, field[0]) for field in struct._fields_}
+    values.pop("struct_size")
+    values.pop("reserved", None)
+    return {
+        key: value.decode("utf-8", "replace") if isinstance(value, bytes) else value for key, value in values.items()
+    }
+
+
+def build_info() -> str:
+    """What the library was compiled against and what it runs on."""
+    return str(library().emoe_build_info().decode("utf-8", "replace"))
+
+
+def set_log_level(level: int) -> None:
+    """Which log lines of llama.cpp reach stderr: 0 none, 1 errors, 2 warnings, 3 everything."""
+    library().emoe_set_log_level(level)
+
+
+def trim_heap() -> None:
+    """Give freed memory back to the system. glibc keeps it otherwise; other allocators do not need telling."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
+# ---------------------------------------------------------------- model
+
+
+def model_open(path: str) -> ModelHandle:
+    handle, error = ctypes.c_void_p(), abi.Error()
+    check(library().emoe_model_open(os.fsencode(path), ctypes.byref(handle), ctypes.byref(error)), error)
+    return ModelHandle(handle.value or 0)
+
+
+def model_close(model: ModelHandle) -> None:
+    library().emoe_model_close(model)
+
+
+def model_info(model: ModelHandle) -> dict[str, Any]:
+    info, error = abi.ModelInfo(), abi.Error()
+    check(library().emoe_model_get_info(model, ctypes.byref(info), ctypes.byref(error)), error)
+    return _values(info)
+
+
+def model_layer(model: ModelHandle, index: int) -> dict[str, Any]:
+    info, error = abi.LayerInfo(), abi.Error()
+    check(library().emoe_model_get_layer(model, index, ctypes.byref(info), ctypes.byref(error)), error)
+    return _values(info)
+
+
+def model_meta(model: ModelHandle, key: str) -> str | None:
+    """A metadata value as text, None when the key is absent or an array."""
+    name, room = key.encode("utf-8"), 256
+    while True:
+        buffer = ctypes.create_string_buffer(room)
+        length = library().emoe_model_meta(model, name, buffer, room)
+        if length < room:
+            return None if length < 0 else buffer.raw[:length].decode("utf-8", "replace")
+        room = length + 1
+
+
+def shell_write(model: ModelHandle, path: str, *, with_data: bool) -> None:
+    error = abi.Error()
+    check(library().emoe_shell_write(model, os.fsencode(path), int(with_data), ctypes.byref(error)), error)
+
+
+def shell_check(model: ModelHandle, path: str) -> bool:
+    """Whether `path` is a finished shell of this model."""
+    return bool(library().emoe_shell_check(model, os.fsencode(path), None) == abi.OK)
+
+
+def context_measure(model: ModelHandle, shell: str, context: abi.ContextParams) -> dict[str, Any]:
+    sizes, error = abi.ContextSizes(), abi.Error()
+    status = library().emoe_context_measure(
+        model, os.fsencode(shell), ctypes.byref(context), ctypes.byref(sizes), ctypes.byref(error)
+    )
+    check(status, error)
+    return _values(sizes)
+
+
+# ---------------------------------------------------------------- engine
+
+
+def engine_open(model: ModelHandle, shell: str, params: abi.EngineParams) -> EngineHandle:
+    handle, error = ctypes.c_void_p(), abi.Error()
+    status = library().emoe_engine_open(
+        model, os.fsencode(shell), ctypes.byref(params), ctypes.byref(handle), ctypes.byref(error)
+    )
+    check(status, error)
+    return EngineHandle(handle.value or 0)
+
+
+def engine_close(engine: EngineHandle) -> None:
+    library().emoe_engine_close(engine)
+
+
+def _int32_pointer(values: array[int]) -> Any:
+    # Not `c_int32 * n`: ctypes keeps an array type for every n that was ever used.
+    return ctypes.cast(values.buffer_info()[0], ctypes.POINTER(ctypes.c_int32))
+
+
+def engine_decode(engine: EngineHandle, tokens: Sequence[int], *, want_all: bool) -> None:
+    error = abi.Error()
+    values = array("i", tokens)
+    status = library().emoe_engine_decode(
+        engine, _int32_pointer(values), len(values), int(want_all), ctypes.byref(error)
+    )
+    check(status, error)
+
+
+def engine_logits(engine: EngineHandle, row: int, n_vocab: int) -> array[float]:
+    """A copy of one row of logits, float32 [n_vocab]. Raises UsageError when there is no such row."""
+    pointer = library().emoe_engine_logits(engine, row)
+    if not pointer:
+        raise UsageError(f"the last evaluation kept no logits in row {row}")
+    values = array("f")
+    values.frombytes(ctypes.string_at(pointer, n_vocab * values.itemsize))
+    return values
+
+
+def engine_n_past(engine: EngineHandle) -> int:
+    return int(library().emoe_engine_n_past(engine))
+
+
+def engine_rewind(engine: EngineHandle, n: int) -> None:
+    error = abi.Error()
+    check(library().emoe_engine_rewind(engine, n, ctypes.byref(error)), error)
+
+
+def engine_cancel(engine: EngineHandle) -> None:
+    library().emoe_engine_cancel(engine)
+
+
+def engine_set_cache_bytes(engine: EngineHandle, cache_bytes: int) -> None:
+    error = abi.Error()
+    check(library().emoe_engine_set_cache_bytes(engine, cache_bytes, ctypes.byref(error)), error)
+
+
+def engine_stats(engine: EngineHandle) -> dict[str, Any]:
+    stats, error = abi.Stats(), abi.Error()
+    check(library().emoe_engine_get_stats(engine, ctypes.byref(stats), ctypes.byref(error)), error)
+    return _values(stats)
+
+
+def engine_resident(engine: EngineHandle, index: int) -> int:
+    return int(library().emoe_engine_resident(engine, index))
+
+
+def engine_inject_fault(engine: EngineHandle, kind: int, n: int) -> None:
+    library().emoe_engine_inject_fault(engine, kind, n)
+
+
+# ---------------------------------------------------------------- text
+
+
+def engine_tokenize(engine: EngineHandle, raw: bytes, *, add_special: bool, parse_special: bool) -> list[int]:
+    room = len(raw) + 8  # a token is a byte or more, and a few are added
+    while True:
+        tokens = array("i", bytes(4 * room))
+        pointer = _int32_pointer(tokens)
+        n = library().emoe_engine_tokenize(engine, raw, len(raw), int(add_special), int(parse_special), pointer, room)
+        if n < 0:
+            raise NativeError(f"the tokenizer failed on a text of {len(raw)} bytes")
+        if n <= room:
+            return tokens[:n].tolist()
+        room = n
+
+
+def engine_piece(engine: EngineHandle, token: int, *, special: bool) -> bytes:
+    room = 64
+    while True:
+        buffer = ctypes.create_string_buffer(room)
+        n = library().emoe_engine_piece(engine, token, int(special), buffer, room)
+        if n < 0:
+            raise UsageError(f"the vocabulary has no token {token}")
+        if n <= room:
+            return buffer.raw[:n]
+        room = n
+
+
+def engine_is_eog(engine: EngineHandle, token: int) -> bool:
+    return bool(library().emoe_engine_is_eog(engine, token))
+
+
+def engine_bos(engine: EngineHandle) -> int:
+    return int(library().emoe_engine_bos(engine))
+
+
+def engine_eos(engine: EngineHandle) -> int:
+    return int(library().emoe_engine_eos(engine))
+
+
+def engine_n_vocab(engine: EngineHandle) -> int:
+    return int(library().emoe_engine_n_vocab(engine))
+
+
+def engine_n_ctx(engine: EngineHandle) -> int:
+    return int(library().emoe_engine_n_ctx(engine))
+
+
+# ---------------------------------------------------------------- sampling
+
+
+def sampler_open(params: abi.SamplerParams) -> SamplerHandle:
+    handle, error = ctypes.c_void_p(), abi.Error()
+    check(library().emoe_sampler_open(ctypes.byref(params), ctypes.byref(handle), ctypes.byref(error)), error)
+    return SamplerHandle(handle.value or 0)
+
+
+def sampler_close(sampler: SamplerHandle) -> None:
+    library().emoe_sampler_close(sampler)
+
+
+def sampler_sample(sampler: SamplerHandle, engine: EngineHandle, row: int = 0) -> int:
+    return int(library().emoe_sampler_sample(sampler, engine, row))
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def storage_measure(path: str, block_bytes: int, n_lane: int, max_bytes: int, max_ns: int) -> dict[str, Any]:
+    speed, error = abi.StorageSpeed(), abi.Error()
+    status = library().emoe_storage_measure(
+        os.fsencode(path), block_bytes, n_lane, max_bytes, max_ns, ctypes.byref(speed), ctypes.byref(error)
+    )
+    check(status, error)
+    return _values(speed)
+
+
+def compute_measure(type_name: str, n_threads: int, max_ns: int) -> int:
+    rate, error = ctypes.c_uint64(), abi.Error()
+    status = library().emoe_compute_measure(
+        type_name.encode("utf-8"), n_threads, max_ns, ctypes.byref(rate), ctypes.byref(error)
+    )
+    check(status, error)
+    return rate.value
