@@ -143,6 +143,13 @@ def build_info() -> str:
     return str(library().emoe_build_info().decode("utf-8", "replace"))
 
 
+@functools.cache
+def build_stamp() -> str:
+    """Changes whenever the library does: for what was measured with it."""
+    status = _edgemoe_library().stat()
+    return f"{build_info()}; {status.st_size} bytes of {status.st_mtime_ns}"
+
+
 def set_log_level(level: int) -> None:
     """Which log lines of llama.cpp reach stderr: 0 none, 1 errors, 2 warnings, 3 everything."""
     library().emoe_set_log_level(level)

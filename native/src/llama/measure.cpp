@@ -5,6 +5,7 @@
 #include "llama/log.h"
 #include "llama/shell.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -45,23 +46,27 @@ llama_context_params context_params(const emoe_context_params &params) {
 
 ContextBuffers parse_buffers(const std::string &log) {
     ContextBuffers b;
+    uint64_t cells = 0; // of the caches' own lines, which are right also where nothing is allocated
     size_t begin = 0;
     while (begin < log.size()) {
         size_t end = log.find('\n', begin);
         if (end == std::string::npos) end = log.size();
         std::string const line = log.substr(begin, end - begin);
         begin = end + 1;
-        size_t const eq = line.find("buffer size = ");
+        size_t const eq = line.find("size = ");
         if (eq == std::string::npos || line.find("MiB", eq) == std::string::npos) continue;
         // Printed with two decimals: half a hundredth more, so that the sum is never short.
-        auto const bytes = static_cast<uint64_t>((strtod(line.c_str() + eq + strlen("buffer size = "), nullptr) + 0.005) * 1048576.0);
+        auto const bytes = static_cast<uint64_t>((strtod(line.c_str() + eq + strlen("size = "), nullptr) + 0.005) * 1048576.0);
         if (line.find("compute buffer") != std::string::npos)
             b.compute_bytes += bytes;
         else if (line.find("output buffer") != std::string::npos)
             b.output_bytes += bytes;
-        else if (line.find("model buffer") == std::string::npos)
+        else if (line.find("cells,") != std::string::npos)
+            cells += bytes; // "size = 11.25 MiB (512 cells, 30 layers, ..."
+        else if (line.find("buffer size") != std::string::npos && line.find("model buffer") == std::string::npos)
             b.kv_bytes += bytes; // "KV buffer", "RS buffer" and their like
     }
+    b.kv_bytes = std::max(b.kv_bytes, cells);
     return b;
 }
 

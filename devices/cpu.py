@@ -1,0 +1,59 @@
+"""Cores and instruction sets of this machine.
+
+Linux is read from /sys and /proc, without psutil: a process that generates spends those 4 MB on experts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+from pathlib import Path
+
+# The instruction sets that ggml's kernels are compiled for; a report names those that the CPU has.
+_REPORTED = (
+    "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16",
+    "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2",
+)  # fmt: skip
+
+
+def physical_cores() -> int:
+    """Cores that this process may run on, hardware threads of one core counted once; at least 1."""
+    if hasattr(os, "sched_getaffinity"):
+        siblings = set()
+        for cpu in os.sched_getaffinity(0):
+            path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+            try:
+                siblings.add(path.read_text().strip())
+            except OSError:  # no topology in this container: every CPU counts
+                siblings.add(f"cpu{cpu}")
+        return max(1, len(siblings))
+    psutil = importlib.import_module("psutil")
+    return psutil.cpu_count(logical=False) or os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """What the CPU calls itself."""
+    for line in _cpuinfo():
+        key, _, value = line.partition(":")
+        if key.strip() in ("model name", "Model", "Hardware"):
+            return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def isa_flags() -> tuple[str, ...]:
+    """Instruction sets that matter for the kernels; empty where the system does not say."""
+    for line in _cpuinfo():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            present = set(value.split())
+            return tuple(flag for flag in _REPORTED if flag in present)
+    return ()
+
+
+def _cpuinfo() -> list[str]:
+    """Lines of /proc/cpuinfo; none where there is no such file."""
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,93 @@
+"""Speed of the storage that a model lies on, measured through the engine's own reader, and what it is."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .. import _native
+from ..paths import read_cached, write_cached
+from ..units import MIB
+
+N_LANE = 4  # reads under way at once; what the engine uses when not told otherwise
+
+_MAX_BYTES = 512 * MIB
+_MAX_NS = 1_000_000_000
+_KEEP = 64  # measurements
+
+
+@dataclass(frozen=True)
+class StorageSpeed:
+    """Random reads of `block_bytes` with `n_lane` under way.
+
+    bytes_per_s: throughput. latency_s: median of one read. direct_io: they bypassed the page cache (O_DIRECT).
+    """
+
+    bytes_per_s: float
+    latency_s: float
+    block_bytes: int
+    n_lane: int
+    direct_io: bool
+
+
+@dataclass(frozen=True)
+class StorageInfo:
+    """Where a file lies: file system type, device and mount point, as the system names them; "" where it does not."""
+
+    filesystem: str
+    device: str
+    mount_point: str
+
+
+def measure_storage(path: str | Path, block_bytes: int, *, n_lane: int = N_LANE, fresh: bool = False) -> StorageSpeed:
+    """Measure reads of a file: takes about a second, the first time for a file and block size unless `fresh`.
+
+    Raises StorageError when the file cannot be read.
+    """
+    key = _key(path, block_bytes, n_lane)
+    known = None if fresh else cached_storage(path, block_bytes, n_lane=n_lane)
+    if known is not None:
+        return known
+    found = _native.storage_measure(os.fspath(path), block_bytes, n_lane, _MAX_BYTES, _MAX_NS)
+    speed = StorageSpeed(
+        bytes_per_s=float(found["bytes_per_s"]),
+        latency_s=found["latency_ns"] / 1e9,
+        block_bytes=block_bytes,
+        n_lane=n_lane,
+        direct_io=bool(found["direct_io"]),
+    )
+    measurements = read_cached("storage.json")
+    measurements.pop(key, None)
+    write_cached("storage.json", {**dict(list(measurements.items())[1 - _KEEP :]), key: asdict(speed)})
+    return speed
+
+
+def cached_storage(path: str | Path, block_bytes: int, *, n_lane: int = N_LANE) -> StorageSpeed | None:
+    """What `measure_storage` found before, None when it has not been asked. Reads a small file, measures nothing."""
+    known = read_cached("storage.json").get(_key(path, block_bytes, n_lane))
+    try:
+        return StorageSpeed(**known) if known else None
+    except TypeError:  # written by another version
+        return None
+
+
+def describe(path: str | Path) -> StorageInfo:
+    """File system and device of a path."""
+    if sys.platform != "linux":
+        return StorageInfo("", "", "")
+    status = os.stat(path)
+    wanted = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        fields = before.split()
+        if fields[2] == wanted:
+            kind, device = after.split()[:2]
+            return StorageInfo(filesystem=kind, device=device, mount_point=fields[4])
+    return StorageInfo("", "", "")
+
+
+def _key(path: str | Path, block_bytes: int, n_lane: int) -> str:
+    status = os.stat(path)
+    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{block_bytes}:{n_lane}"

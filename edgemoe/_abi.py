@@ -1,0 +1,231 @@
+"""Mirror of native/include/edgemoe.h: structs and function signatures, in the header's order.
+
+tests/test_abi.py asks a C compiler whether every size and offset is right. What the fields mean is said in the header.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, c_char, c_char_p, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
+
+ABI_VERSION = 1
+
+OK = 0
+ERR_ARGUMENT = 1
+ERR_IO = 2
+ERR_FORMAT = 3
+ERR_UNSUPPORTED = 4
+ERR_MEMORY = 5
+ERR_CANCELLED = 6
+ERR_CONTEXT = 7
+ERR_INTERNAL = 8
+
+POLICY_LFRU = 0
+POLICY_LRU = 1
+
+READER_AUTO = 0
+READER_THREADS = 1
+READER_URING = 2
+
+FAULT_FAIL = 1
+FAULT_SHORT = 2
+FAULT_TRUNCATE = 3
+FAULT_DELAY = 4
+
+
+class Struct(ctypes.Structure):
+    """A parameter struct: `struct_size` is filled in at construction."""
+
+    def __init__(self, **values: object) -> None:
+        super().__init__(struct_size=ctypes.sizeof(type(self)), **values)
+
+
+class Error(ctypes.Structure):
+    _fields_ = [("message", c_char * 1024)]
+
+
+class ModelInfo(Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("n_layer", c_uint32),
+        ("n_moe_layer", c_uint32),
+        ("n_expert", c_uint32),
+        ("n_expert_used", c_uint32),
+        ("n_ctx_train", c_uint32),
+        ("n_embd", c_uint32),
+        ("n_vocab", c_uint32),
+        ("n_file", c_uint32),
+        ("direct_io", c_uint32),
+        ("file_bytes", c_uint64),
+        ("dense_bytes", c_uint64),
+        ("dense_token_bytes", c_uint64),
+        ("expert_bytes", c_uint64),
+        ("token_bytes", c_uint64),
+        ("slot_bytes", c_uint64),
+        ("slot_min_bytes", c_uint64),
+        ("n_expert_total", c_uint64),
+        ("identity", c_uint64),
+        ("architecture", c_char * 64),
+        ("name", c_char * 192),
+    ]
+
+
+class LayerInfo(Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("layer", c_uint32),
+        ("n_expert", c_uint32),
+        ("n_matrix", c_uint32),
+        ("expert_bytes", c_uint64),
+        ("slot_bytes", c_uint64),
+        ("bits_per_weight", c_float),
+        ("types", c_char * 96),
+    ]
+
+
+class ContextParams(Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("n_ctx", c_uint32),
+        ("n_ubatch", c_uint32),
+        ("n_threads", c_uint32),
+        ("n_outputs_max", c_uint32),
+        ("kv_type", c_uint32),
+    ]
+
+
+class ContextSizes(Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("reserved", c_uint32),
+        ("kv_bytes", c_uint64),
+        ("compute_bytes", c_uint64),
+        ("output_bytes", c_uint64),
+        ("scratch_bytes", c_uint64),
+        ("vocab_bytes", c_uint64),
+    ]
+
+
+class EngineParams(Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("n_read_lane", c_uint32),
+        ("cache_bytes", c_uint64),
+        ("policy", c_uint32),
+        ("buffered", c_uint32),
+        ("reader", c_uint32),
+        ("reserved", c_uint32),
+        ("read_bytes_per_s", c_uint64),
+        ("context", ContextParams),
+    ]
+
+
+class Stats(Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("n_slot", c_uint32),
+        ("n_slot_used", c_uint32),
+        ("direct_io", c_uint32),
+        ("n_decode", c_uint64),
+        ("n_prefill", c_uint64),
+        ("decode_ns", c_uint64),
+        ("prefill_ns", c_uint64),
+        ("n_hit", c_uint64),
+        ("n_miss", c_uint64),
+        ("n_evict", c_uint64),
+        ("n_read", c_uint64),
+        ("read_bytes", c_uint64),
+        ("stall_ns", c_uint64),
+        ("cache_bytes", c_uint64),
+        ("dense_bytes", c_uint64),
+        ("kv_bytes", c_uint64),
+        ("compute_bytes", c_uint64),
+        ("output_bytes", c_uint64),
+        ("scratch_bytes", c_uint64),
+        ("reader", c_uint32),
+        ("reserved", c_uint32),
+        ("n_streamed", c_uint64),
+    ]
+
+
+class SamplerParams(Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("seed", c_uint32),
+        ("temp", c_float),
+        ("top_p", c_float),
+        ("min_p", c_float),
+        ("repeat_penalty", c_float),
+        ("top_k", c_int32),
+        ("repeat_last_n", c_int32),
+    ]
+
+
+class StorageSpeed(Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("direct_io", c_uint32),
+        ("bytes_per_s", c_uint64),
+        ("latency_ns", c_uint64),
+    ]
+
+
+STRUCTS: dict[str, type[ctypes.Structure]] = {
+    "emoe_error": Error,
+    "emoe_model_info": ModelInfo,
+    "emoe_layer_info": LayerInfo,
+    "emoe_context_params": ContextParams,
+    "emoe_context_sizes": ContextSizes,
+    "emoe_engine_params": EngineParams,
+    "emoe_stats": Stats,
+    "emoe_sampler_params": SamplerParams,
+    "emoe_storage_speed": StorageSpeed,
+}
+
+_status = c_int32
+_err = POINTER(Error)
+_model = _engine = _sampler = c_void_p
+_out = POINTER(c_void_p)
+
+FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
+    "emoe_abi_version": (c_uint32, []),
+    "emoe_build_info": (c_char_p, []),
+    "emoe_set_log_level": (None, [c_uint32]),
+    "emoe_model_open": (_status, [c_char_p, _out, _err]),
+    "emoe_model_close": (None, [_model]),
+    "emoe_model_get_info": (_status, [_model, POINTER(ModelInfo), _err]),
+    "emoe_model_get_layer": (_status, [_model, c_uint32, POINTER(LayerInfo), _err]),
+    "emoe_model_meta": (c_int64, [_model, c_char_p, c_char_p, c_uint64]),
+    "emoe_shell_write": (_status, [_model, c_char_p, c_uint32, _err]),
+    "emoe_shell_check": (_status, [_model, c_char_p, _err]),
+    "emoe_context_measure": (_status, [_model, c_char_p, POINTER(ContextParams), POINTER(ContextSizes), _err]),
+    "emoe_engine_open": (_status, [_model, c_char_p, POINTER(EngineParams), _out, _err]),
+    "emoe_engine_close": (None, [_engine]),
+    "emoe_engine_decode": (_status, [_engine, POINTER(c_int32), c_uint32, c_uint32, _err]),
+    "emoe_engine_logits": (POINTER(c_float), [_engine, c_uint32]),
+    "emoe_engine_n_past": (c_uint32, [_engine]),
+    "emoe_engine_rewind": (_status, [_engine, c_uint32, _err]),
+    "emoe_engine_cancel": (None, [_engine]),
+    "emoe_engine_set_cache_bytes": (_status, [_engine, c_uint64, _err]),
+    "emoe_engine_get_stats": (_status, [_engine, POINTER(Stats), _err]),
+    "emoe_engine_resident": (c_uint32, [_engine, c_uint32]),
+    "emoe_engine_inject_fault": (None, [_engine, c_uint32, c_uint64]),
+    "emoe_engine_tokenize": (
+        c_int64,
+        [_engine, c_char_p, c_uint64, c_uint32, c_uint32, POINTER(c_int32), c_uint64],
+    ),
+    "emoe_engine_piece": (c_int64, [_engine, c_int32, c_uint32, c_char_p, c_uint64]),
+    "emoe_engine_is_eog": (c_uint32, [_engine, c_int32]),
+    "emoe_engine_bos": (c_int32, [_engine]),
+    "emoe_engine_eos": (c_int32, [_engine]),
+    "emoe_engine_n_vocab": (c_uint32, [_engine]),
+    "emoe_engine_n_ctx": (c_uint32, [_engine]),
+    "emoe_sampler_open": (_status, [POINTER(SamplerParams), _out, _err]),
+    "emoe_sampler_close": (None, [_sampler]),
+    "emoe_sampler_sample": (c_int32, [_sampler, _engine, c_uint32]),
+    "emoe_storage_measure": (
+        _status,
+        [c_char_p, c_uint64, c_uint32, c_uint64, c_uint64, POINTER(StorageSpeed), _err],
+    ),
+    "emoe_compute_measure": (_status, [c_char_p, c_uint32, c_uint64, POINTER(c_uint64), _err]),
+}

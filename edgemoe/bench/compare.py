@@ -1,0 +1,107 @@
+"""A whole benchmark: plan, measure the drive, run the repetitions, summarise into one JSON-ready report."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import edgemoe
+
+from ..devices.cpu import physical_cores
+from ..devices.memory import available_memory
+from ..devices.profile import machine
+from ..devices.storage import measure_storage
+from ..errors import StorageError
+from ..runtime.shell import shell_for
+from .engines import Setting
+from .report import OURS, STOCK, summarise
+from .runner import Say, Side, Workload, git_revision, glance, limit_problem, run_all, run_once
+
+_BUSY_CORES = 0.2  # more than this taken by other processes and a measurement on a few cores says little
+
+
+def compare(
+    path: str,
+    workload: Workload,
+    *,
+    memory: str,
+    threads: int | None,
+    n_ubatch: int | None,
+    policy: str,
+    n_repeat: int,
+    against_stock: bool,
+    with_resident: bool,
+    say: Say,
+) -> dict[str, Any]:
+    """Run it all. say: gets lines of progress. Raises EdgeMoEError."""
+    n_threads = threads or physical_cores()
+    with edgemoe.open_model(path) as model:
+        plan = edgemoe.plan(model, memory=memory, ctx=workload.n_ctx, threads=n_threads, n_ubatch=n_ubatch)
+        shell = shell_for(model, progress=say)
+        files = [*model_files(Path(path)), shell]
+        disk = measure_storage(path, model.block_bytes, fresh=True)
+        model_facts = asdict(model.info)
+
+    problem = limit_problem(plan.budget_bytes)
+    if problem:
+        say(f"NO KERNEL LIMIT: {problem}; llama.cpp may use all of the machine's memory")
+    limit_bytes = 0 if problem else plan.budget_bytes
+    setting = Setting(path, plan.budget_bytes, plan.n_ctx, n_threads, n_ubatch or 0, policy)
+    sides = [Side(OURS, OURS, setting, limit_bytes, workload.n_decode)]
+    if against_stock:
+        sides.append(Side(STOCK, STOCK, setting, limit_bytes, workload.n_stock_decode))
+
+    resident = None
+    if with_resident and plan.fraction < 1:
+        resident = _resident(setting, plan.resident_bytes, replace(workload, warm=True), files, say)
+    records = run_all(sides, workload, files, n_repeat, say)
+    busy = max(record["other_cores"] for record in records)
+    if busy > _BUSY_CORES:
+        say(f"THE MACHINE WAS BUSY: other processes took up to {busy:.1f} cores during a repetition")
+    return {
+        "format": 1,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "argv": sys.argv[1:],
+        "version": edgemoe.__version__,
+        "git": git_revision(),
+        "machine": {**machine(path), "load_average": os.getloadavg()},
+        "model": model_facts,
+        "plan": plan.to_dict(),
+        "workload": {name: value for name, value in asdict(workload).items() if name != "text"},
+        "n_repeat": n_repeat,
+        "limit_problem": problem,
+        "disk": asdict(disk),
+        "resident": resident,
+        "runs": records,
+        "summary": summarise(records, workload.n_prefill, disk_bytes_per_s=disk.bytes_per_s, resident=resident),
+    }
+
+
+def _resident(
+    setting: Setting, resident_bytes: int, workload: Workload, files: list[Path], say: Say
+) -> dict[str, Any] | None:
+    """One run with every expert in memory and no limit: what the computation alone takes. None without the memory."""
+    if available_memory() < resident_bytes:
+        say("the machine has no memory for an all-resident run: the bound is the drive's alone")
+        return None
+    roomy = replace(setting, memory_bytes=resident_bytes)
+    record = run_once(Side("resident", OURS, roomy, 0, workload.n_decode), workload, files)
+    say(f"all experts resident: {glance(record)}")
+    return record
+
+
+def model_files(path: Path) -> list[Path]:
+    """Every file of a split set, or the one file. Raises StorageError."""
+    match = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.gguf", path.name)
+    if not match:
+        return [path]
+    files = [path.with_name(f"{match[1]}-{i:05}-of-{match[2]}.gguf") for i in range(1, int(match[2]) + 1)]
+    for file in files:
+        if not file.exists():
+            raise StorageError(f"`{file}` of the split set is missing", hint="put all files of the set into one folder")
+    return files

@@ -1,0 +1,154 @@
+"""The two engines that a benchmark compares, behind the verbs that one repetition needs.
+
+Imports little: what this module loads counts against the memory limit that the measurement runs under.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import sys
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..errors import EdgeMoEError, UnsupportedError
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How an engine is opened. memory_bytes and policy are EdgeMoE's; n_ubatch 0: as it chooses (llama.cpp: 512)."""
+
+    path: str
+    memory_bytes: int
+    n_ctx: int
+    n_threads: int
+    n_ubatch: int
+    policy: str
+
+
+class BenchEngine(Protocol):
+    """One open model with one sequence of tokens."""
+
+    def tokenize(self, text: str) -> list[int]: ...
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """Compute tokens after those already in the sequence; returns when the last one's logits are there."""
+
+    def clear(self) -> None:
+        """Empty the sequence. Caches of weights stay."""
+
+    def counters(self) -> dict[str, int]:
+        """Totals since the engine was opened."""
+
+    def facts(self) -> dict[str, Any]:
+        """What the engine settled on."""
+
+
+class EdgeMoE:
+    """This library, through its Python engine."""
+
+    def __init__(self, setting: Setting) -> None:
+        import edgemoe
+
+        self._engine = edgemoe.load(
+            setting.path,
+            memory=setting.memory_bytes,
+            ctx=setting.n_ctx,
+            threads=setting.n_threads,
+            n_ubatch=setting.n_ubatch or None,
+            policy=setting.policy,
+        )
+
+    def tokenize(self, text: str) -> list[int]:
+        return self._engine.tokenize(text)
+
+    def append(self, tokens: Sequence[int]) -> None:
+        self._engine.eval(tokens)
+
+    def clear(self) -> None:
+        self._engine.reset()
+
+    def counters(self) -> dict[str, int]:
+        stats = self._engine.stats()
+        names = ("n_hit", "n_miss", "n_evict", "n_read", "read_bytes", "stall_ns", "n_streamed")
+        return {name: int(getattr(stats, name)) for name in names}
+
+    def facts(self) -> dict[str, Any]:
+        stats, plan = self._engine.stats(), self._engine.plan
+        return {
+            "n_slot": stats.n_slot,
+            "cache_bytes": stats.cache_bytes,
+            "dense_bytes": stats.dense_bytes,
+            "direct_io": bool(stats.direct_io),
+            "n_ubatch": plan.n_ubatch,
+        }
+
+
+class LlamaCpp:
+    """Stock llama.cpp with its default mmap, through llama-cpp-python's low-level bindings."""
+
+    N_UBATCH = 512  # llama.cpp's default
+
+    def __init__(self, setting: Setting) -> None:
+        llama = self._llama = _bindings()
+        # errors only: a benchmark's stderr is for what went wrong
+        self._log = llama.llama_log_callback(
+            lambda level, text, _: sys.stderr.write(text.decode()) if level == 4 else None
+        )
+        llama.llama_log_set(self._log, ctypes.c_void_p(0))
+        llama.llama_backend_init()
+        model_params = llama.llama_model_default_params()
+        model_params.load_mode = llama.LLAMA_LOAD_MODE_MMAP
+        model_params.use_extra_bufts = False  # repacking would copy the experts: see design, section 2
+        self._model = llama.llama_model_load_from_file(setting.path.encode(), model_params)
+        if not self._model:
+            raise UnsupportedError(f"llama.cpp cannot load `{setting.path}`")
+        params = llama.llama_context_default_params()
+        params.n_ctx = setting.n_ctx
+        params.n_batch = params.n_ubatch = setting.n_ubatch or self.N_UBATCH
+        params.n_threads = params.n_threads_batch = setting.n_threads
+        self._context = llama.llama_init_from_model(self._model, params)
+        if not self._context:
+            raise UnsupportedError(f"llama.cpp cannot make a context of {setting.n_ctx} tokens")
+        self._vocab = llama.llama_model_get_vocab(self._model)
+        self._n_batch = params.n_batch
+
+    def tokenize(self, text: str) -> list[int]:
+        raw = text.encode()
+        room = (ctypes.c_int32 * (len(raw) + 8))()
+        n = self._llama.llama_tokenize(self._vocab, raw, len(raw), room, len(room), True, True)
+        return list(room[:n])
+
+    def append(self, tokens: Sequence[int]) -> None:
+        for begin in range(0, len(tokens), self._n_batch):
+            piece = tokens[begin : begin + self._n_batch]
+            values = (ctypes.c_int32 * len(piece))(*piece)  # a batch only points at them
+            status = self._llama.llama_decode(self._context, self._llama.llama_batch_get_one(values, len(piece)))
+            if status != 0:
+                raise EdgeMoEError(f"llama.cpp failed to decode: status {status}")
+        self._llama.llama_get_logits_ith(self._context, -1)  # waits for the computation
+
+    def clear(self) -> None:
+        self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
+
+    def counters(self) -> dict[str, int]:
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        return {"n_ubatch": self._n_batch, "load_mode": "mmap", "use_extra_bufts": False}
+
+
+def _bindings() -> Any:
+    """llama_cpp.llama_cpp without the package around it, which would import numpy into the measurement."""
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or spec.submodule_search_locations is None:
+        raise UnsupportedError("llama-cpp-python is not installed")
+    package = types.ModuleType("llama_cpp")
+    package.__path__ = list(spec.submodule_search_locations)
+    sys.modules["llama_cpp"] = package
+    return importlib.import_module("llama_cpp.llama_cpp")
+
+
+ENGINES: dict[str, type[EdgeMoE] | type[LlamaCpp]] = {"edgemoe": EdgeMoE, "llama.cpp": LlamaCpp}

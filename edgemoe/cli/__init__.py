@@ -1,0 +1,116 @@
+"""The `edgemoe` command: one module a subcommand, each parses, calls the library and prints.
+
+What goes wrong ends here as `edgemoe: MESSAGE` and `hint: HINT` on stderr. Exit codes: 0, 1 failed, 2 used wrongly,
+130 interrupted. Data goes to stdout, talk to stderr. `edgemoe --help` loads neither llama.cpp nor numpy.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from .. import __version__
+from ..errors import EdgeMoEError
+from .bench import bench
+from .chat import chat
+from .inspect import inspect
+from .options import expand
+from .plan import plan
+from .run import run
+
+# The parser's own errors. Their class is click's or typer's copy of click's, depending on typer's version.
+_ParserError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+app = typer.Typer(
+    name="edgemoe",
+    help="Run Mixture-of-Experts GGUF models inside a hard memory budget, with exact output.",
+    add_completion=False,
+    rich_markup_mode=None,  # rich costs memory that the expert cache can use
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    if version:
+        print(f"edgemoe {__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+for _command in (chat, run, inspect, plan, bench):
+    app.command(_command.__name__)(expand(_command))
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    code = _run(sys.argv[1:] if arguments is None else arguments)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_stdout()
+    sys.exit(code)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    try:
+        command = typer.main.get_command(app)
+        with command.make_context("edgemoe", list(arguments)) as context:
+            command.invoke(context)
+        return 0
+    except typer.Exit as done:
+        return done.exit_code
+    except EdgeMoEError as error:
+        _report(error.message, error.hint)
+        return error.exit_code
+    except _ParserError as error:
+        _report(_our_style(error), _usage_hint(error))
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        _discard_stdout()
+        return 1
+    except MemoryError:
+        _report("this machine has no memory left", "use a smaller `--memory` or a smaller `--ctx`")
+        return 1
+    except OSError as error:
+        place = f"`{error.filename}`: " if error.filename else ""
+        _report(f"{place}{(error.strerror or str(error)).lower()}", _os_hint(error))
+        return 1
+
+
+def _report(message: str, hint: str) -> None:
+    print(f"edgemoe: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+
+
+def _our_style(error: Exception) -> str:
+    """The parser writes "Missing argument 'MODEL'."; we write "missing argument `MODEL`"."""
+    message: str = getattr(error, "format_message", error.__str__)()
+    text = re.sub(r"'([^']*)'", r"`\1`", " ".join(message.split())).rstrip(".").replace(". Did", ": did")
+    return text[:1].lower() + text[1:]
+
+
+def _usage_hint(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    return f"`{getattr(context, 'command_path', 'edgemoe')} --help` lists what it takes"
+
+
+def _os_hint(error: OSError) -> str:
+    return "free some space or choose another place" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+
+
+def _discard_stdout() -> None:
+    """The reader has gone: what is still buffered goes nowhere, quietly."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,188 @@
+"""`edgemoe bench`: measured speed under a kernel memory limit, beside stock llama.cpp if wanted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import StorageError, UsageError
+from ..units import format_rate, format_size
+from .options import ModelArgument, at_least
+from .status import note
+
+_ROWS = (
+    # quantity of the report, label, scale, unit
+    ("decode_tok_s", "decode", 1.0, "tok/s"),
+    ("prefill_tok_s", "prefill", 1.0, "tok/s"),
+    ("first_token_s", "start to first token", 1.0, "s"),
+    ("load_s", "load", 1.0, "s"),
+    ("hit_rate", "hits in decode", 100.0, "%"),
+    ("stall_share", "waiting in decode", 100.0, "%"),
+    ("decode_bytes_per_token", "read per token", 1e-6, "MB"),
+    ("prefill_bytes", "read in prefill", 1e-6, "MB"),
+    ("limit_peak_bytes", "peak under the limit", 1 / (1 << 20), "MiB"),
+    ("peak_rss_bytes", "peak resident", 1 / (1 << 20), "MiB"),
+)
+
+
+_TELLING = 0.05  # a run that hardly reads is not bounded by the drive
+
+
+def bench(
+    model: ModelArgument,
+    memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="Budget, and the kernel's limit: `6GiB`, `75%`, `auto`.")
+    ] = "auto",
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", show_default=False, help="`llama.cpp`: stock mmap under the same limit."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="Compute threads.", show_default="physical cores")
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Text that is decoded and prefilled.", show_default="a bundled one"),
+    ] = None,
+    warmup: Annotated[int, typer.Option(metavar="N", help="Tokens decoded before timing begins.")] = 8,
+    decode: Annotated[int, typer.Option(metavar="N", help="Tokens decoded one at a time.")] = 128,
+    stock_decode: Annotated[int, typer.Option(metavar="N", help="The same for llama.cpp, which may be slow.")] = 24,
+    prefill: Annotated[int, typer.Option(metavar="N", help="Tokens of the prefill; 0 leaves it out.")] = 512,
+    warm: Annotated[
+        bool, typer.Option("--warm", help="Fill the caches first: steady state, not a cold start.")
+    ] = False,
+    ubatch: Annotated[
+        int | None, typer.Option(metavar="N", help="Prefill batch.", show_default="as memory allows")
+    ] = None,
+    cache_policy: Annotated[str, typer.Option(metavar="NAME", help="`lfru` or `lru`.")] = "lfru",
+    repeat: Annotated[int, typer.Option(metavar="N", help="Repetitions, interleaved; 5 or more say something.")] = 5,
+    resident: Annotated[bool, typer.Option(help="Measure compute alone first, for the bound.")] = True,
+    json_file: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE", show_default=False, help="Write everything measured to a file."),
+    ] = None,
+) -> None:
+    """Measure decode and prefill from cold caches, each repetition in a fresh process under a memory limit."""
+    for option, value, least in (
+        ("--threads", threads, 1),
+        ("--warmup", warmup, 0),
+        ("--decode", decode, 1),
+        ("--stock-decode", stock_decode, 1),
+        ("--prefill", prefill, 0),
+        ("--ubatch", ubatch, 1),
+        ("--repeat", repeat, 1),
+    ):
+        at_least(option, value, least)
+    if against not in (None, "llama.cpp"):
+        raise UsageError(f"cannot compare with `{against}`", hint="use `--against llama.cpp`")
+    out = _output(json_file)
+
+    from ..bench.compare import compare
+    from ..bench.runner import Workload, passage, read_text
+
+    workload = Workload(
+        text=read_text(text) if text else passage(),
+        n_warmup=warmup,
+        n_decode=decode,
+        n_prefill=prefill,
+        n_stock_decode=min(stock_decode, decode),
+        warm=warm,
+    )
+    report = compare(
+        model,
+        workload,
+        memory=memory,
+        threads=threads,
+        n_ubatch=ubatch,
+        policy=cache_policy.lower(),
+        n_repeat=repeat,
+        against_stock=against is not None,
+        with_resident=resident,
+        say=note,
+    )
+    if out:
+        out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    _print(report)
+
+
+def _output(name: str | None) -> Path | None:
+    """The file for the report, tried before an hour is spent measuring."""
+    if name is None:
+        return None
+    path = Path(name).expanduser()
+    existed = path.exists()
+    try:
+        path.touch()
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise StorageError(f"cannot write `{path}`: {error.strerror}", hint="choose another place") from None
+    return path
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    summary, machine, plan, disk = report["summary"], report["machine"], report["plan"], report["disk"]
+    limit = "no kernel limit" if report["limit_problem"] else "kernel limit"
+    table = Table("", *summary["sides"], box=None, padding=(0, 3, 0, 0))
+    for key, label, scale, unit in _ROWS:
+        cells = [_cell(side.get(key), scale, unit) for side in summary["sides"].values()]
+        if any(cells):
+            table.add_row(label, *cells)
+    for work in ("decode", "prefill"):
+        cells = [_bound_cell(side["bounds"].get(work)) for side in summary["sides"].values()]
+        if any(cells):
+            table.add_row(f"{work} bound", *cells)
+    console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
+    console.print(
+        f"{plan['model']}, {format_size(plan['budget_bytes'])} ({limit}), {plan['fraction']:.0%} of experts fit"
+    )
+    console.print(table)
+    _print_ratio(console.print, report)
+    storage = machine.get("storage", {})
+    direct = "O_DIRECT" if disk["direct_io"] else "buffered"
+    console.print(
+        f"{machine['cpu']}, {plan['n_threads']} threads of {machine['n_core']} cores, "
+        f"{format_size(machine['total_bytes'])} RAM, {machine['os']}; {storage.get('device', '?')} "
+        f"{storage.get('filesystem', '?')} at {format_rate(disk['bytes_per_s'])} in blocks of "
+        f"{format_size(disk['block_bytes'])} ({direct}); {machine['native']}, {report['git'] or report['version']}"
+    )
+
+
+def _print_ratio(say: Any, report: dict[str, Any]) -> None:
+    ratio = report["summary"].get("ratio")
+    if not ratio:
+        return
+    if report["n_repeat"] < 2:
+        say("one repetition: no ratio, it would say nothing")
+        return
+    parts = [f"{name.replace('_', ' ')} {value:.2f}x" for name, value in ratio.items() if isinstance(value, float)]
+    say(f"edgemoe over {ratio['against']}: {', '.join(parts)} (medians of {report['n_repeat']})")
+
+
+def _cell(spread: dict[str, float] | None, scale: float, unit: str) -> str:
+    """ "5.1 tok/s (4.9–5.2)"."""
+    if not spread:
+        return ""
+    median, low, high = (_short(spread[key] * scale) for key in ("median", "low", "high"))
+    return f"{median} {unit}" if low == high else f"{median} {unit} ({low}–{high})"
+
+
+def _bound_cell(bound: dict[str, Any] | None) -> str:
+    """ "310 ms read, 110 ms compute, 330 ms taken: 94 %"."""
+    if not bound or (bound["compute_s"] is None and bound["efficiency"] < _TELLING):
+        return ""
+    parts = [f"{bound['io_s'] * 1e3:.0f} ms read"]
+    if bound["compute_s"]:
+        parts.append(f"{bound['compute_s'] * 1e3:.0f} ms compute")
+    return f"{', '.join(parts)}, {bound['taken_s'] * 1e3:.0f} ms taken: {bound['efficiency']:.0%}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -1,0 +1,42 @@
+"""What `chat` and `run` share: opening an engine and streaming an answer."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from ..errors import Cancelled
+from .options import EngineOptions
+from .status import note
+from .terminal import cancel_on_interrupt
+
+if TYPE_CHECKING:
+    from ..runtime.engine import Engine
+
+
+def load(model: str, options: EngineOptions, *, verbose: bool) -> Engine:
+    """The engine, with a line of progress while a model is prepared for the first time, and its plan if wanted."""
+    import edgemoe
+
+    talk = note if verbose or sys.stderr.isatty() else None
+    engine = edgemoe.load(model, progress=talk, **options.arguments())
+    if verbose:
+        for line in engine.plan.lines():
+            note(line)
+    return engine
+
+
+def stream(pieces: Iterator[str], cancel: Callable[[], None]) -> tuple[str, bool]:
+    """Print pieces as they come until Ctrl-C. Returns the text and whether it was interrupted."""
+    written: list[str] = []
+    # Cancelled: by the handler, in the middle of a computation; between two it is the flag that stops the loop.
+    with cancel_on_interrupt(cancel) as interrupt, contextlib.suppress(Cancelled):
+        for piece in pieces:
+            if interrupt.seen:
+                break
+            written.append(piece)
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    return "".join(written), interrupt.seen

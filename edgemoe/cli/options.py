@@ -1,0 +1,127 @@
+"""Options that several commands share, each declared and checked once.
+
+A command asks for a group with a parameter of its class (`engine: EngineOptions`); `expand` spells the group's fields
+out for the parser. Checks that the library makes itself (sizes, sampling values) are left to it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from ..errors import UsageError
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", show_default=False, help="A GGUF file, or any file of a split set.")
+]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show the plan and the costs on stderr.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+@dataclasses.dataclass(frozen=True)
+class BudgetOptions:
+    """What a plan is made from."""
+
+    memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="Memory of the whole process: `6GiB`, `900M`, `75%` or `auto`.")
+    ] = "auto"
+    ctx: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Tokens of context, prompt and answers together.", show_default="as memory allows"
+        ),
+    ] = None
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="Compute threads.", show_default="physical cores")
+    ] = None
+    kv_type: Annotated[
+        str, typer.Option(metavar="TYPE", help="KV cache: `f16`, or `q8_0` for half the memory, which is LOSSY.")
+    ] = "f16"
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of edgemoe.load and edgemoe.plan. Raises UsageError."""
+        at_least("--ctx", self.ctx, 1)
+        at_least("--threads", self.threads, 1)
+        return {
+            "memory": self.memory,
+            "ctx": self.ctx,
+            "threads": self.threads,
+            "kv_type": self.kv_type.lower(),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineOptions(BudgetOptions):
+    """What an engine is loaded with."""
+
+    cache_policy: Annotated[
+        str, typer.Option(metavar="NAME", help="Which expert leaves a full cache: `lfru` or `lru`.")
+    ] = "lfru"
+
+    def arguments(self) -> dict[str, Any]:
+        return {**super().arguments(), "policy": self.cache_policy.lower()}
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingOptions:
+    """How the next token is chosen, and when to stop."""
+
+    temp: Annotated[float, typer.Option(metavar="T", help="Temperature; 0 always takes the likeliest token.")] = 0.8
+    top_k: Annotated[int, typer.Option(metavar="N", help="Choose among the N likeliest; 0 is off.")] = 40
+    top_p: Annotated[float, typer.Option(metavar="P", help="Choose among the likeliest of mass P; 1 is off.")] = 0.95
+    min_p: Annotated[float, typer.Option(metavar="P", help="Drop what is below P of the likeliest; 0 is off.")] = 0.05
+    repeat_penalty: Annotated[float, typer.Option(metavar="X", help="Penalty for repeated tokens; 1 is off.")] = 1.0
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Same seed, same answer.", show_default="random")] = None
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", "-n", metavar="N", help="Longest answer.", show_default="no limit")
+    ] = None
+
+    def sampling(self) -> Any:
+        """The library's Sampling. Raises UsageError."""
+        from ..runtime.sampling import Sampling
+
+        at_least("--max-tokens", self.max_tokens, 1)
+        fields = dataclasses.asdict(self)
+        del fields["max_tokens"]
+        return Sampling(**fields)
+
+
+def expand(function: Callable[..., None]) -> Callable[..., None]:
+    """`function` with the fields of each option group in its signature as parameters of their own."""
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, tuple[type, list[str]]] = {}
+    # Not get_type_hints: on Python 3.10 it hides an Annotated whose default is None inside an Optional.
+    for parameter in inspect.signature(function, eval_str=True).parameters.values():
+        hint = parameter.annotation
+        if not dataclasses.is_dataclass(hint):
+            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
+            continue
+        assert isinstance(hint, type)
+        fields, field_hints = dataclasses.fields(hint), get_type_hints(hint, include_extras=True)
+        groups[parameter.name] = (hint, [field.name for field in fields])
+        parameters += [
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=field_hints[f.name])
+            for f in fields
+        ]
+
+    @functools.wraps(function)
+    def command(**values: Any) -> None:
+        for name, (group, names) in groups.items():
+            values[name] = group(**{field: values.pop(field) for field in names})
+        function(**values)
+
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def at_least(option: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise UsageError(
+            f"`{option} {value}` makes no sense", hint=f"`{option}` takes a whole number of at least {least}"
+        )

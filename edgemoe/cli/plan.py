@@ -1,0 +1,18 @@
+"""`edgemoe plan`: how a memory budget would be spent, and how fast that would be."""
+
+from __future__ import annotations
+
+import json
+
+from .options import BudgetOptions, JsonOption, ModelArgument
+
+
+def plan(model: ModelArgument, budget: BudgetOptions, json_output: JsonOption = False) -> None:
+    """Show how a memory budget is spent: dense weights, KV cache, experts that fit, predicted speed."""
+    import edgemoe
+
+    found = edgemoe.plan(model, **budget.arguments())
+    if json_output:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        print("\n".join(found.lines()))

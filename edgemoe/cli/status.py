@@ -1,0 +1,54 @@
+"""One line about what an answer cost, from an engine's counters."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+from ..units import format_size
+
+if TYPE_CHECKING:
+    from ..runtime.stats import Stats
+
+
+def status_line(answer: Stats) -> str:
+    """ "31 tokens at 12.3 tok/s, 87% hits, 45 MiB/token, 148 MiB of 160 MiB". answer: the counters of one answer."""
+    parts = []
+    if answer.n_decode:
+        parts.append(f"{answer.n_decode} tokens at {answer.decode_tok_s:.1f} tok/s")
+    if answer.n_hit + answer.n_miss:
+        parts.append(f"{answer.hit_rate:.0%} hits")
+    computed = answer.n_decode + answer.n_prefill
+    if computed:
+        parts.append(f"{format_size(answer.read_bytes / computed)}/token")
+    parts.append(f"{format_size(answer.rss_bytes)} of {format_size(answer.budget_bytes)}")
+    return ", ".join(parts)
+
+
+def stats_lines(stats: Stats) -> list[str]:
+    """Everything since the model was loaded, a line a subject."""
+    io = "past the page cache" if stats.direct_io else "through the page cache"
+    return [
+        f"decode   {stats.n_decode:,} tokens at {stats.decode_tok_s:.1f} tok/s",
+        f"prefill  {stats.n_prefill:,} tokens at {stats.prefill_tok_s:.1f} tok/s",
+        f"experts  {stats.hit_rate:.1%} hits, {stats.n_miss:,} misses, {stats.n_evict:,} evicted",
+        f"storage  {format_size(stats.read_bytes)} in {stats.n_read:,} reads {io}; "
+        f"compute waited {stats.stall_ns / 1e9:.1f} s for them",
+        f"cache    {stats.n_slot_used:,} of {stats.n_slot:,} expert slots in use, {format_size(stats.cache_bytes)}",
+        f"memory   {format_size(stats.rss_bytes)} now, {format_size(stats.peak_bytes)} at most, "
+        f"of {format_size(stats.budget_bytes)}",
+        f"context  {stats.n_past:,} of {stats.n_ctx:,} tokens",
+    ]
+
+
+def dim(text: str, stream: TextIO) -> str:
+    """The text in grey where the stream is a terminal that takes colour."""
+    if stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb":
+        return f"\033[2m{text}\033[0m"
+    return text
+
+
+def note(text: str) -> None:
+    """A grey line of talk on stderr."""
+    print(dim(text, sys.stderr), file=sys.stderr, flush=True)

@@ -1,0 +1,52 @@
+"""Where derived data lives. What is here can always be made again, so losing it costs time and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .errors import StorageError
+
+
+def cache_dir() -> Path:
+    """`$EDGEMOE_CACHE`, else `$XDG_CACHE_HOME/edgemoe`, else `~/.cache/edgemoe`; made if it is missing.
+
+    Raises StorageError when it cannot be made.
+    """
+    chosen = os.environ.get("EDGEMOE_CACHE")
+    if chosen:
+        folder = Path(chosen).expanduser()
+    else:
+        base = os.environ.get("XDG_CACHE_HOME")
+        folder = (Path(base) if base else Path(os.path.expanduser("~"), ".cache")) / "edgemoe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"cannot make the cache folder `{folder}`: {error.strerror}", hint="set `EDGEMOE_CACHE` to a folder you own"
+        ) from None
+    return folder
+
+
+def read_cached(name: str) -> dict[str, Any]:
+    """The JSON object stored under `name` in the cache folder, {} when there is none that can be read."""
+    with contextlib.suppress(OSError, ValueError, StorageError):
+        value = json.loads((cache_dir() / name).read_text("utf-8"))
+        if isinstance(value, dict):
+            return value
+    return {}
+
+
+def write_cached(name: str, value: dict[str, Any]) -> None:
+    """Store a JSON object under `name` atomically. A failure is ignored: it costs the measurement again."""
+    with contextlib.suppress(OSError, StorageError):
+        path = cache_dir() / name
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(json.dumps(value, indent=1), "utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,321 @@
+"""A model opened for generation: text in, text out, inside a budget."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import weakref
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from .. import _native
+from .._abi import EngineParams
+from ..devices.memory import process_memory
+from ..errors import UsageError
+from ..units import KIB, MIB, format_size
+from .allowance import Allowance
+from .model import Model
+from .planner import Plan
+from .prompt import CHATML_END, JINJA_BYTES, Message, render
+from .sampling import Sampling
+from .sequence import TokenSequence
+from .stats import READERS, Stats
+from .stream import TextStream
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+_NUMPY_BYTES = 28 * MIB  # resident memory that importing it costs, with room to spare
+# What llama.cpp's tokenizer takes meanwhile for a byte of text: 45 for prose, 205 for blanks without end.
+_TOKENIZER_BYTES = 210
+_SHORT_TEXT_BYTES = 16 * KIB  # what the margin bears
+_CHECK_TOKENS = 32  # computed between two looks at the process's memory
+
+
+class Engine:
+    """One model, one sequence of tokens. Made by `edgemoe.load`; close it, or use it in a `with` statement.
+
+    Used from one thread at a time; `set_budget`, `cancel`, `stats` and `resident` may be called from any.
+
+    model: what is in the file (closed: info, layers and chat_template remain).
+    n_vocab, n_ctx: tokens in the vocabulary, and that the context holds.
+    finish_reason: why the last answer ended: "stop" (the model or a stop string ended it), "length" (max_tokens, or
+    the context is full), "" (it did not end).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        shell: Path,
+        plan: Plan,
+        params: EngineParams,
+        *,
+        resolve: Callable[[str | int], int],
+    ) -> None:
+        """params: with the smallest cache, which grows as soon as it is known what is left for it.
+
+        resolve: bytes of a budget as the user writes it.
+        """
+        self.model = model
+        self.finish_reason = ""
+        self._resolve = resolve
+        self._unchecked = 0  # tokens since the last look at the process's memory
+        handle = _native.engine_open(model.handle, os.fspath(shell), params)
+        self._finalizer = weakref.finalize(self, _native.engine_close, handle)
+        self._finalizer.atexit = False  # the process's end frees everything; a daemon thread may still be computing
+        # What the headers and loading took is the cache's from here on; what answers need of the model is read first.
+        _ = (model.layers, model.chat_template)
+        model.close()
+        _native.trim_heap()
+        try:
+            stats = _native.engine_stats(handle)
+            # Weights and KV cache are in place; these buffers fill with the first long prompt.
+            untouched = stats["compute_bytes"] + stats["output_bytes"] + stats["scratch_bytes"]
+            resize = functools.partial(_native.engine_set_cache_bytes, handle)
+            self._allowance = Allowance(plan, model.info, resize, untouched_bytes=untouched)
+            self._sequence = TokenSequence(handle, self._allowance.lock)
+        except BaseException:
+            self._finalizer()
+            raise
+        self.n_vocab, self.n_ctx = self._sequence.n_vocab, self._sequence.n_ctx
+
+    # ---------------------------------------------------------------- budget
+
+    @property
+    def plan(self) -> Plan:
+        """How the budget is spent now."""
+        return self._allowance.plan
+
+    def set_budget(self, memory: str | int) -> None:
+        """Change the budget ("4GiB", "50%", "auto", bytes), from any thread, also during generation.
+
+        The output does not change. Memory is given back before the next layer is computed.
+        Raises BudgetError when that is too small for what is loaded, UsageError.
+        """
+        budget_bytes = self._resolve(memory)
+        with self._control():
+            self._allowance.spend(budget_bytes)
+
+    def stats(self) -> Stats:
+        """Counters since load and the state of now. Any thread."""
+        with self._control() as handle:
+            native = _native.engine_stats(handle)
+        memory = process_memory()
+        return Stats(
+            **{**native, "direct_io": bool(native["direct_io"]), "reader": READERS[native["reader"]]},
+            rss_bytes=memory.rss,
+            peak_bytes=memory.peak,
+            budget_bytes=self.plan.budget_bytes,
+            n_past=self.n_past,
+            n_ctx=self.n_ctx,
+        )
+
+    def resident(self) -> tuple[int, ...]:
+        """Experts in the cache, for each of `model.layers`. Any thread."""
+        with self._control() as handle:
+            return tuple(_native.engine_resident(handle, i) for i in range(self.model.info.n_moe_layer))
+
+    # ---------------------------------------------------------------- text
+
+    def tokenize(self, text: str, *, special: bool = True) -> list[int]:
+        """Tokens of a text. special: begin with BOS where the model wants one, and read "<|im_end|>" as one token."""
+        return self._tokenize(text, add_special=special, parse_special=special)
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """Text of tokens. special: that of control tokens too. Raises UsageError for a token that does not exist."""
+        self._sequence.check(tokens)
+        pieces = (_native.engine_piece(self._sequence.handle, token, special=special) for token in tokens)
+        return b"".join(pieces).decode("utf-8", "replace")
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """Continue a prompt (text or tokens), yielding whole characters as they come.
+
+        max_tokens: longest answer; None: until the model ends or the context is full. sampling: None is `Sampling()`.
+        stop: strings that end the answer and are not part of it.
+        The part of the prompt that is in the engine already is not computed again.
+        Raises UsageError for an empty prompt or one longer than the context; while iterating StorageError, Cancelled.
+        """
+        tokens = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+        return self._answer(tokens, max_tokens, sampling, stop)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """Answer messages ({"role": "user", "content": "..."}) through the model's chat template; else as `generate`.
+
+        A model without a template is asked in ChatML (`engine.model.chat_template` is None then).
+        """
+        tokens = self.chat_tokens(messages)
+        if self.model.chat_template is None:
+            stop = (*stop, CHATML_END)
+        return self._answer(tokens, max_tokens, sampling, stop)
+
+    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
+        """The prompt that `chat` computes for these messages. Raises UsageError, FormatError."""
+        bos, eos = (
+            self._token_text(token(self._sequence.handle)) for token in (_native.engine_bos, _native.engine_eos)
+        )
+        template = self.model.chat_template
+        with self._room(0 if "jinja2" in sys.modules else JINJA_BYTES, "the chat template"):
+            text = render(template, messages, bos=bos, eos=eos)
+        # As llama.cpp does: a template that writes BOS itself gets no second one.
+        add_special = not (bos and text.startswith(bos))
+        return self._tokenize(text, add_special=add_special, parse_special=True)
+
+    def _tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        raw = text.encode("utf-8", "replace")  # lone surrogates, as a terminal may produce, become "?"
+        n_bytes = _TOKENIZER_BYTES * len(raw) if len(raw) > _SHORT_TEXT_BYTES else 0
+        with self._room(n_bytes, f"reading a text of {format_size(len(raw))}"):
+            tokens = _native.engine_tokenize(
+                self._sequence.handle, raw, add_special=add_special, parse_special=parse_special
+            )
+            if n_bytes:
+                _native.trim_heap()
+        return tokens
+
+    def _room(self, n_bytes: int, what: str) -> AbstractContextManager[None]:
+        return self._allowance.growing(n_bytes, what) if n_bytes else nullcontext()
+
+    def _token_text(self, token: int) -> str:
+        if token < 0:
+            return ""
+        return _native.engine_piece(self._sequence.handle, token, special=True).decode("utf-8", "replace")
+
+    def _answer(
+        self, tokens: list[int], max_tokens: int | None, sampling: Sampling | None, stop: Sequence[str]
+    ) -> Iterator[str]:
+        """Check now, compute when the answer is asked for."""
+        if max_tokens is not None and max_tokens < 1:
+            raise UsageError(f"an answer of {max_tokens} tokens makes no sense", hint="use `--max-tokens 1` or more")
+        self._sequence.check_prompt(tokens)
+        stream = TextStream((stop,) if isinstance(stop, str) else stop)
+        self._sequence.begin()
+        self.finish_reason = ""
+        return self._pieces(tokens, max_tokens, sampling or Sampling(), stream)
+
+    def _pieces(
+        self, tokens: list[int], max_tokens: int | None, sampling: Sampling, stream: TextStream
+    ) -> Iterator[str]:
+        self._become(tokens)
+        epoch, n_token = self._sequence.epoch, 0
+        sampler = _native.sampler_open(sampling.params())
+        try:
+            while True:
+                token, piece = self._sequence.sample(sampler, epoch)
+                if piece is None:
+                    self.finish_reason = "stop"
+                    break
+                n_token += 1
+                text = stream.feed(piece)
+                if text:
+                    yield text
+                if stream.stopped:
+                    self.finish_reason = "stop"
+                    break
+                if n_token == max_tokens or self.n_past >= self.n_ctx:
+                    self.finish_reason = "length"
+                    break
+                self._append([token], epoch=epoch)
+        finally:
+            _native.sampler_close(sampler)
+        text = stream.finish()
+        if text:
+            yield text
+
+    # ---------------------------------------------------------------- tokens
+
+    @property
+    def n_past(self) -> int:
+        """Tokens in the sequence."""
+        return self._sequence.n_past
+
+    def eval(self, tokens: Sequence[int], want_all: bool = False) -> None:
+        """Compute tokens after those in the sequence: one is decode, more are prefill.
+
+        Afterwards `row()` has the logits of the last, or with want_all `row(i)` those of each (at most n_outputs).
+        Raises UsageError, ContextFullError, StorageError, Cancelled; the sequence is then as before, except that a
+        recurrent model's is empty.
+        """
+        self._sequence.check(tokens)
+        self._sequence.begin()
+        self._append(tokens, want_all=want_all)
+
+    def row(self, i: int = 0) -> array[float]:
+        """Logits of row i of the last `eval`: a copy, float32 [n_vocab]. Raises UsageError if there is no such row."""
+        return self._sequence.row(i)
+
+    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Logits after `tokens` as the whole sequence: float32 [n_vocab]. What is in the engine already is reused."""
+        self._sequence.check_prompt(tokens)
+        self._sequence.begin()
+        with self._room(0 if "numpy" in sys.modules else _NUMPY_BYTES, "numpy"):
+            import numpy
+        self._become(tokens)
+        return numpy.frombuffer(self.row(), dtype=numpy.float32)
+
+    def rewind(self, n: int) -> None:
+        """Cut the sequence to its first n tokens. Raises UnsupportedError for a recurrent model unless n is 0."""
+        self._sequence.rewind(n)
+
+    def reset(self) -> None:
+        """Empty the sequence; the cache keeps its experts."""
+        self._sequence.rewind(0)
+
+    def _become(self, tokens: Sequence[int]) -> None:
+        self._sequence.become(tokens)
+        self._allowance.check()
+
+    def _append(self, tokens: Sequence[int], *, want_all: bool = False, epoch: int | None = None) -> None:
+        self._sequence.append(tokens, want_all=want_all, epoch=epoch)
+        self._unchecked += len(tokens)
+        if self._unchecked >= _CHECK_TOKENS:
+            self._unchecked = 0
+            self._allowance.check()
+
+    # ---------------------------------------------------------------- life
+
+    def cancel(self) -> None:
+        """End what is being computed soon: who waits for it gets Cancelled. Any thread, and signal handlers."""
+        self._sequence.cancel()
+
+    def inject_fault(self, kind: int, n: int) -> None:
+        """For tests: make the n-th read from now go wrong; kinds are FAULT_* of `edgemoe._abi`."""
+        with self._control() as handle:
+            _native.engine_inject_fault(handle, kind, n)
+
+    def close(self) -> None:
+        """Give everything back, ending what another thread is computing. May be called again."""
+        self._sequence.close()
+        self._finalizer()
+
+    @contextmanager
+    def _control(self) -> Iterator[_native.EngineHandle]:
+        """The native engine for a call that any thread may make: it stays open meanwhile."""
+        with self._allowance.lock:
+            yield self._sequence.handle
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

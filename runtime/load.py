@@ -1,0 +1,187 @@
+"""From a path and a budget to a plan, and to an engine: the order in which things are opened, measured and refused."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from .._abi import EngineParams
+from ..devices.compute import cached_compute, measure_compute
+from ..devices.cpu import physical_cores
+from ..devices.memory import available_memory, memory_limit, process_memory
+from ..devices.storage import cached_storage, measure_storage
+from ..errors import UsageError
+from ..units import Memory, format_exact, format_size, parse_memory, parse_size
+from .engine import Engine
+from .model import Model, context_params, open_model
+from .planner import Budget, Plan, Speeds, resident_bytes
+from .planner import plan as make_plan
+from .prompt import JINJA_BYTES
+from .shell import Progress, shell_for
+from .sizes import SizeBook
+from .stats import READERS
+
+POLICIES = ("lfru", "lru")
+"""Names of EMOE_POLICY_*, by number."""
+
+_AUTO_SHARE = 0.85  # of what is available now; the rest is the user's other programs'
+_MAX_THREADS = 512  # of ggml
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    memory: str | int = "auto",
+    ctx: int | None = None,
+    threads: int | None = None,
+    n_ubatch: int | None = None,
+    n_outputs: int = 1,
+    policy: str = "lfru",
+    buffered: bool = False,
+    reader: str = "auto",
+    read_lanes: int = 0,
+    read_limit: str | int | None = None,
+    kv_type: str = "f16",
+    progress: Progress | None = None,
+) -> Engine:
+    """Open a model for generation inside a memory budget; close it, or use it in a `with` statement.
+
+    path: a GGUF file, or any file of a split set.
+    memory: of the whole process: "6GiB", "75%" (of what this process may use), bytes, or "auto": 85 % of what is
+        available now, or less if every expert fits in less.
+    ctx: tokens of context, prompt and answers together, at most what the model was trained for. None: 4096, or less
+        if the budget is small; `engine.plan.n_ctx` says how many.
+    threads: compute threads; None: the physical cores.
+    n_ubatch: most tokens computed at once in prefill; None: chosen by the plan.
+    n_outputs: most tokens whose logits one `eval(..., want_all=True)` keeps.
+    policy: which expert leaves a full cache, "lfru" or "lru".
+    buffered: read through the page cache even where O_DIRECT works.
+    reader: "uring", "threads", or "auto": io_uring where the kernel allows it.
+    read_lanes: reads under way at once, 0 for the default. read_limit: bytes a second, for experiments.
+    kv_type: "f16", or "q8_0" for half the memory, which is lossy.
+    progress: receives a line of text before each step that takes time.
+
+    Raises BudgetError naming the smallest budget that works, before anything is loaded; UsageError, FormatError,
+    UnsupportedError, StorageError.
+    """
+    wanted = parse_memory(memory)
+    if policy not in POLICIES:
+        raise UsageError(f"`{policy}` is not a cache policy", hint="use `lfru` or `lru`")
+    if reader not in READERS:
+        raise UsageError(f"`{reader}` is not a reader", hint="use `auto`, `uring` or `threads`")
+    if not 0 <= read_lanes <= 64:
+        raise UsageError(f"{read_lanes} reads at once make no sense", hint="give 1 to 64, or 0 for the default")
+    read_bytes_per_s = 0 if read_limit is None else parse_size(read_limit)
+    shape = _Shape(ctx, _threads(threads), n_ubatch, n_outputs, kv_type)
+    with ExitStack() as undo:
+        model = undo.enter_context(open_model(path))
+        plan = _plan(model, wanted, shape, measure=False)
+        shell = shell_for(model, progress=progress)
+        if progress:
+            progress(f"loading {model.info.name}")
+        params = EngineParams(
+            n_read_lane=read_lanes,
+            cache_bytes=model.info.slot_min_bytes,
+            policy=POLICIES.index(policy),
+            buffered=int(buffered),
+            reader=READERS.index(reader),
+            read_bytes_per_s=read_bytes_per_s,
+            context=context_params(plan.n_ctx, plan.n_ubatch, plan.n_threads, n_outputs, kv_type),
+        )
+
+        def resolve(new: str | int) -> int:
+            return resolve_budget(parse_memory(new), plan.resident_bytes)
+
+        engine = Engine(model, shell, plan, params, resolve=resolve)
+        undo.pop_all()
+        return engine
+
+
+def plan(
+    model: Model | str | os.PathLike[str],
+    *,
+    memory: str | int = "auto",
+    ctx: int | None = None,
+    threads: int | None = None,
+    n_ubatch: int | None = None,
+    n_outputs: int = 1,
+    kv_type: str = "f16",
+    measure: bool = True,
+) -> Plan:
+    """How `load` with the same arguments would spend the budget, with the decode speed to expect; loads nothing.
+
+    measure: spend up to two seconds on the speed of storage and kernels if it is not known; otherwise predict only
+    from what is known. Raises like `load`.
+    """
+    wanted = parse_memory(memory)
+    shape = _Shape(ctx, _threads(threads), n_ubatch, n_outputs, kv_type)
+    if isinstance(model, Model):
+        return _plan(model, wanted, shape, measure=measure)
+    with open_model(model) as opened:
+        return _plan(opened, wanted, shape, measure=measure)
+
+
+def resolve_budget(memory: Memory, resident: int) -> int:
+    """Bytes of a budget for a model whose every expert fits in `resident` bytes.
+
+    Raises UsageError when it asks for more than this process may use and the model could use it.
+    """
+    limit = memory_limit()
+    if memory.kind == "percent":
+        return int(limit * memory.value / 100)
+    if memory.kind == "auto":
+        # What this process has already is part of its budget.
+        return min(int((available_memory() + process_memory().rss) * _AUTO_SHARE), resident)
+    if memory.value > limit < resident:
+        raise UsageError(
+            f"a budget of {format_size(memory.value)} is more than this process may use, {format_size(limit)}",
+            hint=f"use `--memory auto`, or at most `--memory {format_exact(limit - limit // 20)}`",
+        )
+    return int(memory.value)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """A context as the user asked for it."""
+
+    n_ctx: int | None
+    n_threads: int
+    n_ubatch: int | None
+    n_outputs: int
+    kv_type: str
+
+
+def _threads(threads: int | None) -> int:
+    if threads is None:
+        return physical_cores()
+    if not 1 <= threads <= _MAX_THREADS:
+        raise UsageError(
+            f"{threads} threads make no sense", hint=f"this machine has {physical_cores()} cores for `--threads`"
+        )
+    return threads
+
+
+def _plan(model: Model, memory: Memory, shape: _Shape, *, measure: bool) -> Plan:
+    if shape.n_outputs < 1:
+        raise UsageError(f"logits of {shape.n_outputs} tokens make no sense", hint="use `n_outputs=1` or more")
+    context_params(1, 1, 1, 1, shape.kv_type)  # refuses an unknown kv_type before anything is measured
+    later_bytes = JINJA_BYTES if "jinja2" not in sys.modules else 0
+    process_bytes = process_memory().rss
+    with SizeBook(model, n_threads=shape.n_threads, n_outputs=shape.n_outputs, kv_type=shape.kv_type) as sizes:
+        budget = Budget(0, process_bytes, shape.n_threads, shape.n_ctx, shape.n_ubatch, later_bytes)
+        budget = replace(budget, bytes=resolve_budget(memory, resident_bytes(model.info, sizes, budget)))
+        return make_plan(model.info, sizes, budget, _speeds(model, shape.n_threads, measure=measure))
+
+
+def _speeds(model: Model, n_threads: int, *, measure: bool) -> Speeds | None:
+    """Measured speeds, or those known from before, None when they are not."""
+    if measure:
+        disk: float | None = measure_storage(model.path, model.block_bytes).bytes_per_s
+        compute: float | None = measure_compute(model.main_type, n_threads)
+    else:
+        known = cached_storage(model.path, model.block_bytes)
+        disk = known.bytes_per_s if known else None
+        compute = cached_compute(model.main_type, n_threads)
+    return Speeds(disk, compute) if disk and compute else None

@@ -1,0 +1,185 @@
+"""The tokens that a native engine holds, and the computing of more: one thread at a time, cancellable from any."""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from .. import _native
+from ..errors import Cancelled, NativeError, UnsupportedError, UsageError
+
+_WAIT_S = 0.05  # how late a signal handler may run during prefill
+
+
+class TokenSequence:
+    """The one sequence of a native engine.
+
+    epoch: counts the purposes it has served: continuing an answer keeps it, anything else that changes it begins one.
+    """
+
+    def __init__(self, handle: _native.EngineHandle, control: threading.RLock) -> None:
+        """control: guards the handle; reentrant, since a signal handler may call `cancel` in the thread that has it."""
+        self.n_vocab = _native.engine_n_vocab(handle)
+        self.n_ctx = _native.engine_n_ctx(handle)
+        self.epoch = 0
+        self._handle: _native.EngineHandle | None = handle
+        self._control = control
+        self._busy = threading.Lock()  # held while something is computed, cut or sampled
+        self._tokens = array("i")
+        self._cancelled = False
+
+    @property
+    def handle(self) -> _native.EngineHandle:
+        """For calls that any thread may make, under `control`. Raises UsageError after `close`."""
+        if self._handle is None:
+            raise UsageError("the engine is closed")
+        return self._handle
+
+    @property
+    def n_past(self) -> int:
+        """Tokens in the sequence."""
+        return len(self._tokens)
+
+    def check(self, tokens: Sequence[int]) -> None:
+        """Raise UsageError for a token that is not in the vocabulary."""
+        wrong = next((token for token in tokens if not 0 <= token < self.n_vocab), None)
+        if wrong is not None:
+            raise UsageError(f"token {wrong} is not in the vocabulary of {self.n_vocab:,}")
+
+    def check_prompt(self, tokens: Sequence[int]) -> None:
+        """Raise UsageError for a prompt that is empty or longer than the context."""
+        if not tokens:
+            raise UsageError("the prompt is empty")
+        self.check(tokens)
+        if len(tokens) > self.n_ctx:
+            raise UsageError(
+                f"the prompt has {len(tokens):,} tokens, the context holds {self.n_ctx:,}",
+                hint=f"use `--ctx {len(tokens) + 512}` or more, or a shorter prompt",
+            )
+
+    def begin(self) -> None:
+        """Something new is asked for: what was cancelled before is forgotten."""
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """End what is being computed soon, with Cancelled in the thread that computes; or what is computed next."""
+        self._cancelled = True
+        with self._control:
+            if self._handle is not None:
+                _native.engine_cancel(self._handle)
+
+    def close(self) -> None:
+        """End what another thread computes; no call reaches the handle afterwards."""
+        self.cancel()
+        with self._busy, self._control:
+            self._handle = None
+
+    def append(self, tokens: Sequence[int], *, want_all: bool = False, epoch: int | None = None) -> None:
+        """Compute tokens after those in the sequence. Raises ContextFullError, StorageError, Cancelled.
+
+        epoch: that of the answer under way, which these tokens continue; None: they are something else.
+        """
+        with self._exclusive() as handle:
+            if self._cancelled:
+                raise Cancelled("cancelled")
+            self._begin_epoch(epoch)
+            try:
+                if len(tokens) > 1:
+                    self._decode_in_thread(handle, tokens, want_all)
+                else:
+                    _native.engine_decode(handle, tokens, want_all=want_all)
+                self._tokens.extend(tokens)
+            finally:
+                self._synchronize(handle)
+
+    def become(self, tokens: Sequence[int]) -> None:
+        """Make `tokens` the whole sequence, with the logits of the last. A common beginning is not computed again."""
+        wanted = array("i", tokens)
+        pairs = zip(self._tokens, wanted, strict=False)
+        shorter = min(len(self._tokens), len(wanted))
+        common = next((i for i, (old, new) in enumerate(pairs) if old != new), shorter)
+        keep = min(common, len(wanted) - 1)  # the last is computed again for its logits
+        try:
+            self.rewind(keep)
+        except UnsupportedError:  # recurrent state cannot be cut
+            self.rewind(0)
+        self.append(wanted[len(self._tokens) :])
+
+    def rewind(self, n: int) -> None:
+        """Cut the sequence to its first n tokens. Raises UnsupportedError for a recurrent model unless n is 0."""
+        if n < 0:
+            raise UsageError(f"a sequence cannot be cut to {n} tokens")
+        with self._exclusive() as handle:
+            self._begin_epoch(None)
+            try:
+                _native.engine_rewind(handle, n)
+            finally:
+                self._synchronize(handle)
+
+    def sample(self, sampler: _native.SamplerHandle, epoch: int) -> tuple[int, bytes | None]:
+        """The next token and its bytes; None instead of these when it ends the answer.
+
+        Raises UsageError when the sequence has been used for something else since `epoch`.
+        """
+        with self._exclusive() as handle:
+            self._begin_epoch(epoch)
+            token = _native.sampler_sample(sampler, handle)
+            if token < 0:
+                raise NativeError("there are no logits to sample from")
+            if _native.engine_is_eog(handle, token):
+                return token, None
+            return token, _native.engine_piece(handle, token, special=False)
+
+    def row(self, i: int) -> array[float]:
+        """Logits of row i of the last computation: a copy, float32 [n_vocab]."""
+        with self._exclusive() as handle:
+            return _native.engine_logits(handle, i, self.n_vocab)
+
+    def _begin_epoch(self, epoch: int | None) -> None:
+        if epoch is None:
+            self.epoch += 1
+        elif epoch != self.epoch:
+            raise UsageError("the engine was used for something else in the middle of this answer")
+
+    def _decode_in_thread(self, handle: _native.EngineHandle, tokens: Sequence[int], want_all: bool) -> None:
+        """A prefill takes seconds, in which the main thread must be able to run signal handlers."""
+        failure: list[BaseException] = []
+        done = threading.Event()  # not Thread.join: before Python 3.13 an interrupted join takes the thread for ended
+
+        def decode() -> None:
+            try:
+                _native.engine_decode(handle, tokens, want_all=want_all)
+            except BaseException as error:  # for the thread that waits
+                failure.append(error)
+            finally:
+                done.set()
+
+        threading.Thread(target=decode, name="edgemoe-prefill").start()
+        try:
+            while not done.wait(_WAIT_S):
+                if self._cancelled:  # again: the first may have come before the native call began
+                    _native.engine_cancel(handle)
+        except BaseException:  # KeyboardInterrupt: the native call must end before anything else happens to the engine
+            while not done.is_set():
+                with suppress(KeyboardInterrupt):
+                    _native.engine_cancel(handle)
+                    done.wait(_WAIT_S)
+            raise
+        if failure:
+            raise failure[0]
+
+    def _synchronize(self, handle: _native.EngineHandle) -> None:
+        """After a failure the native sequence is shorter than what was asked for."""
+        del self._tokens[_native.engine_n_past(handle) :]
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[_native.EngineHandle]:
+        """The native engine, for this thread alone. Raises UsageError when another thread has it."""
+        if not self._busy.acquire(blocking=False):
+            raise UsageError("the engine is busy in another thread", hint="an engine computes one thing at a time")
+        try:
+            yield self.handle
+        finally:
+            self._busy.release()

@@ -1,0 +1,89 @@
+"""What an engine has done so far, as data. All counters grow from load on; `since` gives those of a part."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+READERS = ("auto", "threads", "uring")
+"""Names of EMOE_READER_*, by number."""
+
+# What is a state, not a counter: `since` keeps the newer one.
+_STATES = frozenset(
+    ("n_slot", "n_slot_used", "direct_io", "reader", "cache_bytes", "dense_bytes", "kv_bytes", "compute_bytes",
+     "output_bytes", "scratch_bytes", "rss_bytes", "peak_bytes", "budget_bytes", "n_past", "n_ctx")
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counters and state of an engine; durations in ns, sizes in bytes.
+
+    n_slot: experts that the cache can hold (estimate where sizes differ); n_slot_used: experts in it.
+    n_decode: tokens computed one at a time, in decode_ns. n_prefill: tokens computed in batches, in prefill_ns.
+    n_hit, n_miss: uses of an expert in a layer, by a token or a batch, found in the cache or read.
+    n_streamed: uses in prefill that passed through without staying. n_read, read_bytes: reads issued.
+    direct_io: reads bypass the page cache. reader: how they are made, "threads" or "uring".
+    stall_ns: time in which a compute thread slept for a read, mean over threads.
+    rss_bytes, peak_bytes: resident memory of this process now and at most. budget_bytes: what it may use.
+    n_past: tokens in the sequence, of n_ctx.
+    """
+
+    n_slot: int
+    n_slot_used: int
+    direct_io: bool
+    n_decode: int
+    n_prefill: int
+    decode_ns: int
+    prefill_ns: int
+    n_hit: int
+    n_miss: int
+    n_evict: int
+    n_read: int
+    read_bytes: int
+    stall_ns: int
+    cache_bytes: int
+    dense_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+    output_bytes: int
+    scratch_bytes: int
+    n_streamed: int
+    reader: str
+    rss_bytes: int
+    peak_bytes: int
+    budget_bytes: int
+    n_past: int
+    n_ctx: int
+
+    @property
+    def decode_tok_s(self) -> float:
+        """Tokens a second in decode, 0 before the first."""
+        return self.n_decode * 1e9 / self.decode_ns if self.decode_ns else 0.0
+
+    @property
+    def prefill_tok_s(self) -> float:
+        """Tokens a second in prefill, 0 before the first."""
+        return self.n_prefill * 1e9 / self.prefill_ns if self.prefill_ns else 0.0
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of expert uses found in the cache, 0 before the first."""
+        uses = self.n_hit + self.n_miss
+        return self.n_hit / uses if uses else 0.0
+
+    @property
+    def read_bytes_per_s(self) -> float:
+        """Bytes read over the time spent computing tokens, 0 before the first."""
+        spent = self.decode_ns + self.prefill_ns
+        return self.read_bytes * 1e9 / spent if spent else 0.0
+
+    def since(self, earlier: Stats) -> Stats:
+        """The counters since an earlier snapshot of the same engine, with the state of now."""
+        now, before = asdict(self), asdict(earlier)
+        return Stats(**{name: value if name in _STATES else value - before[name] for name, value in now.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object, the derived rates included."""
+        derived = ("decode_tok_s", "prefill_tok_s", "hit_rate", "read_bytes_per_s")
+        return {**asdict(self), **{name: getattr(self, name) for name in derived}}

@@ -1,0 +1,180 @@
+"""`edgemoe chat`: from a pipe, and at a terminal with a person's habits."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from console import Cli, needs_library
+
+pytestmark = needs_library
+
+GREEDY = ("--temp", "0", "-n", "8")
+
+
+def test_a_pipe_gets_answers_and_nothing_else(cli: Cli, good: Path) -> None:
+    done = cli("chat", good, *GREEDY, stdin="hello\n\nagain\n")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert done.stdout.count("\n") >= 2
+    assert ">>>" not in done.stdout
+
+
+def test_the_conversation_is_remembered_and_can_be_forgotten(cli: Cli, good: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    lines = ["/system be brief", "one", '"""two', 'lines"""', f"/save {first}", "/clear", "three", f"/save {second}"]
+    done = cli("chat", good, *GREEDY, stdin="\n".join(lines))
+    assert done.returncode == 0, done.stderr
+    said = [(message["role"], message["content"]) for message in json.loads(first.read_text())]
+    assert said[0] == ("system", "be brief")
+    assert [text for role, text in said if role == "user"] == ["one", "two\nlines"]
+    assert [role for role, _ in said[1:]] == ["user", "assistant"] * 2
+    assert [m["content"] for m in json.loads(second.read_text()) if m["role"] != "assistant"] == ["be brief", "three"]
+
+
+def test_regen_replaces_the_answer(cli: Cli, good: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "chat.json"
+    lines = f"hello\n/regen\n/save {saved}\n"
+    done = cli("chat", good, "-n", "24", "--seed", "3", "--temp", "1.5", stdin=lines)
+    assert done.returncode == 0, done.stderr
+    answers = [message["content"] for message in json.loads(saved.read_text()) if message["role"] == "assistant"]
+    assert len(answers) == 1
+    assert done.stdout.rstrip("\n").endswith(answers[0].rstrip("\n"))
+    assert done.stdout != f"{answers[0]}\n{answers[0]}\n"
+
+
+def test_a_budget_changes_in_the_middle(cli: Cli, good: Path) -> None:
+    done = cli("chat", good, "--memory", "200M", *GREEDY, stdin="hello\n/memory 150M\nagain\n/stats\n")
+    assert done.returncode == 0, done.stderr
+    assert "of 150 MiB" in done.stdout
+
+
+def test_the_oldest_turns_make_room_and_it_is_said(cli: Cli, good: Path) -> None:
+    question = "word " * 12
+    done = cli("chat", good, "--ctx", "256", "-n", "8", "--temp", "0", stdin=f"{question}\n" * 6)
+    assert done.returncode == 0, done.stderr
+    assert "turn is forgotten" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("/bogus", "`/bogus` is not a command"),
+        ("/memory banana", "`banana` is not a size"),
+        ("/memory 1M", "is too small"),
+        ("/regen", "there is no answer"),
+        ("/save", "needs a file name"),
+        ("/save /nowhere/x.json", "cannot write `/nowhere/x.json`"),
+    ],
+)
+def test_a_wrong_command_in_a_pipe_ends_it_with_one_line(cli: Cli, good: Path, line: str, words: str) -> None:
+    done = cli("chat", good, *GREEDY, stdin=f"{line}\nhello\n")
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_save_overwrites_nothing_of_others(cli: Cli, good: Path, tmp_path: Path) -> None:
+    other = tmp_path / "thesis.txt"
+    other.write_text("years of work")
+    assert cli("chat", good, *GREEDY, stdin=f"hello\n/save {other}\n").returncode == 2
+    assert other.read_text() == "years of work"
+
+
+class Terminal:
+    """A child at a pseudo terminal."""
+
+    def __init__(self, arguments: list[str], environment: dict[str, str]) -> None:
+        self._master, slave = pty.openpty()
+        self.child = subprocess.Popen(
+            [sys.executable, "-m", "edgemoe", *arguments],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env={**environment, "TERM": "dumb"},
+            start_new_session=True,
+        )
+        os.close(slave)
+        self.seen = ""
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def expect(self, pattern: str, timeout: float = 60) -> str:
+        """What was shown up to the pattern, which must appear."""
+        deadline = time.monotonic() + timeout
+        while not (match := re.search(pattern, self.seen)):
+            ready, _, _ = select.select([self._master], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, f"`{pattern}` did not appear in {self.seen!r}"
+            try:
+                self.seen += os.read(self._master, 65536).decode("utf-8", "replace")
+            except OSError:  # the child closed its end
+                pytest.fail(f"`{pattern}` did not appear in {self.seen!r}")
+        shown, self.seen = self.seen[: match.end()], self.seen[match.end() :]
+        return shown
+
+    def interrupt(self) -> None:
+        """Ctrl-C, a moment after the last thing was shown, as a hand would: readline must have begun to wait."""
+        time.sleep(0.3)
+        self.child.send_signal(signal.SIGINT)
+
+    def close(self) -> None:
+        self.child.kill()
+        self.child.wait()
+        os.close(self._master)
+
+
+@contextlib.contextmanager
+def terminal(arguments: list[str], environment: dict[str, str]) -> Iterator[Terminal]:
+    opened = Terminal(arguments, environment)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def test_at_a_terminal_ctrl_c_stops_the_answer_and_not_the_program(good: Path, environment: dict[str, str]) -> None:
+    with terminal(["chat", str(good), "--temp", "3", "--ctx", "4096", "--seed", "1"], environment) as person:
+        assert "of the experts fit" in person.expect(">>> ")
+        person.type("hello\r")
+        person.expect("hello\r\n.{20}")  # it is answering, and would for thousands of tokens
+        person.interrupt()
+        assert "Traceback" not in person.expect("tok/s.*\r\n>>> ")
+        person.type("/stats\r")
+        assert "decode" in person.expect(">>> ")
+        person.type("/exit\r")
+        assert person.child.wait(timeout=30) == 0
+
+
+def test_at_a_terminal_mistakes_go_on(good: Path, environment: dict[str, str]) -> None:
+    with terminal(["chat", str(good), *GREEDY], environment) as person:
+        person.expect(">>> ")
+        person.type("/bogus\r")
+        person.expect("hint: `/help` lists them")
+        person.expect(">>> ")
+        person.type("/help\r")
+        assert "/memory SIZE" in person.expect(">>> ")
+        person.type("\x04")  # Ctrl-D
+        assert person.child.wait(timeout=30) == 0
+
+
+def test_at_the_prompt_ctrl_c_twice_leaves(good: Path, environment: dict[str, str]) -> None:
+    with terminal(["chat", str(good), *GREEDY], environment) as person:
+        person.expect(">>> ")
+        person.interrupt()
+        person.expect("Ctrl-D or /exit leaves")
+        person.expect(">>> ")
+        person.interrupt()
+        assert person.child.wait(timeout=30) == 130
+        assert "Traceback" not in person.seen

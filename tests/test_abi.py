@@ -1,0 +1,113 @@
+"""The ctypes mirror says what native/include/edgemoe.h says."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from edgemoe import _abi
+
+HEADER = Path(__file__).parent.parent / "native" / "include" / "edgemoe.h"
+TEXT = re.sub(r"/\*.*?\*/|^#.*?$", "", HEADER.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+SCALARS: dict[object, str] = {
+    ctypes.c_uint32: "uint32_t",
+    ctypes.c_int32: "int32_t",
+    ctypes.c_uint64: "uint64_t",
+    ctypes.c_int64: "int64_t",
+    ctypes.c_float: "float",
+    None: "void",
+}
+
+
+def declared_functions() -> dict[str, tuple[str, list[str]]]:
+    found = re.findall(r"EMOE_API\s+(.+?)\b(emoe_\w+)\(([^)]*)\);", TEXT, flags=re.DOTALL)
+    return {
+        name: (returns.strip(), [] if args.strip() == "void" else [" ".join(arg.split()) for arg in args.split(",")])
+        for returns, name, args in found
+    }
+
+
+def c_type(declaration: str) -> str:
+    """`const int32_t *tokens` -> `int32_t *`, with handles as `void *` and statuses as `int32_t`."""
+    kind = re.sub(r"\bconst\b", "", declaration)
+    stars = kind.count("*")
+    base = kind.replace("*", " ").split()[0]
+    base = {"emoe_status": "int32_t", "emoe_model": "void", "emoe_engine": "void", "emoe_sampler": "void"}.get(
+        base, base
+    )
+    return f"{base} {'*' * stars}".strip()
+
+
+def mirrored(kind: object) -> str:
+    if kind is ctypes.c_char_p:
+        return "char *"
+    if kind is ctypes.c_void_p:
+        return "void *"
+    if kind in SCALARS:
+        return SCALARS[kind]
+    if kind is ctypes.POINTER(ctypes.c_void_p):
+        return "void **"
+    target = kind._type_  # type: ignore[attr-defined]
+    names = {struct: name for name, struct in _abi.STRUCTS.items()}
+    return f"{names.get(target) or SCALARS[target]} *"
+
+
+def test_every_function_of_the_header_is_bound_with_its_types() -> None:
+    declared = declared_functions()
+    assert len(declared) > 30
+    assert set(declared) == set(_abi.FUNCTIONS)
+    for name, (returns, args) in declared.items():
+        restype, argtypes = _abi.FUNCTIONS[name]
+        assert c_type(returns) == mirrored(restype), name
+        assert [c_type(arg) for arg in args] == [mirrored(kind) for kind in argtypes], name
+
+
+def test_every_struct_of_the_header_is_mirrored_field_by_field() -> None:
+    declared = {
+        name: re.findall(r"(\w+)(?:\[\d+\])?;", body)
+        for name, body in re.findall(r"typedef struct (emoe_\w+) \{(.*?)\}", TEXT, flags=re.DOTALL)
+    }
+    assert declared == {name: [field[0] for field in struct._fields_] for name, struct in _abi.STRUCTS.items()}
+
+
+def test_every_constant_of_the_header_is_mirrored() -> None:
+    declared = dict(
+        re.findall(r"#define EMOE_((?:OK|ERR_|POLICY_|READER_|FAULT_|ABI_VERSION)\w*) (\d+)", HEADER.read_text())
+    )
+    assert len(declared) > 10
+    assert declared == {name: str(getattr(_abi, name, None)) for name in declared}
+
+
+def test_a_compiler_finds_the_same_sizes_and_offsets(tmp_path: Path) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    lines, expected = [], []
+    for name, struct in _abi.STRUCTS.items():
+        lines.append(f'printf("{name} %zu\\n", sizeof({name}));')
+        expected.append(f"{name} {ctypes.sizeof(struct)}")
+        for field, *_ in struct._fields_:
+            lines.append(
+                f'printf("{name}.{field} %zu %zu\\n", offsetof({name}, {field}), sizeof((({name} *)0)->{field}));'
+            )
+            offset = getattr(struct, field)
+            expected.append(f"{name}.{field} {offset.offset} {offset.size}")
+    body = "\n".join(lines)
+    source = tmp_path / "abi.c"
+    source.write_text(
+        f'#include <stddef.h>\n#include <stdio.h>\n#include "{HEADER}"\nint main(void) {{\n{body}\nreturn 0;\n}}\n'
+    )
+    subprocess.run([compiler, "-std=c11", "-Wall", "-Werror", str(source), "-o", str(tmp_path / "abi")], check=True)
+    printed = subprocess.run([tmp_path / "abi"], check=True, capture_output=True, text=True).stdout
+    assert printed.splitlines() == expected
+
+
+def test_a_struct_knows_its_size() -> None:
+    assert _abi.Stats().struct_size == ctypes.sizeof(_abi.Stats)
+    assert _abi.ContextParams(n_ctx=7).n_ctx == 7

@@ -1,0 +1,116 @@
+"""Dependencies point one way: cli and bench -> runtime -> devices -> the vocabulary in edgemoe/."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# What the files of a folder may import of ours. "edgemoe" is the vocabulary: files directly in edgemoe/.
+ALLOWED = {
+    "edgemoe": {"edgemoe"},
+    "devices": {"edgemoe", "devices"},
+    "runtime": {"edgemoe", "devices", "runtime"},
+    "converters": {"edgemoe", "converters"},
+    "bench": {"edgemoe", "devices", "runtime", "bench"},
+    "cli": {"edgemoe", "devices", "runtime", "converters", "bench", "cli"},
+}
+EXEMPT = {"edgemoe/__init__.py", "edgemoe/__main__.py"}  # the façade, lazy; and the entry to cli
+# Imported inside the functions that need them: memory is the product.
+HEAVY = {"numpy", "jinja2", "psutil", "rich", "typer", "gguf", "llama_cpp", "onnx", "onnxruntime"}
+LAZY_FOLDERS = {"edgemoe", "devices", "runtime"}
+
+
+def sources(folder: str) -> list[Path]:
+    inside = ROOT / "edgemoe" / folder if folder in ("cli", "bench") else ROOT / folder
+    return sorted(inside.glob("*.py") if folder == "edgemoe" else inside.rglob("*.py"))
+
+
+def module_name(path: Path) -> list[str]:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return [*([] if parts[0] == "edgemoe" else ["edgemoe"]), *parts]
+
+
+def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
+    """Absolute names of what a file imports; with top_level, of what importing the file imports."""
+    tree = ast.parse(path.read_text())
+    nodes: list[ast.AST] = list(ast.walk(tree))
+    if top_level:
+        nodes = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    here = module_name(path)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = here[: len(here) - node.level] if node.level else []
+            stem = [*base, *(node.module.split(".") if node.module else [])]
+            yield from (".".join([*stem, alias.name]) for alias in node.names)
+
+
+def folder_of(name: str) -> str | None:
+    """The folder of ours that an imported name lives in, None for others' modules."""
+    parts = name.split(".")
+    if parts[0] != "edgemoe":
+        return None
+    return parts[1] if len(parts) > 1 and parts[1] in ALLOWED else "edgemoe"
+
+
+@pytest.mark.parametrize("folder", ALLOWED)
+def test_a_folder_imports_only_what_lies_below_it(folder: str) -> None:
+    files = sources(folder)
+    assert files
+    for path in files:
+        if str(path.relative_to(ROOT)) in EXEMPT:
+            continue
+        for name in imports(path):
+            assert folder_of(name) in ALLOWED[folder] | {None}, f"{path} imports {name}"
+            assert name.split(".")[0] not in {"runtime", "devices", "converters"}, f"{path} imports the bare {name}"
+
+
+@pytest.mark.parametrize("folder", sorted(LAZY_FOLDERS))
+def test_heavy_packages_are_imported_where_they_are_needed(folder: str) -> None:
+    for path in sources(folder):
+        heavy = {name.split(".")[0] for name in imports(path, top_level=True)} & HEAVY
+        assert not heavy, f"{path} imports {heavy} at its top"
+
+
+def test_only_the_binding_touches_ctypes() -> None:
+    users = [path for folder in LAZY_FOLDERS for path in sources(folder) if "ctypes" in set(map(top, imports(path)))]
+    assert {path.name for path in users} == {"_abi.py", "_native.py"}
+
+
+def top(name: str) -> str:
+    return name.split(".")[0]
+
+
+def test_the_environment_is_read_in_two_places() -> None:
+    readers = [
+        path.name
+        for folder in LAZY_FOLDERS
+        for path in sources(folder)
+        if any(isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv") for node in walk(path))
+    ]
+    assert sorted(readers) == ["_native.py", "paths.py"]  # how threads wait at barriers; where the cache folder is
+
+
+def walk(path: Path) -> Iterator[ast.AST]:
+    return ast.walk(ast.parse(path.read_text()))
+
+
+def test_the_symlinks_are_relative() -> None:
+    for folder in ("converters", "runtime", "devices"):
+        link = ROOT / "edgemoe" / folder
+        assert link.is_symlink() and str(link.readlink()) == f"../{folder}"
+
+
+def test_importing_edgemoe_loads_next_to_nothing() -> None:
+    import subprocess
+
+    script = "import sys; import edgemoe; edgemoe.Sampling; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert not {top(name) for name in loaded.stdout.split()} & HEAVY

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgemoe import _native
+from edgemoe.devices import compute, cpu, storage
+from edgemoe.devices.profile import DeviceProfile
+from edgemoe.paths import cache_dir, read_cached, write_cached
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EDGEMOE_CACHE", str(tmp_path / "cache"))
+
+
+def test_there_is_a_core_and_it_has_a_name() -> None:
+    assert cpu.physical_cores() >= 1
+    assert cpu.cpu_name()
+    assert all(flag.islower() for flag in cpu.isa_flags())
+
+
+def test_storage_is_measured_once_a_file_and_block_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def measure(path: str, block_bytes: int, *rest: int) -> dict[str, Any]:
+        asked.append(block_bytes)
+        return {"bytes_per_s": 10**9, "latency_ns": 80_000, "direct_io": 1}
+
+    monkeypatch.setattr(_native, "storage_measure", measure)
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"x" * 100)
+    assert storage.cached_storage(file, 4096) is None
+    first = storage.measure_storage(file, 4096)
+    assert (first.bytes_per_s, first.latency_s, first.direct_io) == (1e9, 8e-5, True)
+    assert storage.measure_storage(file, 4096) == storage.cached_storage(file, 4096) == first
+    storage.measure_storage(file, 8192)
+    assert asked == [4096, 8192]
+    file.write_bytes(b"y" * 200)  # another file now
+    storage.measure_storage(file, 4096)
+    storage.measure_storage(file, 4096, fresh=True)
+    assert asked == [4096, 8192, 4096, 4096]
+
+
+def test_compute_speed_is_measured_once_a_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(_native, "build_stamp", lambda: "test")
+    monkeypatch.setattr(_native, "compute_measure", lambda name, threads, ns: asked.append(name) or 5 * 10**9)
+    assert compute.cached_compute("Q4_K", 2) is None
+    assert compute.measure_compute("Q4_K", 2) == compute.measure_compute("Q4_K", 2) == 5e9
+    assert compute.cached_compute("Q4_K", 4) is None
+    assert asked == ["Q4_K"]
+
+
+def test_a_file_lies_on_a_filesystem(tmp_path: Path) -> None:
+    assert storage.describe(tmp_path).filesystem
+
+
+def test_a_profile_is_json_and_back() -> None:
+    speed = storage.StorageSpeed(1e9, 1e-4, 4096, 4, True)
+    for found in (DeviceProfile(2, 2, 10, 9, 8, speed, "Q4_K", 5e9), DeviceProfile(2, 2, 10, 9, 8)):
+        assert DeviceProfile.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert cache_dir() == tmp_path / "cache"
+    monkeypatch.delenv("EDGEMOE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_dir() == tmp_path / "xdg" / "edgemoe"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_dir() == tmp_path / ".cache" / "edgemoe"
+
+
+def test_what_is_cached_badly_counts_as_absent() -> None:
+    write_cached("x.json", {"a": 1})
+    assert read_cached("x.json") == {"a": 1}
+    for text in ("", "{", "[1]", "\x00"):
+        (cache_dir() / "x.json").write_text(text)
+        assert read_cached("x.json") == {}
+    assert read_cached("absent.json") == {}
+    assert not list(cache_dir().glob("*.tmp"))

@@ -1,0 +1,89 @@
+"""Loading the library: what is missing is one clear error, and libllama is in a process once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import edgemoe
+from edgemoe import _native
+from edgemoe.errors import NativeError
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(autouse=True)
+def unloaded() -> Iterator[None]:
+    _native.library.cache_clear()
+    yield
+    _native.library.cache_clear()
+
+
+def test_a_missing_library_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(edgemoe, "__path__", [str(tmp_path)])
+    with pytest.raises(NativeError, match=r"libedgemoe\.\w+` is missing|edgemoe\.dll` is missing") as caught:
+        _native.library()
+    assert "pip install -e ." in caught.value.hint
+
+
+def test_a_library_that_is_none_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / _native._library_name("edgemoe")).write_bytes(b"not a library")
+    monkeypatch.setattr(edgemoe, "__path__", [str(tmp_path)])
+    with pytest.raises(NativeError, match="cannot load the native library"):
+        _native.library()
+
+
+def llama_package(monkeypatch: pytest.MonkeyPatch, folder: Path | None) -> None:
+    spec = SimpleNamespace(submodule_search_locations=[str(folder)]) if folder else None
+    monkeypatch.setattr(_native.importlib.util, "find_spec", lambda name: spec)
+
+
+def test_llama_cpp_python_must_be_there_in_the_pinned_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    llama_package(monkeypatch, None)
+    with pytest.raises(NativeError, match="not installed") as caught:
+        _native._llama_library()
+    assert _native.LLAMA_VERSION in caught.value.hint
+
+    (tmp_path / "__init__.py").write_text('from .llama import *\n\n__version__ = "0.0.1"\n')
+    llama_package(monkeypatch, tmp_path)
+    with pytest.raises(NativeError, match=r"is 0\.0\.1, edgemoe needs exactly"):
+        _native._llama_library()
+
+    (tmp_path / "__init__.py").write_text(f'__version__ = "{_native.LLAMA_VERSION}"\n')
+    with pytest.raises(NativeError, match="has no"):
+        _native._llama_library()
+
+
+def test_the_pin_is_the_one_of_the_project_file() -> None:
+    assert f'"llama-cpp-python=={_native.LLAMA_VERSION}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_version_is_the_one_of_the_project_file() -> None:
+    assert f'\nversion = "{edgemoe.__version__}"\n' in (ROOT / "pyproject.toml").read_text()
+
+
+OURS = "from edgemoe import _native; _native.library()"
+THEIRS = "import llama_cpp; llama_cpp.llama_backend_init()"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
+@pytest.mark.parametrize("order", [(OURS, THEIRS), (THEIRS, OURS)], ids=["ours first", "theirs first"])
+def test_a_process_has_one_libllama_whichever_comes_first(order: tuple[str, str]) -> None:
+    script = "\n".join([*order, "print(open('/proc/self/maps').read())"])
+    maps = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for stem in ("libllama.so", "libggml.so", "libggml-base.so", "libggml-cpu.so", "libedgemoe.so"):
+        files = {tuple(line.split()[3:5]) for line in maps.splitlines() if f"/{stem}" in line}  # device, inode
+        assert len(files) == 1, f"{stem} is mapped from {len(files)} files"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
+def test_the_library_alone_imports_neither_numpy_nor_llama_cpp() -> None:
+    script = f"import sys\n{OURS}\nprint({{'numpy', 'llama_cpp', 'psutil', 'jinja2'}} & set(sys.modules))"
+    printed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert printed.stdout.strip() == "set()"

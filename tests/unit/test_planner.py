@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import pytest
+
+from edgemoe.errors import BudgetError, UsageError
+from edgemoe.runtime.model import ContextSizes, ModelInfo
+from edgemoe.runtime.planner import (
+    UBATCHES,
+    Budget,
+    Plan,
+    Speeds,
+    hit_rate,
+    margin_bytes,
+    plan,
+    predict,
+    resident_bytes,
+    smallest_bytes,
+)
+from edgemoe.units import GIB, MIB, parse_size
+
+MODEL = ModelInfo(
+    n_layer=30,
+    n_moe_layer=30,
+    n_expert=48,
+    n_expert_used=12,
+    n_ctx_train=8192,
+    n_embd=2048,
+    n_vocab=49152,
+    n_file=1,
+    direct_io=True,
+    file_bytes=2770 * MIB,
+    dense_bytes=210 * MIB,
+    dense_token_bytes=210 * MIB,
+    expert_bytes=2440 * MIB,
+    token_bytes=610 * MIB,
+    slot_bytes=2450 * MIB,
+    slot_min_bytes=41 * MIB,
+    n_expert_total=1440,
+    identity=1,
+    architecture="llama",
+    name="a model",
+)
+SPEEDS = Speeds(disk_bytes_per_s=900e6, compute_bytes_per_s=8e9)
+
+
+def sizes(n_ctx: int, n_ubatch: int) -> ContextSizes:
+    return ContextSizes(
+        kv_bytes=n_ctx * 23_040,
+        compute_bytes=n_ubatch * 100 * 1024 + n_ctx * n_ubatch * 4,
+        output_bytes=49152 * 4,
+        scratch_bytes=n_ubatch * 16 * 1024,
+        vocab_bytes=16 * MIB,
+    )
+
+
+def budget(n_bytes: int, **changes: int) -> Budget:
+    return Budget(**{"bytes": n_bytes, "process_bytes": 24 * MIB, "n_threads": 2, **changes})
+
+
+def parts(found: Plan) -> int:
+    return found.fixed_bytes + found.margin_bytes + found.cache_bytes
+
+
+@pytest.mark.parametrize("n_bytes", [340 * MIB, 500 * MIB, 900 * MIB, 1300 * MIB, 2000 * MIB, 6 * GIB])
+def test_the_parts_add_up_to_the_budget_unless_every_expert_fits(n_bytes: int) -> None:
+    found = plan(MODEL, sizes, budget(n_bytes))
+    if found.fraction < 1:
+        assert parts(found) == n_bytes
+    else:
+        assert parts(found) <= n_bytes and found.cache_bytes == MODEL.slot_bytes
+
+
+def test_more_memory_never_means_fewer_experts_or_a_smaller_batch() -> None:
+    plans = [plan(MODEL, sizes, budget(n_bytes * MIB, n_ctx=2048)) for n_bytes in range(400, 3200, 50)]
+    for fewer, more in pairwise(plans):
+        assert more.n_ubatch >= fewer.n_ubatch
+        assert more.n_slot >= fewer.n_slot or more.n_ubatch > fewer.n_ubatch
+    assert {found.n_ubatch for found in plans} >= {64, 512}
+
+
+def test_the_smallest_budget_works_and_one_below_is_refused_by_name() -> None:
+    smallest = smallest_bytes(MODEL, sizes, budget(0))
+    found = plan(MODEL, sizes, budget(smallest))
+    assert found.cache_bytes >= MODEL.slot_min_bytes
+    assert found.smallest_bytes == smallest
+    with pytest.raises(BudgetError) as caught:
+        plan(MODEL, sizes, budget(smallest - 16 * MIB))
+    assert caught.value.smallest == smallest
+    assert f"--memory {smallest // MIB}MiB" in caught.value.hint
+    assert caught.value.exit_code == 2
+
+
+def test_the_hint_of_a_refusal_can_be_followed() -> None:
+    with pytest.raises(BudgetError) as caught:
+        plan(MODEL, sizes, budget(1))
+    advised = parse_size(caught.value.hint.split("`")[1].split()[1])
+    assert plan(MODEL, sizes, budget(advised)).cache_bytes >= MODEL.slot_min_bytes
+
+
+def test_what_comes_later_raises_the_smallest_budget_and_is_the_caches_until_then() -> None:
+    with_later = budget(900 * MIB, later_bytes=9 * MIB)
+    assert plan(MODEL, sizes, with_later).cache_bytes == plan(MODEL, sizes, budget(900 * MIB)).cache_bytes
+    assert smallest_bytes(MODEL, sizes, with_later) >= smallest_bytes(MODEL, sizes, budget(0)) + 9 * MIB
+
+
+def test_every_expert_fits_in_the_resident_budget_with_the_largest_batch() -> None:
+    resident = resident_bytes(MODEL, sizes, budget(0))
+    found = plan(MODEL, sizes, budget(resident))
+    assert (found.fraction, found.n_slot, found.n_ubatch, found.n_ctx) == (1, 1440, 512, 4096)
+    assert plan(MODEL, sizes, budget(resident - 20 * MIB)).fraction < 1
+
+
+def test_a_context_nobody_asked_for_makes_room_for_experts() -> None:
+    n_ctx = [plan(MODEL, sizes, budget(n_bytes * MIB)).n_ctx for n_bytes in (330, 400, 500, 2000)]
+    assert n_ctx == sorted(n_ctx)
+    assert n_ctx[0] < 4096 and n_ctx[-1] == 4096
+
+
+def test_a_context_asked_for_is_kept_or_refused() -> None:
+    assert plan(MODEL, sizes, budget(600 * MIB, n_ctx=8192)).n_ctx == 8192
+    with pytest.raises(BudgetError) as caught:
+        plan(MODEL, sizes, budget(400 * MIB, n_ctx=8192))
+    assert "`--ctx`" in caught.value.hint
+
+
+def test_no_context_is_longer_than_the_model_was_trained_for() -> None:
+    assert plan(MODEL, sizes, budget(6 * GIB, n_ctx=100_000)).n_ctx == 8192
+
+
+def test_a_batch_asked_for_is_kept() -> None:
+    for n_ubatch in (*UBATCHES, 17):
+        assert plan(MODEL, sizes, budget(900 * MIB, n_ubatch=n_ubatch)).n_ubatch == n_ubatch
+    assert plan(MODEL, sizes, budget(900 * MIB, n_ctx=64, n_ubatch=512)).n_ubatch == 64
+
+
+def test_the_batch_takes_a_small_part_of_what_is_left() -> None:
+    for n_bytes in (500, 900, 1300, 2000):
+        found = plan(MODEL, sizes, budget(n_bytes * MIB))
+        work = found.compute_bytes + found.output_bytes + found.scratch_bytes
+        assert work <= (work + found.cache_bytes) / 8 or found.n_ubatch == UBATCHES[-1]
+
+
+@pytest.mark.parametrize("changes", [{"n_ctx": 0}, {"n_ctx": -5}, {"n_ubatch": 0}])
+def test_absurd_shapes_are_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(UsageError):
+        plan(MODEL, sizes, budget(GIB, **changes))
+
+
+def test_the_margin_grows_with_the_budget() -> None:
+    assert margin_bytes(100 * MIB) == 12 * MIB
+    assert margin_bytes(4000 * MIB) == 60 * MIB
+
+
+def test_the_hit_curve_goes_through_what_was_measured() -> None:
+    assert [hit_rate(f) for f in (0, 0.16, 0.32, 0.59, 1)] == pytest.approx([0, 0.24, 0.62, 0.88, 1])
+    assert 0.24 < hit_rate(0.2) < 0.62
+    assert hit_rate(2) == 1
+
+
+def test_predictions_bracket_what_the_prototype_measured() -> None:
+    # Design, section 3: fraction of experts that fit -> tokens a second, at 0.9 GB/s and 112 ms of compute.
+    speeds = Speeds(0.9e9, 2 * (MODEL.dense_token_bytes + MODEL.token_bytes) / 0.112)
+    for fraction, measured in ((0.59, 5.96), (0.32, 2.75), (0.16, 1.55)):
+        found = predict(MODEL, fraction, speeds)
+        assert found.low * 0.9 <= measured <= found.high * 1.1
+    resident = predict(MODEL, 1, speeds)
+    assert resident.low == resident.high == pytest.approx(1 / 0.112)
+
+
+def test_a_prediction_says_what_it_waits_for() -> None:
+    assert predict(MODEL, 0.3, SPEEDS).reason.startswith("storage")
+    assert predict(MODEL, 1, SPEEDS).reason.startswith("compute")
+    assert plan(MODEL, sizes, budget(900 * MIB)).prediction is None
+
+
+def test_a_plan_is_json_and_text() -> None:
+    found = plan(MODEL, sizes, budget(900 * MIB), SPEEDS)
+    assert json.loads(json.dumps(found.to_dict()))["cache_bytes"] == found.cache_bytes
+    text = "\n".join(found.lines())
+    assert f"{found.n_slot:,} of 1,440 experts" in text
+    assert "tok/s" in text and f"{found.smallest_bytes // MIB}MiB" in text
+    assert "tok/s" not in "\n".join(plan(MODEL, sizes, budget(900 * MIB)).lines())
+
+
+def test_the_same_arguments_give_the_same_plan() -> None:
+    assert plan(MODEL, sizes, budget(GIB), SPEEDS) == plan(MODEL, sizes, budget(GIB), SPEEDS)
