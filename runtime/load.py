@@ -8,10 +8,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from .._abi import EngineParams
-from ..devices.compute import cached_compute, measure_compute
 from ..devices.cpu import physical_cores
 from ..devices.memory import available_memory, memory_limit, process_memory
-from ..devices.storage import cached_storage, measure_storage
+from ..devices.profile import profile
 from ..errors import UsageError
 from ..units import Memory, format_exact, format_size, parse_memory, parse_size
 from .engine import Engine
@@ -28,6 +27,7 @@ POLICIES = ("lfru", "lru")
 
 _AUTO_SHARE = 0.85  # of what is available now; the rest is the user's other programs'
 _MAX_THREADS = 512  # of ggml
+_MAX_OUTPUTS = 1 << 16
 
 
 def load(
@@ -164,8 +164,10 @@ def _threads(threads: int | None) -> int:
 
 
 def _plan(model: Model, memory: Memory, shape: _Shape, *, measure: bool) -> Plan:
-    if shape.n_outputs < 1:
-        raise UsageError(f"logits of {shape.n_outputs} tokens make no sense", hint="use `n_outputs=1` or more")
+    if not 1 <= shape.n_outputs <= _MAX_OUTPUTS:
+        raise UsageError(
+            f"logits of {shape.n_outputs} tokens make no sense", hint=f"use `n_outputs` of 1 to {_MAX_OUTPUTS}"
+        )
     context_params(1, 1, 1, 1, shape.kv_type)  # refuses an unknown kv_type before anything is measured
     later_bytes = JINJA_BYTES if "jinja2" not in sys.modules else 0
     process_bytes = process_memory().rss
@@ -177,11 +179,7 @@ def _plan(model: Model, memory: Memory, shape: _Shape, *, measure: bool) -> Plan
 
 def _speeds(model: Model, n_threads: int, *, measure: bool) -> Speeds | None:
     """Measured speeds, or those known from before, None when they are not."""
-    if measure:
-        disk: float | None = measure_storage(model.path, model.block_bytes).bytes_per_s
-        compute: float | None = measure_compute(model.main_type, n_threads)
-    else:
-        known = cached_storage(model.path, model.block_bytes)
-        disk = known.bytes_per_s if known else None
-        compute = cached_compute(model.main_type, n_threads)
-    return Speeds(disk, compute) if disk and compute else None
+    device = profile(model.path, model.block_bytes, model.main_type, n_threads=n_threads, measure=measure)
+    if device.storage is None or device.compute_bytes_per_s is None:
+        return None
+    return Speeds(device.storage.bytes_per_s, device.compute_bytes_per_s)

@@ -191,6 +191,7 @@ def test_the_budget_can_change_during_an_answer(path: Path, engine: Engine) -> N
         ({"threads": 100_000}, "100000 threads"),
         ({"n_ubatch": 0}, "batch of 0"),
         ({"n_outputs": 0}, "logits of 0"),
+        ({"n_outputs": 1 << 33}, "logits of 8589934592"),
         ({"policy": "fifo"}, "`fifo`"),
         ({"reader": "carrier pigeon"}, "`carrier pigeon`"),
         ({"kv_type": "q2_k"}, "`q2_k`"),
