@@ -103,6 +103,8 @@ class ContextSizes(Struct):
         ("output_bytes", c_uint64),
         ("scratch_bytes", c_uint64),
         ("vocab_bytes", c_uint64),
+        ("decode_bytes", c_uint64),
+        ("prefill_bytes", c_uint64),
     ]
 
 
@@ -142,6 +144,8 @@ class Stats(Struct):
         ("compute_bytes", c_uint64),
         ("output_bytes", c_uint64),
         ("scratch_bytes", c_uint64),
+        ("decode_bytes", c_uint64),
+        ("prefill_bytes", c_uint64),
         ("reader", c_uint32),
         ("reserved", c_uint32),
         ("n_streamed", c_uint64),

@@ -73,7 +73,7 @@ class Allowance:
         """
         with self.lock:
             plan = self.plan
-            spare = plan.cache_bytes - self._info.slot_min_bytes + plan.margin_bytes // 2
+            spare = plan.cache_bytes - plan.cache_min_bytes + plan.margin_bytes // 2
             if n_bytes > spare:
                 needed = plan.budget_bytes + n_bytes - spare
                 raise BudgetError(
@@ -89,17 +89,17 @@ class Allowance:
             self._grow(self._resident() - before - n_bytes)
 
     def _cache_bytes(self, budget_bytes: int) -> int:
-        info, margin = self._info, margin_bytes(budget_bytes)
+        info, least, margin = self._info, self.plan.cache_min_bytes, margin_bytes(budget_bytes)
         left = budget_bytes - margin - self._fixed_bytes
         # What the plan could only estimate may eat half of the margin.
-        if left < info.slot_min_bytes - margin // 2:
-            smallest = self._fixed_bytes + info.slot_min_bytes + margin
+        if left < least - margin // 2:
+            smallest = self._fixed_bytes + least + margin
             raise BudgetError(
                 f"{format_size(budget_bytes)} is too small for {info.name}: it takes {format_size(smallest)} here",
                 hint=f"use `--memory {format_exact(smallest)}`, or a smaller `--ctx`",
                 smallest=smallest,
             )
-        return max(info.slot_min_bytes, min(left, info.slot_bytes))
+        return max(least, min(left, info.slot_bytes + self.plan.prefill_bytes))
 
     def _grow(self, n_bytes: int) -> None:
         """The rest has grown by n_bytes, or shrunk. The cache keeps its smallest size: the margin is for that."""
@@ -108,13 +108,13 @@ class Allowance:
             try:
                 self.spend(self.plan.budget_bytes)
             except BudgetError:
-                self._set_cache_bytes(self._info.slot_min_bytes)
-                self._note(self.plan.budget_bytes, self._info.slot_min_bytes)
+                self._set_cache_bytes(self.plan.cache_min_bytes)
+                self._note(self.plan.budget_bytes, self.plan.cache_min_bytes)
 
     def _note(self, budget_bytes: int, cache_bytes: int) -> None:
         plan, info = self.plan, self._info
         parts = plan.fixed_bytes - plan.process_bytes
-        fraction = cache_bytes / info.slot_bytes
+        fraction = min(1.0, cache_bytes / info.slot_bytes)
         self.plan = replace(
             plan,
             budget_bytes=budget_bytes,

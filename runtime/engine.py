@@ -75,8 +75,8 @@ class Engine:
         _native.trim_heap()
         try:
             stats = _native.engine_stats(handle)
-            # Weights and KV cache are in place; these buffers fill with the first long prompt.
-            untouched = stats["compute_bytes"] + stats["output_bytes"] + stats["scratch_bytes"]
+            # Weights and KV cache are in place; these buffers fill as tokens are computed.
+            untouched = stats["decode_bytes"] + stats["output_bytes"]
             resize = functools.partial(_native.engine_set_cache_bytes, handle)
             self._allowance = Allowance(plan, model.info, resize, untouched_bytes=untouched)
             self._sequence = TokenSequence(handle, self._allowance.lock)

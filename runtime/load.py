@@ -83,7 +83,7 @@ def load(
             progress(f"loading {model.info.name}")
         params = EngineParams(
             n_read_lane=read_lanes,
-            cache_bytes=model.info.slot_min_bytes,
+            cache_bytes=plan.cache_min_bytes,
             policy=POLICIES.index(policy),
             buffered=int(buffered),
             reader=READERS.index(reader),

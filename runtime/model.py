@@ -71,7 +71,8 @@ class ContextSizes:
     """What a context allocates, bytes.
 
     kv_bytes: KV cache and recurrent state. compute_bytes: llama.cpp's compute buffers. output_bytes: logits kept.
-    scratch_bytes: edgemoe's own working space. vocab_bytes: tokenizer and metadata.
+    scratch_bytes: edgemoe's own working space. vocab_bytes: tokenizer and metadata. decode_bytes: of compute and
+    scratch, what is in use between large batches. prefill_bytes: the rest, which the expert cache lends to them.
     """
 
     kv_bytes: int
@@ -79,6 +80,8 @@ class ContextSizes:
     output_bytes: int
     scratch_bytes: int
     vocab_bytes: int
+    decode_bytes: int
+    prefill_bytes: int
 
 
 class Model:

@@ -21,7 +21,7 @@ UBATCHES = (512, 256, 128, 64, 32)
 # Context lengths tried when the user names none, best first.
 CONTEXTS = (4096, 2048, 1024, 512)
 
-_WORK_SHARE = 8  # compute, output and scratch may take 1/8 of what they share with the expert cache
+_LENT_SHARE = 2  # a large batch may borrow 1/2 of the expert cache while it is computed
 _KV_SHARE = 3  # a context nobody asked for may take 1/3 of what it shares with the cache and the work space
 _SHORT_CTX = 1024  # below this a chat is hardly one: only if nothing longer fits
 # Between processes that do the same, resident memory differs by some pages; the smallest budget allows for that.
@@ -77,8 +77,10 @@ class Prediction:
 class Plan:
     """How a budget is spent; sizes in bytes.
 
-    process_bytes: interpreter, libraries, tokenizer. scratch_bytes: edgemoe's working space beside llama.cpp's compute
-    buffers. margin_bytes: page tables, kernel, allocator. cache_bytes: the expert cache. n_slot: experts that fit in it
+    process_bytes: interpreter, libraries, tokenizer. compute_bytes, scratch_bytes: llama.cpp's compute buffers and
+    edgemoe's working space for a batch of n_ubatch tokens, of which decode_bytes are in use all the time; the rest,
+    prefill_bytes, is lent by the expert cache while a large batch is computed. margin_bytes: page tables, kernel,
+    allocator. cache_bytes: the expert cache, of which slot_min_bytes cannot be lent. n_slot: experts that fit in it
     (estimate). fraction: of all experts, 0 to 1. smallest_bytes: the smallest budget that works (with the shortest
     context if none was asked for). resident_bytes: the budget in which every expert fits.
     """
@@ -91,8 +93,11 @@ class Plan:
     compute_bytes: int
     output_bytes: int
     scratch_bytes: int
+    decode_bytes: int
+    prefill_bytes: int
     margin_bytes: int
     cache_bytes: int
+    slot_min_bytes: int
     n_ctx: int
     n_ubatch: int
     n_threads: int
@@ -106,8 +111,12 @@ class Plan:
     @property
     def fixed_bytes(self) -> int:
         """All but the expert cache and the margin."""
-        work = self.compute_bytes + self.output_bytes + self.scratch_bytes
-        return self.process_bytes + self.dense_bytes + self.kv_bytes + work
+        return self.process_bytes + self.dense_bytes + self.kv_bytes + self.output_bytes + self.decode_bytes
+
+    @property
+    def cache_min_bytes(self) -> int:
+        """The smallest cache: it must be able to lend the largest batch its work space."""
+        return self.slot_min_bytes + self.prefill_bytes
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object."""
@@ -120,11 +129,11 @@ class Plan:
             ("process", self.process_bytes, "interpreter, libraries, tokenizer"),
             ("dense weights", self.dense_bytes, "everything that is not a routed expert"),
             ("KV cache", self.kv_bytes, f"{self.n_ctx:,} tokens"),
-            ("compute", self.compute_bytes, f"batches of {self.n_ubatch} tokens in prefill"),
+            ("compute", self.decode_bytes, f"llama.cpp's buffers and ours, {self.n_threads} threads"),
             ("output", self.output_bytes, "logits"),
-            ("scratch", self.scratch_bytes, f"{self.n_threads} threads"),
             ("margin", self.margin_bytes, "page tables, allocator, kernel"),
             ("expert cache", self.cache_bytes, experts),
+            ("  lent", self.prefill_bytes, f"by the cache, while a batch of {self.n_ubatch} tokens is computed"),
         ]
         lines = [f"{'budget':<16}{format_size(self.budget_bytes):>10}"]
         lines += [f"  {name:<14}{format_size(size):>10}  {note}" for name, size, note in rows]
@@ -140,7 +149,7 @@ def plan(model: ModelInfo, sizes: Sizes, budget: Budget, speeds: Speeds | None =
     """Spend a budget on a model.
 
     The context is what was asked for, or the longest of CONTEXTS that leaves most memory to the experts; the batch is
-    the largest of UBATCHES whose work space is a small part of what is left.
+    the largest of UBATCHES whose work space the expert cache can lend.
     Raises BudgetError, naming the smallest budget that works, and UsageError.
     """
     contexts = _contexts(model, budget)
@@ -151,7 +160,7 @@ def plan(model: ModelInfo, sizes: Sizes, budget: Budget, speeds: Speeds | None =
         if found is None or (chosen is not None and n_ctx < _SHORT_CTX):
             continue
         chosen = found
-        if found.kv_bytes * _KV_SHARE <= found.kv_bytes + _work_bytes(found) + found.cache_bytes:
+        if found.kv_bytes * _KV_SHARE <= found.kv_bytes + found.output_bytes + found.decode_bytes + found.cache_bytes:
             break
     if chosen is None:
         smaller = ", or a smaller `--ctx`" if budget.n_ctx and budget.n_ctx > CONTEXTS[-1] else ""
@@ -168,15 +177,17 @@ def plan(model: ModelInfo, sizes: Sizes, budget: Budget, speeds: Speeds | None =
 def smallest_bytes(model: ModelInfo, sizes: Sizes, budget: Budget) -> int:
     """The smallest budget with which `plan` succeeds and a process can do the same again, a whole number of MiB."""
     n_ctx = _contexts(model, budget)[-1]
-    need = _fixed_bytes(model, sizes(n_ctx, _ubatches(budget, n_ctx)[-1]), budget)
-    return -(-_with_margin(need + model.slot_min_bytes + budget.later_bytes + _SLACK_BYTES) // MIB) * MIB
+    size = sizes(n_ctx, _ubatches(budget, n_ctx)[-1])
+    need = _fixed_bytes(model, size, budget) + model.slot_min_bytes + size.prefill_bytes
+    return -(-_with_margin(need + budget.later_bytes + _SLACK_BYTES) // MIB) * MIB
 
 
 def resident_bytes(model: ModelInfo, sizes: Sizes, budget: Budget) -> int:
     """The budget in which every expert fits, with the longest context and the largest batch; whole MiB."""
     n_ctx = _contexts(model, budget)[0]
-    need = _fixed_bytes(model, sizes(n_ctx, _ubatches(budget, n_ctx)[0]), budget)
-    return -(-_with_margin(need + model.slot_bytes + budget.later_bytes + _SLACK_BYTES) // MIB) * MIB
+    size = sizes(n_ctx, _ubatches(budget, n_ctx)[0])
+    need = _fixed_bytes(model, size, budget) + model.slot_bytes + size.prefill_bytes
+    return -(-_with_margin(need + budget.later_bytes + _SLACK_BYTES) // MIB) * MIB
 
 
 def margin_bytes(budget_bytes: int) -> int:
@@ -235,10 +246,10 @@ def _candidates(model: ModelInfo, sizes: Sizes, budget: Budget, n_ctx: int, smal
     for n_ubatch in _ubatches(budget, n_ctx):
         size = sizes(n_ctx, n_ubatch)
         left = budget.bytes - margin - _fixed_bytes(model, size, budget)
-        if left < model.slot_min_bytes + budget.later_bytes:
+        if left < model.slot_min_bytes + size.prefill_bytes + budget.later_bytes:
             continue
-        cache = min(left, model.slot_bytes)
-        fraction = cache / model.slot_bytes
+        cache = min(left, model.slot_bytes + size.prefill_bytes)
+        fraction = min(1.0, cache / model.slot_bytes)
         yield Plan(
             model=model.name,
             budget_bytes=budget.bytes,
@@ -248,8 +259,11 @@ def _candidates(model: ModelInfo, sizes: Sizes, budget: Budget, n_ctx: int, smal
             compute_bytes=size.compute_bytes,
             output_bytes=size.output_bytes,
             scratch_bytes=size.scratch_bytes,
+            decode_bytes=size.decode_bytes,
+            prefill_bytes=size.prefill_bytes,
             margin_bytes=margin,
             cache_bytes=cache,
+            slot_min_bytes=model.slot_min_bytes,
             n_ctx=n_ctx,
             n_ubatch=n_ubatch,
             n_threads=budget.n_threads,
@@ -264,19 +278,14 @@ def _candidates(model: ModelInfo, sizes: Sizes, budget: Budget, n_ctx: int, smal
 def _best_batch(model: ModelInfo, sizes: Sizes, budget: Budget, n_ctx: int, smallest: int) -> Plan | None:
     found: Plan | None = None
     for found in _candidates(model, sizes, budget, n_ctx, smallest):
-        work = _work_bytes(found)
-        if found.fraction == 1 or work * _WORK_SHARE <= work + found.cache_bytes:
+        if found.fraction == 1 or found.prefill_bytes * _LENT_SHARE <= found.cache_bytes:
             break
     return found
 
 
-def _work_bytes(found: Plan) -> int:
-    return found.compute_bytes + found.output_bytes + found.scratch_bytes
-
-
 def _fixed_bytes(model: ModelInfo, size: ContextSizes, budget: Budget) -> int:
     """All but the expert cache and the margin."""
-    work = size.compute_bytes + size.output_bytes + size.scratch_bytes
+    work = size.output_bytes + size.decode_bytes
     return budget.process_bytes + size.vocab_bytes + model.dense_bytes + size.kv_bytes + work
 
 

@@ -134,6 +134,8 @@ typedef struct emoe_context_sizes {
     uint64_t output_bytes;    /* logits kept */
     uint64_t scratch_bytes;   /* this library's own: quantized activations, batched-kernel work space */
     uint64_t vocab_bytes;     /* tokenizer and metadata in memory, measured */
+    uint64_t decode_bytes;    /* of compute and scratch, what is in use between large batches */
+    uint64_t prefill_bytes;   /* the rest of them: taken from the expert cache during a large batch, then given back */
 } emoe_context_sizes;
 
 /* What a context of this shape will allocate, asked of llama.cpp itself without allocating it. */
@@ -146,7 +148,7 @@ EMOE_API emoe_status emoe_context_measure(const emoe_model *model, const char *s
 typedef struct emoe_engine_params {
     uint32_t struct_size;
     uint32_t n_read_lane;       /* reads under way at once; 0 = 4 */
-    uint64_t cache_bytes;       /* bytes of expert slots to begin with; clipped to what the model can use */
+    uint64_t cache_bytes;       /* expert slots, and during a large batch its work space: see emoe_engine_set_cache_bytes */
     uint32_t policy;            /* EMOE_POLICY_* */
     uint32_t buffered;          /* 1: do not try O_DIRECT */
     uint32_t reader;            /* EMOE_READER_* */
@@ -186,7 +188,8 @@ EMOE_API emoe_status emoe_engine_rewind(emoe_engine *engine, uint32_t n, emoe_er
 EMOE_API void emoe_engine_cancel(emoe_engine *engine);
 
 /* Changes the bytes of expert slots, now if idle, else before the next layer. Shrinking gives the memory back to
- * the system. The output does not change. Refuses less than the model's slot_min_bytes. Any thread. */
+ * the system. While a batch of many tokens is computed, slots worth its work space (at most prefill_bytes) give way to
+ * it. The output does not change. Refuses less than the model's slot_min_bytes + prefill_bytes. Any thread. */
 EMOE_API emoe_status emoe_engine_set_cache_bytes(emoe_engine *engine, uint64_t cache_bytes, emoe_error *err);
 
 typedef struct emoe_stats {
@@ -210,6 +213,8 @@ typedef struct emoe_stats {
     uint64_t compute_bytes;
     uint64_t output_bytes;
     uint64_t scratch_bytes;
+    uint64_t decode_bytes;      /* as in emoe_context_sizes */
+    uint64_t prefill_bytes;
     uint32_t reader;            /* EMOE_READER_* in force */
     uint32_t reserved;
     uint64_t n_streamed;        /* expert uses in prefill that passed through without staying (cache too small) */

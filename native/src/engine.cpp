@@ -60,7 +60,8 @@ void Engine::load(const ModelIndex &index, const std::string &shell_path) {
              log.last_error("no reason given").c_str());
     n_ctx_ = llama_n_ctx(ctx_.get());
     buffers_ = parse_buffers(log.text());
-    scratch_bytes_ = scratch_bytes(index.layout, params_.context.n_ubatch, params_.context.n_threads);
+    work_ = WorkSpace{buffers_.compute_bytes, &streamer_->layout(), params_.context.n_ubatch, params_.context.n_threads};
+    set_cache_bytes(std::max(params_.cache_bytes, streamer_->min_bytes() + work_.extra_bytes(work_.n_ubatch)));
     dry_run();
     shell.drop_pages();
 }
@@ -99,6 +100,8 @@ void Engine::decode(const int32_t *tokens, uint32_t n, bool want_all) {
     uint32_t const begin = n_past_;
     cancelled_.store(false);
     n_output_ = 0;
+    uint64_t const extra = work_.extra_bytes(n);
+    if (extra != 0) lend(extra);
     streamer_->begin_batch();
     uint64_t const t0 = now_ns();
     try {
@@ -108,15 +111,34 @@ void Engine::decode(const int32_t *tokens, uint32_t n, bool want_all) {
         }
     } catch (...) {
         streamer_->end_batch();
+        if (extra != 0) lend(0);
         forget_after(begin);
         throw;
     }
     streamer_->end_batch();
+    if (extra != 0) lend(0);
     uint64_t const took = now_ns() - t0;
     (n == 1 ? decode_ns_ : prefill_ns_) += took;
     (n == 1 ? n_decode_ : n_prefill_) += n;
     all_outputs_ = want_all;
     n_output_ = want_all ? n : 1;
+}
+
+void Engine::set_cache_bytes(uint64_t bytes) {
+    uint64_t const least = streamer_->min_bytes() + work_.extra_bytes(work_.n_ubatch);
+    if (bytes < least)
+        fail(EMOE_ERR_MEMORY, "an expert cache of %llu bytes is too small: it needs %llu",
+             static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(least));
+    std::lock_guard<std::mutex> const lock(budget_mutex_);
+    cache_bytes_ = bytes;
+    streamer_->set_cache_bytes(bytes - lent_bytes_);
+}
+
+void Engine::lend(uint64_t bytes) {
+    if (bytes == 0) interposer_->release_work();
+    std::lock_guard<std::mutex> const lock(budget_mutex_);
+    lent_bytes_ = bytes;
+    streamer_->set_cache_bytes(cache_bytes_ - bytes);
 }
 
 void Engine::compute(const int32_t *tokens, uint32_t n, bool want_all, bool want_last) {
@@ -196,7 +218,9 @@ void Engine::stats(emoe_stats *out) const {
     out->kv_bytes = buffers_.kv_bytes;
     out->compute_bytes = buffers_.compute_bytes;
     out->output_bytes = buffers_.output_bytes;
-    out->scratch_bytes = scratch_bytes_;
+    out->scratch_bytes = scratch_bytes(streamer_->layout(), work_.n_ubatch, work_.n_threads);
+    out->decode_bytes = work_.decode_bytes();
+    out->prefill_bytes = work_.extra_bytes(work_.n_ubatch);
     out->n_streamed = s.n_streamed;
 }
 

@@ -14,6 +14,7 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
 
 namespace emoe {
 
@@ -33,7 +34,7 @@ public:
     uint32_t n_past() const { return n_past_; }
     void rewind(uint32_t n);
     void cancel();
-    void set_cache_bytes(uint64_t bytes) { streamer_->set_cache_bytes(bytes); }
+    void set_cache_bytes(uint64_t bytes); // any thread
     void stats(emoe_stats *out) const;
     Streamer &streamer() const { return *streamer_; }
 
@@ -47,6 +48,7 @@ private:
     void dry_run();
     void compute(const int32_t *tokens, uint32_t n, bool want_all, bool want_last);
     void forget_after(uint32_t n);
+    void lend(uint64_t bytes); // cache bytes to the work space of a large batch, 0: all back
 
     emoe_engine_params const params_;
     std::unique_ptr<Streamer> streamer_; // outlives the context, whose graph calls into it
@@ -56,13 +58,16 @@ private:
     std::unique_ptr<llama_context, ContextFree> ctx_;
     const llama_vocab *vocab_ = nullptr;
     ContextBuffers buffers_;
-    uint64_t scratch_bytes_ = 0;
+    WorkSpace work_;
     uint32_t n_ctx_ = 0;
     uint32_t n_past_ = 0;
     uint32_t n_output_ = 0;      // rows of logits of the last call
     bool all_outputs_ = false;
     bool dry_ = false;           // the graph is only looked at
     std::atomic<bool> cancelled_{false};
+    std::mutex budget_mutex_; // guards the next two
+    uint64_t cache_bytes_ = 0;
+    uint64_t lent_bytes_ = 0;
     std::vector<int8_t> wanted_; // scratch: which tokens' logits
     std::atomic<uint64_t> n_decode_{0}, n_prefill_{0}, decode_ns_{0}, prefill_ns_{0};
 };

@@ -65,9 +65,9 @@ def test_the_cache_may_change_at_any_moment(
     model = _native.model_open(str(path))
     info = _native.model_info(model)
     _native.model_close(model)
-    low, high = info["slot_min_bytes"], info["slot_bytes"]
     sizes = set()
     with streamed(path, share=1.0) as engine:
+        low, high = info["slot_min_bytes"] + engine.stats()["prefill_bytes"], info["slot_bytes"]
         stop = threading.Event()
 
         def change() -> None:

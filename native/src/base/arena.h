@@ -11,7 +11,9 @@ namespace emoe {
 class Arena {
 public:
     Arena() = default;
-    explicit Arena(size_t bytes); // throws EMOE_ERR_MEMORY when the address space is not to be had
+    // Throws EMOE_ERR_MEMORY when the address space is not to be had. huge: for what is read front to back and used
+    // whole; small or passing buffers would round up to 2 MiB each.
+    explicit Arena(size_t bytes, bool huge = true);
     ~Arena();
     Arena(Arena &&other) noexcept;
     Arena &operator=(Arena &&other) noexcept;
@@ -28,5 +30,8 @@ private:
     uint8_t *data_ = nullptr;
     size_t size_ = 0;
 };
+
+// Gives back the whole pages inside a range of anonymous memory that somebody allocated. Their content is lost.
+void release_pages(void *begin, size_t bytes);
 
 } // namespace emoe

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace emoe {
@@ -31,7 +32,22 @@ void Interposer::compute(ggml_tensor *, int ith, int nth, void *user) {
     site->product.run(static_cast<uint32_t>(ith), static_cast<uint32_t>(nth), site->work);
 }
 
+void Interposer::note_buffer(const ggml_tensor *node) {
+    ggml_backend_buffer_t const b = node->buffer;
+    if (!b || node->view_src || (!compute_buffers_.empty() && compute_buffers_.back() == b)) return;
+    if (ggml_backend_buffer_get_usage(b) != GGML_BACKEND_BUFFER_USAGE_COMPUTE || !ggml_backend_buffer_is_host(b)) return;
+    if (std::find(compute_buffers_.begin(), compute_buffers_.end(), b) == compute_buffers_.end())
+        compute_buffers_.push_back(b);
+}
+
+void Interposer::release_work() {
+    for (ggml_backend_buffer_t const b : compute_buffers_)
+        release_pages(ggml_backend_buffer_get_base(b), ggml_backend_buffer_get_size(b));
+    scratch_.release();
+}
+
 void Interposer::begin_graph() {
+    compute_buffers_.clear();
     for (auto const &site : sites_) site.second->product.disarm();
 }
 
@@ -51,6 +67,7 @@ Interposer::Site *Interposer::site_of(const ggml_tensor *weights) {
 }
 
 void Interposer::see(ggml_tensor *node) {
+    note_buffer(node);
     if (node->view_src) dense_.visit_view(node);
     // A reused graph brings the same nodes again, already CUSTOM: they are recognised by their weights.
     if ((node->op == GGML_OP_MUL_MAT_ID || node->op == GGML_OP_CUSTOM) && node->src[0] && node->src[1]) {

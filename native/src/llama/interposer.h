@@ -9,6 +9,7 @@
 #include "llama/kernels.h"
 #include "pipeline/product.h"
 
+#include <ggml-backend.h>
 #include <ggml.h>
 
 #include <memory>
@@ -26,6 +27,9 @@ public:
     static bool on_node(ggml_tensor *node, bool ask, void *self);
 
     void begin_graph(); // before each llama_decode
+    // After a large batch, before the next llama_decode: gives back the pages of llama.cpp's compute buffers and ours.
+    // What is in them is dead by then, since every graph shares them.
+    void release_work();
     uint32_t n_rewritten() const { return n_rewritten_; }
     // Why the model cannot be streamed, empty when it can.
     const std::string &violation() const { return violation_; }
@@ -42,11 +46,13 @@ private:
     static void compute(ggml_tensor *dst, int ith, int nth, void *site);
     void see(ggml_tensor *node);
     Site *site_of(const ggml_tensor *weights);
+    void note_buffer(const ggml_tensor *node);
 
     DenseMover &dense_;
     KernelScratch scratch_;
     std::unordered_map<std::string, std::unique_ptr<Site>> sites_; // by tensor name
     std::unordered_map<const ggml_tensor *, Site *> known_;        // nullptr: not streamed
+    std::vector<ggml_backend_buffer_t> compute_buffers_; // of the graph under way: valid until the next
     uint32_t n_rewritten_ = 0;
     std::string violation_;
 };

@@ -27,10 +27,10 @@ struct KernelScratch::Batched {
     ggml_tensor *rows = nullptr;
     ggml_tensor *ids = nullptr;
     ggml_tensor *out = nullptr;
-    std::vector<uint8_t> gathered;
-    std::vector<float> result;
-    std::vector<int32_t> zeros;
-    std::vector<uint8_t> work;
+    Buffer gathered;
+    Buffer result;
+    Buffer zeros; // the ids: a new buffer's pages are zero, and nobody writes to them
+    Buffer work;
 
     Batched() {
         ggml_init_params params = {};
@@ -62,15 +62,12 @@ struct KernelScratch::Batched {
     }
 
     void run(ggml_type type, const uint8_t *w, uint32_t k, uint32_t n_row, ggml_type row_type, uint32_t n_col) {
-        result.resize(size_t{n_row} * n_col);
-        if (zeros.size() < n_col) zeros.resize(n_col, 0);
         shape(weights, type, k, n_row, 1, const_cast<uint8_t *>(w));
         shape(rows, row_type, k, 1, n_col, gathered.data());
-        shape(ids, GGML_TYPE_I32, 1, n_col, 1, zeros.data());
-        shape(out, GGML_TYPE_F32, n_row, 1, n_col, result.data());
+        shape(ids, GGML_TYPE_I32, 1, n_col, 1, zeros.reserve(n_col * sizeof(int32_t)));
+        shape(out, GGML_TYPE_F32, n_row, 1, n_col, result.reserve(size_t{n_row} * n_col * sizeof(float)));
         ggml_cplan plan = ggml_graph_plan(graph, 1, nullptr);
-        if (work.size() < plan.work_size) work.resize(plan.work_size);
-        plan.work_data = work.data();
+        plan.work_data = work.reserve(plan.work_size);
         ggml_graph_compute(graph, &plan);
     }
 };
@@ -82,6 +79,12 @@ KernelScratch::Batched &KernelScratch::batched(uint32_t thread) { return *batche
 
 void KernelScratch::reserve_threads(uint32_t n) {
     while (batched_.size() < n) batched_.push_back(std::make_unique<Batched>());
+}
+
+void KernelScratch::release() {
+    for (Buffer const &q : quantized) q.release();
+    for (auto const &b : batched_)
+        for (Buffer const *part : {&b->gathered, &b->result, &b->work}) part->release();
 }
 
 uint64_t scratch_bytes(const Layout &layout, uint32_t n_token, uint32_t n_thread) {
@@ -135,8 +138,7 @@ bool ExpertProduct::plan(uint32_t n_thread) {
     for (uint32_t i = 0; i < n_type_; i++) {
         if (vec_dot_types_[i] == GGML_TYPE_F32) continue;
         row_bytes_[i] = ggml_row_size(vec_dot_types_[i], activations->ne[0]);
-        if (scratch_.quantized[i].size() < row_bytes_[i] * n_activation_)
-            scratch_.quantized[i].resize(row_bytes_[i] * n_activation_);
+        scratch_.quantized[i].reserve(row_bytes_[i] * n_activation_);
     }
     if (n_type_ > 1 || vec_dot_types_[0] != GGML_TYPE_F32) n_prepare = n_type_ * n_activation_ * n_segment_;
     scratch_.reserve_threads(n_thread);
@@ -207,12 +209,12 @@ void ExpertProduct::compute(uint32_t expert_index, uint32_t chunk, uint32_t thre
     }
     KernelScratch::Batched &b = scratch_.batched(thread);
     size_t const x_bytes = ggml_row_size(traits->vec_dot_type, k);
-    if (b.gathered.size() < x_bytes * e.n_row) b.gathered.resize(x_bytes * e.n_row);
+    uint8_t *gathered = b.gathered.reserve(x_bytes * e.n_row);
     for (uint32_t j = 0; j < e.n_row; j++)
-        memcpy(b.gathered.data() + j * x_bytes, activation(traits->vec_dot_type, rows[j]), x_bytes);
+        memcpy(gathered + j * x_bytes, activation(traits->vec_dot_type, rows[j]), x_bytes);
     b.run(type, weights, k, end - begin, traits->vec_dot_type, e.n_row);
     for (uint32_t j = 0; j < e.n_row; j++)
-        memcpy(to(rows[j]) + begin, b.result.data() + size_t{j} * (end - begin), (end - begin) * sizeof(float));
+        memcpy(to(rows[j]) + begin, b.result.data() + size_t{j} * (end - begin) * sizeof(float), (end - begin) * sizeof(float));
 }
 
 } // namespace emoe

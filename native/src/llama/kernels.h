@@ -5,6 +5,7 @@
 // kernels. Every expert may have its own type.
 #pragma once
 
+#include "base/arena.h"
 #include "pipeline/product.h"
 
 #include <ggml.h>
@@ -13,6 +14,20 @@
 #include <vector>
 
 namespace emoe {
+
+// Memory that grows to what is asked of it, keeps nothing, and can be given back between computations.
+class Buffer {
+public:
+    uint8_t *reserve(size_t bytes) {
+        if (arena_.size() < bytes) arena_ = Arena(bytes, false);
+        return arena_.data();
+    }
+    uint8_t *data() const { return arena_.data(); }
+    void release() const { arena_.release(0, arena_.size()); }
+
+private:
+    Arena arena_;
+};
 
 // Bytes that are reused from product to product. One for the engine: products never overlap.
 class KernelScratch {
@@ -23,7 +38,8 @@ public:
     struct Batched; // a thread's graph and buffers
     Batched &batched(uint32_t thread);
     void reserve_threads(uint32_t n);
-    std::vector<uint8_t> quantized[3]; // activations, one buffer a vec_dot type
+    Buffer quantized[3]; // activations, one buffer a vec_dot type
+    void release();      // the pages, between computations
 
 private:
     std::vector<std::unique_ptr<Batched>> batched_;

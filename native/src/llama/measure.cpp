@@ -70,6 +70,18 @@ ContextBuffers parse_buffers(const std::string &log) {
     return b;
 }
 
+uint64_t WorkSpace::bytes(uint32_t n_token) const {
+    // Activations grow with the tokens; a MiB for what does not.
+    uint64_t const compute = compute_bytes * n_token / n_ubatch + (uint64_t{1} << 20);
+    return std::min(compute, compute_bytes) + scratch_bytes(*layout, n_token, n_threads);
+}
+
+uint64_t WorkSpace::decode_bytes() const { return bytes(std::min(k_decode_tokens, n_ubatch)); }
+
+uint64_t WorkSpace::extra_bytes(uint32_t n_token) const {
+    return n_token <= k_decode_tokens ? 0 : bytes(std::min(n_token, n_ubatch)) - decode_bytes();
+}
+
 uint64_t resident_bytes() {
 #ifdef __linux__
     unsigned long long total = 0, resident = 0;
@@ -106,6 +118,9 @@ void measure_context(const ModelIndex &index, const std::string &shell_path, con
     sizes->output_bytes = b.output_bytes;
     sizes->scratch_bytes = scratch_bytes(index.layout, params.n_ubatch, params.n_threads);
     sizes->vocab_bytes = after > before ? after - before : 0;
+    WorkSpace const work{b.compute_bytes, &index.layout, params.n_ubatch, params.n_threads};
+    sizes->decode_bytes = work.decode_bytes();
+    sizes->prefill_bytes = work.extra_bytes(params.n_ubatch);
 }
 
 } // namespace emoe

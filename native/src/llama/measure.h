@@ -21,6 +21,20 @@ struct ContextBuffers {
 };
 ContextBuffers parse_buffers(const std::string &log);
 
+// Compute and scratch bytes of a batch of n tokens, of which decode (few tokens) holds a part all the time.
+struct WorkSpace {
+    uint64_t compute_bytes = 0; // of n_ubatch tokens, as llama.cpp says
+    const Layout *layout = nullptr;
+    uint32_t n_ubatch = 1;
+    uint32_t n_threads = 1;
+    uint64_t bytes(uint32_t n_token) const;
+    uint64_t decode_bytes() const;
+    // What a call of n tokens takes beyond decode_bytes.
+    uint64_t extra_bytes(uint32_t n_token) const;
+};
+// Calls of at most this many tokens need no more than decode_bytes.
+constexpr uint32_t k_decode_tokens = 8;
+
 void measure_context(const ModelIndex &index, const std::string &shell_path, const emoe_context_params &params,
                      emoe_context_sizes *sizes);
 
