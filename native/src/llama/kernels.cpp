@@ -82,6 +82,7 @@ void KernelScratch::reserve_threads(uint32_t n) {
 }
 
 void KernelScratch::release() {
+    source = nullptr;
     for (Buffer const &q : quantized) q.release();
     for (auto const &b : batched_)
         for (Buffer const *part : {&b->gathered, &b->result, &b->work}) part->release();
@@ -140,9 +141,16 @@ bool ExpertProduct::plan(uint32_t n_thread) {
         row_bytes_[i] = ggml_row_size(vec_dot_types_[i], activations->ne[0]);
         scratch_.quantized[i].reserve(row_bytes_[i] * n_activation_);
     }
-    if (n_type_ > 1 || vec_dot_types_[0] != GGML_TYPE_F32) n_prepare = n_type_ * n_activation_ * n_segment_;
+    bool const done = scratch_.source == activations && scratch_.visit == streamer_.visit() &&
+                      std::equal(vec_dot_types_, vec_dot_types_ + n_type_, scratch_.types, scratch_.types + scratch_.n_type);
+    if (!done && (n_type_ > 1 || vec_dot_types_[0] != GGML_TYPE_F32)) n_prepare = n_type_ * n_activation_ * n_segment_;
+    scratch_.source = activations;
+    scratch_.visit = streamer_.visit();
+    scratch_.n_type = n_type_;
+    std::copy_n(vec_dot_types_, n_type_, scratch_.types);
     scratch_.reserve_threads(n_thread);
-    // Decode: a few chunks an expert, so that threads end together. Batches: one a thread, since each gathers rows.
+    // Decode: a few chunks an expert, so that threads end together. Batches: one a thread, since every chunk gathers
+    // the expert's rows anew.
     n_chunk = most_rows >= k_batched_rows ? n_thread : 2 * n_thread;
     return true;
 }

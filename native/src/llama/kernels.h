@@ -39,6 +39,11 @@ public:
     Batched &batched(uint32_t thread);
     void reserve_threads(uint32_t n);
     Buffer quantized[3]; // activations, one buffer a vec_dot type
+    // What `quantized` holds: gate multiplies the same activations as up, and finds them done.
+    const ggml_tensor *source = nullptr;
+    uint64_t visit = 0;
+    uint32_t n_type = 0;
+    ggml_type types[3] = {};
     void release();      // the pages, between computations
 
 private:

@@ -4,6 +4,7 @@
 #include "base/error.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace emoe {
 
@@ -176,6 +177,11 @@ void Streamer::group(const ExpertLayer &spec, const Routing &routing) {
             VisitExpert &e = experts_[index_of_[id]];
             rows_[e.first_row + e.n_row++] = Row{t, k};
         }
+    // Experts with many rows first, so that the threads that share them end together.
+    by_rows_.resize(experts_.size());
+    std::iota(by_rows_.begin(), by_rows_.end(), 0u);
+    if (routing.n_token > 1)
+        std::stable_sort(by_rows_.begin(), by_rows_.end(), [this](uint32_t a, uint32_t b) { return experts_[a].n_row > experts_[b].n_row; });
 }
 
 void Streamer::end_visit() {
@@ -210,6 +216,7 @@ void Streamer::begin_visit(uint32_t layer, const Routing &routing) {
     end_visit();
     apply_budget();
     layer_ = layer;
+    visit_++;
     spec_ = &layout_.layers[layer];
     group(*spec_, routing);
     cache_->tick();
@@ -275,7 +282,7 @@ bool Streamer::begin_product(uint32_t layer, uint32_t matrix, const Routing &rou
     ready_.assign(experts_.size(), 0); // full length at once: others read it while it is filled
     n_ready_.store(0, std::memory_order_relaxed);
     queue_.clear();
-    for (uint32_t i = 0; i < experts_.size(); i++) {
+    for (uint32_t i : by_rows_) {
         if (streamed_[i])
             queue_.push_back(i);
         else if (cache_->is_ready(slots_[i], matrix))

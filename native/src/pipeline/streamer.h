@@ -79,6 +79,7 @@ public:
     // Looks up, reads. Afterwards experts(), rows() are valid until the next begin_product.
     // False when the visit cannot go on; failure() says why.
     bool begin_product(uint32_t layer, uint32_t matrix, const Routing &routing);
+    uint64_t visit() const { return visit_; } // number of the visit under way
     uint32_t n_expert() const { return static_cast<uint32_t>(experts_.size()); }
     const std::vector<Row> &rows() const { return rows_; }
     // Waits until `position` experts + 1 are ready. Returns which (index into experts), or -1 after a failure.
@@ -139,10 +140,12 @@ private:
     // The visit.
     const ExpertLayer *spec_ = nullptr;
     uint32_t layer_ = UINT32_MAX;
+    uint64_t visit_ = 0;
     uint32_t matrix_ = 0;
     uint32_t done_mask_ = 0; // matrices that have been multiplied by in this visit
     std::vector<Row> rows_;
     std::vector<VisitExpert> experts_;
+    std::vector<uint32_t> by_rows_; // indices, those with most rows first
     std::vector<int32_t> index_of_;         // by expert of the layer: index into experts_, -1
     std::vector<SlotId> slots_;             // by index; valid where !streamed_
     std::vector<uint8_t> streamed_;         // by index: passes through
