@@ -94,13 +94,13 @@ EMOE_API emoe_status emoe_model_get_info(const emoe_model *model, emoe_model_inf
 
 typedef struct emoe_layer_info {
     uint32_t struct_size;
-    uint32_t layer;          /* block number in the model */
+    uint32_t layer; /* block number in the model */
     uint32_t n_expert;
-    uint32_t n_matrix;       /* matrices an expert: 3 for gate, up, down; 2 when gate and up are fused, or without gate */
-    uint64_t expert_bytes;   /* one expert, mean over the layer */
-    uint64_t slot_bytes;     /* cache bytes that one expert of this layer occupies */
-    float bits_per_weight;   /* mean over the layer's experts */
-    char types[96];          /* "gate=Q4_K up=Q4_K down=Q6_K" */
+    uint32_t n_matrix;     /* matrices an expert: 3 for gate, up, down; 2 when gate and up are fused, or without gate */
+    uint64_t expert_bytes; /* one expert, mean over the layer */
+    uint64_t slot_bytes;   /* cache bytes that one expert of this layer occupies */
+    float bits_per_weight; /* mean over the layer's experts */
+    char types[96];        /* "gate=Q4_K up=Q4_K down=Q6_K" */
 } emoe_layer_info;
 EMOE_API emoe_status emoe_model_get_layer(const emoe_model *model, uint32_t index, emoe_layer_info *info,
                                           emoe_error *err);
@@ -119,23 +119,23 @@ EMOE_API emoe_status emoe_shell_check(const emoe_model *model, const char *path,
 
 typedef struct emoe_context_params {
     uint32_t struct_size;
-    uint32_t n_ctx;           /* tokens the KV cache holds */
-    uint32_t n_ubatch;        /* most tokens computed at once in prefill */
-    uint32_t n_threads;       /* compute threads */
-    uint32_t n_outputs_max;   /* rows of logits kept per decode call, 1 for generation */
-    uint32_t kv_type;         /* ggml_type of the KV cache: 1 = F16 (exact default), 8 = Q8_0 (lossy) */
+    uint32_t n_ctx;         /* tokens the KV cache holds */
+    uint32_t n_ubatch;      /* most tokens computed at once in prefill */
+    uint32_t n_threads;     /* compute threads */
+    uint32_t n_outputs_max; /* rows of logits kept per decode call, 1 for generation */
+    uint32_t kv_type;       /* ggml_type of the KV cache: 1 = F16 (exact default), 8 = Q8_0 (lossy) */
 } emoe_context_params;
 
 typedef struct emoe_context_sizes {
     uint32_t struct_size;
     uint32_t reserved;
-    uint64_t kv_bytes;        /* KV cache and recurrent state */
-    uint64_t compute_bytes;   /* llama.cpp's compute buffers */
-    uint64_t output_bytes;    /* logits kept */
-    uint64_t scratch_bytes;   /* this library's own: quantized activations, batched-kernel work space */
-    uint64_t vocab_bytes;     /* tokenizer and metadata in memory, measured */
-    uint64_t decode_bytes;    /* of compute and scratch, what is in use between large batches */
-    uint64_t prefill_bytes;   /* the rest of them: taken from the expert cache during a large batch, then given back */
+    uint64_t kv_bytes;      /* KV cache and recurrent state */
+    uint64_t compute_bytes; /* llama.cpp's compute buffers */
+    uint64_t output_bytes;  /* logits kept */
+    uint64_t scratch_bytes; /* this library's own: quantized activations, batched-kernel work space */
+    uint64_t vocab_bytes;   /* tokenizer and metadata in memory, measured */
+    uint64_t decode_bytes;  /* of compute and scratch, what is in use between large batches */
+    uint64_t prefill_bytes; /* the rest of them: taken from the expert cache during a large batch, then given back */
 } emoe_context_sizes;
 
 /* What a context of this shape will allocate, asked of llama.cpp itself without allocating it. */
@@ -147,25 +147,25 @@ EMOE_API emoe_status emoe_context_measure(const emoe_model *model, const char *s
 
 typedef struct emoe_engine_params {
     uint32_t struct_size;
-    uint32_t n_read_lane;       /* reads under way at once; 0 = 4 */
-    uint64_t cache_bytes;       /* expert slots, and during a large batch its work space: see emoe_engine_set_cache_bytes */
-    uint32_t policy;            /* EMOE_POLICY_* */
-    uint32_t buffered;          /* 1: do not try O_DIRECT */
-    uint32_t reader;            /* EMOE_READER_* */
+    uint32_t n_read_lane; /* reads under way at once; 0 = 4 */
+    uint64_t cache_bytes; /* expert slots, and during a large batch its work space: see emoe_engine_set_cache_bytes */
+    uint32_t policy;      /* EMOE_POLICY_* */
+    uint32_t buffered;    /* 1: do not try O_DIRECT */
+    uint32_t reader;      /* EMOE_READER_* */
     uint32_t reserved;
-    uint64_t read_bytes_per_s;  /* throttle of the reader for experiments; 0 = none */
+    uint64_t read_bytes_per_s; /* throttle of the reader for experiments; 0 = none */
     emoe_context_params context;
 } emoe_engine_params;
-#define EMOE_POLICY_LFRU 0 /* evict the largest age / (1 + uses); the default */
-#define EMOE_POLICY_LRU 1  /* evict the least recently used */
+#define EMOE_POLICY_LFRU 0    /* evict the largest age / (1 + uses); the default */
+#define EMOE_POLICY_LRU 1     /* evict the least recently used */
 #define EMOE_READER_AUTO 0    /* io_uring where the kernel allows it, else threads */
 #define EMOE_READER_THREADS 1 /* threads that block in pread */
 #define EMOE_READER_URING 2   /* io_uring or EMOE_ERR_UNSUPPORTED */
 
 /* Opens the model for generation through its shell. The model may be closed afterwards.
  * On success *out must be closed with emoe_engine_close. */
-EMOE_API emoe_status emoe_engine_open(const emoe_model *model, const char *shell_path,
-                                      const emoe_engine_params *params, emoe_engine **out, emoe_error *err);
+EMOE_API emoe_status emoe_engine_open(const emoe_model *model, const char *shell_path, const emoe_engine_params *params,
+                                      emoe_engine **out, emoe_error *err);
 EMOE_API void emoe_engine_close(emoe_engine *engine);
 
 /* Appends n tokens to the sequence and computes them, in pieces of n_ubatch: n = 1 is decode, more is prefill.
@@ -194,30 +194,30 @@ EMOE_API emoe_status emoe_engine_set_cache_bytes(emoe_engine *engine, uint64_t c
 
 typedef struct emoe_stats {
     uint32_t struct_size;
-    uint32_t n_slot;            /* experts that the cache can hold now */
-    uint32_t n_slot_used;       /* experts in it */
-    uint32_t direct_io;         /* 1 when reads bypass the page cache */
-    uint64_t n_decode;          /* tokens computed one at a time */
-    uint64_t n_prefill;         /* tokens computed in batches */
+    uint32_t n_slot;      /* experts that the cache can hold now */
+    uint32_t n_slot_used; /* experts in it */
+    uint32_t direct_io;   /* 1 when reads bypass the page cache */
+    uint64_t n_decode;    /* tokens computed one at a time */
+    uint64_t n_prefill;   /* tokens computed in batches */
     uint64_t decode_ns;
     uint64_t prefill_ns;
-    uint64_t n_hit;             /* expert uses (a token's, or a batch's, of an expert in a layer) found in the cache */
-    uint64_t n_miss;            /* expert uses that had to be read */
+    uint64_t n_hit;  /* expert uses (a token's, or a batch's, of an expert in a layer) found in the cache */
+    uint64_t n_miss; /* expert uses that had to be read */
     uint64_t n_evict;
-    uint64_t n_read;            /* reads issued */
+    uint64_t n_read; /* reads issued */
     uint64_t read_bytes;
-    uint64_t stall_ns;          /* time in which a compute thread slept for a read, mean over threads */
-    uint64_t cache_bytes;       /* bytes of slots now */
-    uint64_t dense_bytes;       /* dense weights in anonymous memory */
+    uint64_t stall_ns;    /* time in which a compute thread slept for a read, mean over threads */
+    uint64_t cache_bytes; /* bytes of slots now */
+    uint64_t dense_bytes; /* dense weights in anonymous memory */
     uint64_t kv_bytes;
     uint64_t compute_bytes;
     uint64_t output_bytes;
     uint64_t scratch_bytes;
-    uint64_t decode_bytes;      /* as in emoe_context_sizes */
+    uint64_t decode_bytes; /* as in emoe_context_sizes */
     uint64_t prefill_bytes;
-    uint32_t reader;            /* EMOE_READER_* in force */
+    uint32_t reader; /* EMOE_READER_* in force */
     uint32_t reserved;
-    uint64_t n_streamed;        /* expert uses in prefill that passed through without staying (cache too small) */
+    uint64_t n_streamed; /* expert uses in prefill that passed through without staying (cache too small) */
 } emoe_stats;
 /* Any thread. */
 EMOE_API emoe_status emoe_engine_get_stats(const emoe_engine *engine, emoe_stats *stats, emoe_error *err);
@@ -242,8 +242,7 @@ EMOE_API int64_t emoe_engine_tokenize(const emoe_engine *engine, const char *tex
 
 /* Bytes of one token (may be part of a UTF-8 character). Returns their number, also when it exceeds cap.
  * special: also the text of control tokens. */
-EMOE_API int64_t emoe_engine_piece(const emoe_engine *engine, int32_t token, uint32_t special, char *buf,
-                                   uint64_t cap);
+EMOE_API int64_t emoe_engine_piece(const emoe_engine *engine, int32_t token, uint32_t special, char *buf, uint64_t cap);
 
 /* 1 when the token ends an answer. */
 EMOE_API uint32_t emoe_engine_is_eog(const emoe_engine *engine, int32_t token);

@@ -35,7 +35,8 @@ void say(emoe_error *err, const char *message) {
     if (err) snprintf(err->message, sizeof err->message, "%s", message);
 }
 
-template <typename F> emoe_status guarded(emoe_error *err, F &&f) {
+template <typename F>
+emoe_status guarded(emoe_error *err, F &&f) {
     try {
         f();
         return EMOE_OK;
@@ -51,7 +52,8 @@ template <typename F> emoe_status guarded(emoe_error *err, F &&f) {
     }
 }
 
-template <typename T> void check_struct(const T *params, const char *name) {
+template <typename T>
+void check_struct(const T *params, const char *name) {
     if (!params) fail(EMOE_ERR_ARGUMENT, "%s is null", name);
     if (params->struct_size != sizeof(T))
         fail(EMOE_ERR_ARGUMENT, "%s has %u bytes, this library's has %zu: header and library differ", name,
@@ -65,7 +67,8 @@ void check_pointer(const void *p, const char *name) {
 void check_context(const emoe_context_params &p) {
     check_struct(&p, "emoe_context_params");
     if (p.n_ctx == 0) fail(EMOE_ERR_ARGUMENT, "a context of 0 tokens");
-    if (p.n_ubatch == 0 || p.n_ubatch > p.n_ctx) fail(EMOE_ERR_ARGUMENT, "batches of %u tokens in a context of %u", p.n_ubatch, p.n_ctx);
+    if (p.n_ubatch == 0 || p.n_ubatch > p.n_ctx)
+        fail(EMOE_ERR_ARGUMENT, "batches of %u tokens in a context of %u", p.n_ubatch, p.n_ctx);
     if (p.n_threads == 0 || p.n_threads > 512) fail(EMOE_ERR_ARGUMENT, "%u threads", p.n_threads);
     if (p.n_outputs_max == 0) fail(EMOE_ERR_ARGUMENT, "no row of logits");
     if (p.kv_type != GGML_TYPE_F16 && p.kv_type != GGML_TYPE_F32 && p.kv_type != GGML_TYPE_Q8_0)
@@ -110,7 +113,8 @@ emoe_status emoe_model_get_info(const emoe_model *model, emoe_model_info *info, 
         i.n_ctx_train = static_cast<uint32_t>(m.number("context_length", 0));
         i.n_embd = static_cast<uint32_t>(m.number("embedding_length", 0));
         int64_t const tokens = gguf_find_key(m.meta.get(), "tokenizer.ggml.tokens");
-        i.n_vocab = tokens >= 0 ? static_cast<uint32_t>(gguf_get_arr_n(m.meta.get(), tokens)) : static_cast<uint32_t>(m.number("vocab_size", 0));
+        i.n_vocab = tokens >= 0 ? static_cast<uint32_t>(gguf_get_arr_n(m.meta.get(), tokens))
+                                : static_cast<uint32_t>(m.number("vocab_size", 0));
         i.n_file = static_cast<uint32_t>(m.layout.paths.size());
         i.direct_io = m.direct_io ? 1 : 0;
         i.file_bytes = m.file_bytes;
@@ -136,7 +140,8 @@ emoe_status emoe_model_get_layer(const emoe_model *model, uint32_t index, emoe_l
         check_pointer(model, "model");
         check_struct(info, "emoe_layer_info");
         auto const &layers = model->index->layout.layers;
-        if (index >= layers.size()) fail(EMOE_ERR_ARGUMENT, "there is no mixture layer %u: there are %zu", index, layers.size());
+        if (index >= layers.size())
+            fail(EMOE_ERR_ARGUMENT, "there is no mixture layer %u: there are %zu", index, layers.size());
         ExpertLayer const &layer = layers[index];
         emoe_layer_info i = {};
         i.struct_size = sizeof i;
@@ -217,7 +222,8 @@ emoe_status emoe_engine_open(const emoe_model *model, const char *shell_path, co
 
 void emoe_engine_close(emoe_engine *engine) { delete engine; }
 
-emoe_status emoe_engine_decode(emoe_engine *engine, const int32_t *tokens, uint32_t n, uint32_t want_all, emoe_error *err) {
+emoe_status emoe_engine_decode(emoe_engine *engine, const int32_t *tokens, uint32_t n, uint32_t want_all,
+                               emoe_error *err) {
     return guarded(err, [&] {
         check_pointer(engine, "engine");
         check_pointer(tokens, "tokens");
@@ -225,7 +231,9 @@ emoe_status emoe_engine_decode(emoe_engine *engine, const int32_t *tokens, uint3
     });
 }
 
-const float *emoe_engine_logits(const emoe_engine *engine, uint32_t i) { return engine ? engine->engine->logits(i) : nullptr; }
+const float *emoe_engine_logits(const emoe_engine *engine, uint32_t i) {
+    return engine ? engine->engine->logits(i) : nullptr;
+}
 
 uint32_t emoe_engine_n_past(const emoe_engine *engine) { return engine ? engine->engine->n_past() : 0; }
 
@@ -324,7 +332,8 @@ emoe_status emoe_storage_measure(const char *path, uint64_t block_bytes, uint32_
     });
 }
 
-emoe_status emoe_compute_measure(const char *type, uint32_t n_threads, uint64_t max_ns, uint64_t *bytes_per_s, emoe_error *err) {
+emoe_status emoe_compute_measure(const char *type, uint32_t n_threads, uint64_t max_ns, uint64_t *bytes_per_s,
+                                 emoe_error *err) {
     return guarded(err, [&] {
         check_pointer(type, "type");
         check_pointer(bytes_per_s, "bytes_per_s");

@@ -44,7 +44,8 @@ void Engine::load(const ModelIndex &index, const std::string &shell_path) {
     if (!model_) fail(EMOE_ERR_FORMAT, "llama.cpp refuses the model: %s", log.last_error("no reason given").c_str());
     vocab_ = llama_model_get_vocab(model_.get());
 
-    dense_ = std::make_unique<DenseMover>(shell_path, extent.dense_end, extent.full_end, index.dense_bytes, index.dense.size());
+    dense_ = std::make_unique<DenseMover>(shell_path, extent.dense_end, extent.full_end, index.dense_bytes,
+                                          index.dense.size());
     interposer_ = std::make_unique<Interposer>(*streamer_, *dense_);
     llama_context_params cp = context_params(params_.context);
     cp.cb_eval = Interposer::on_node;
@@ -60,7 +61,8 @@ void Engine::load(const ModelIndex &index, const std::string &shell_path) {
              log.last_error("no reason given").c_str());
     n_ctx_ = llama_n_ctx(ctx_.get());
     buffers_ = parse_buffers(log.text());
-    work_ = WorkSpace{buffers_.compute_bytes, &streamer_->layout(), params_.context.n_ubatch, params_.context.n_threads};
+    work_ =
+        WorkSpace{buffers_.compute_bytes, &streamer_->layout(), params_.context.n_ubatch, params_.context.n_threads};
     set_cache_bytes(std::max(params_.cache_bytes, streamer_->min_bytes() + work_.extra_bytes(work_.n_ubatch)));
     dry_run();
     shell.drop_pages();
@@ -158,7 +160,8 @@ void Engine::compute(const int32_t *tokens, uint32_t n, bool want_all, bool want
     if (!interposer_->violation().empty())
         fail(EMOE_ERR_UNSUPPORTED, "this model cannot be streamed: %s", interposer_->violation().c_str());
     if (rc == 1) fail(EMOE_ERR_CONTEXT, "no room for %u tokens in the KV cache of %u", n, n_ctx_);
-    if (rc != 0) fail(EMOE_ERR_INTERNAL, "llama.cpp failed to compute (%d): %s", rc, log.last_error("no reason given").c_str());
+    if (rc != 0)
+        fail(EMOE_ERR_INTERNAL, "llama.cpp failed to compute (%d): %s", rc, log.last_error("no reason given").c_str());
     n_past_ += n;
 }
 
@@ -179,7 +182,8 @@ void Engine::rewind(uint32_t n) {
     }
     n_output_ = 0;
     forget_after(n);
-    if (n_past_ != n) fail(EMOE_ERR_UNSUPPORTED, "the state of this model cannot be cut at token %u: it was emptied", n);
+    if (n_past_ != n)
+        fail(EMOE_ERR_UNSUPPORTED, "the state of this model cannot be cut at token %u: it was emptied", n);
 }
 
 int32_t Engine::output_index(uint32_t i) const {

@@ -61,9 +61,9 @@ private:
     WorkSpace work_;
     uint32_t n_ctx_ = 0;
     uint32_t n_past_ = 0;
-    uint32_t n_output_ = 0;      // rows of logits of the last call
+    uint32_t n_output_ = 0; // rows of logits of the last call
     bool all_outputs_ = false;
-    bool dry_ = false;           // the graph is only looked at
+    bool dry_ = false; // the graph is only looked at
     std::atomic<bool> cancelled_{false};
     std::mutex budget_mutex_; // guards the next two
     uint64_t cache_bytes_ = 0;

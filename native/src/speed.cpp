@@ -56,7 +56,8 @@ private:
         left_--;
         // A fixed pseudo-random walk over the file (an LCG): the same places in every run.
         walk_ = walk_ * 6364136223846793005u + 1442695040888963407u;
-        uint64_t const n_place = std::max<uint64_t>(1, (file_.size() - std::min(file_.size(), block_)) / file_.alignment());
+        uint64_t const n_place =
+            std::max<uint64_t>(1, (file_.size() - std::min(file_.size(), block_)) / file_.alignment());
         ReadRequest r;
         r.file = &file_;
         r.offset = (walk_ >> 16) % n_place * file_.alignment();
@@ -109,7 +110,8 @@ uint64_t measure_compute(const std::string &type_name, uint32_t n_thread, uint64
     for (int t = 0; t < GGML_TYPE_COUNT; t++)
         if (ggml_type_name(static_cast<ggml_type>(t)) && type_name == ggml_type_name(static_cast<ggml_type>(t)))
             type = static_cast<ggml_type>(t);
-    if (type == GGML_TYPE_COUNT || !can_compute(type)) fail(EMOE_ERR_ARGUMENT, "no kernel for the type `%s`", type_name.c_str());
+    if (type == GGML_TYPE_COUNT || !can_compute(type))
+        fail(EMOE_ERR_ARGUMENT, "no kernel for the type `%s`", type_name.c_str());
     if (n_thread == 0 || n_thread > 1024) fail(EMOE_ERR_ARGUMENT, "%u threads", n_thread);
     constexpr int k = 2048;
     constexpr size_t matrix_bytes = size_t{48} << 20; // larger than most caches: experts come from memory
@@ -129,7 +131,8 @@ uint64_t measure_compute(const std::string &type_name, uint32_t n_thread, uint64
             size_t const last = n_row * (t + 1) / n_thread;
             float sink = 0;
             do {
-                for (size_t r = first; r < last; r++) traits->vec_dot(k, &sink, 0, weights.data() + r * row_bytes, 0, x.data(), 0, 1);
+                for (size_t r = first; r < last; r++)
+                    traits->vec_dot(k, &sink, 0, weights.data() + r * row_bytes, 0, x.data(), 0, 1);
                 n_done += last - first;
             } while (now_ns() - begin < max_ns);
         });

@@ -11,7 +11,8 @@ int64_t tokenize(const Engine &engine, const char *text, uint64_t bytes, bool ad
                  int32_t *tokens, uint64_t cap) {
     if (bytes > INT32_MAX) fail(EMOE_ERR_ARGUMENT, "a text of more than 2 GiB");
     int32_t const room = static_cast<int32_t>(cap > INT32_MAX ? INT32_MAX : cap);
-    int32_t const n = llama_tokenize(engine.vocab(), text, static_cast<int32_t>(bytes), tokens, room, add_special, parse_special);
+    int32_t const n =
+        llama_tokenize(engine.vocab(), text, static_cast<int32_t>(bytes), tokens, room, add_special, parse_special);
     return n < 0 ? -int64_t{n} : n;
 }
 
@@ -23,7 +24,8 @@ int64_t piece(const Engine &engine, int32_t token, bool special, char *buf, uint
 }
 
 Sampler::Sampler(const emoe_sampler_params &p) : params_(p) {
-    if (!(p.temp >= 0) || !std::isfinite(p.temp)) fail(EMOE_ERR_ARGUMENT, "a temperature of %g", static_cast<double>(p.temp));
+    if (!(p.temp >= 0) || !std::isfinite(p.temp))
+        fail(EMOE_ERR_ARGUMENT, "a temperature of %g", static_cast<double>(p.temp));
     if (!(p.top_p > 0 && p.top_p <= 1)) fail(EMOE_ERR_ARGUMENT, "a top-p of %g", static_cast<double>(p.top_p));
     if (!(p.min_p >= 0 && p.min_p < 1)) fail(EMOE_ERR_ARGUMENT, "a min-p of %g", static_cast<double>(p.min_p));
     if (!(p.repeat_penalty > 0) || !std::isfinite(p.repeat_penalty))

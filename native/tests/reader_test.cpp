@@ -5,9 +5,9 @@
 
 #include "check.h"
 
+#include <condition_variable>
 #include <cstdlib>
 #include <cstring>
-#include <condition_variable>
 #include <map>
 #include <mutex>
 #include <unistd.h>

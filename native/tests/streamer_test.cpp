@@ -112,7 +112,8 @@ bool compute_graph(Streamer &s, uint32_t n_token, std::mt19937 &random, bool exp
             CheckingWork work(s, l, m, ids);
             CHECK(product.arm());
             std::vector<std::thread> threads;
-            for (uint32_t t = 0; t < k_n_thread; t++) threads.emplace_back([&, t] { product.run(t, k_n_thread, work); });
+            for (uint32_t t = 0; t < k_n_thread; t++)
+                threads.emplace_back([&, t] { product.run(t, k_n_thread, work); });
             for (std::thread &t : threads) t.join();
             CHECK_EQ(work.n_wrong.load(), 0u);
             if (!s.failed() && expect_complete) {

@@ -43,7 +43,8 @@ bool ExpertCache::set_bytes(uint64_t bytes) {
     if (bytes < least)
         fail(EMOE_ERR_MEMORY, "an expert cache of %llu bytes is too small: it needs %llu",
              static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(least));
-    double const share = most == least ? 1.0 : static_cast<double>(std::min(bytes, most) - least) / static_cast<double>(most - least);
+    double const share =
+        most == least ? 1.0 : static_cast<double>(std::min(bytes, most) - least) / static_cast<double>(most - least);
     std::vector<uint32_t> limits;
     for (Class const &c : classes_) {
         auto const more = static_cast<uint32_t>(share * (c.spec.n_expert - c.spec.n_min));

@@ -8,9 +8,7 @@ class Lru final : public EvictionPolicy {
 public:
     explicit Lru(uint32_t n_expert) : last_(n_expert, 0) {}
     void on_use(ExpertIndex expert, uint64_t now) override { last_[expert] = now; }
-    double badness(ExpertIndex expert, uint64_t now) const override {
-        return static_cast<double>(now - last_[expert]);
-    }
+    double badness(ExpertIndex expert, uint64_t now) const override { return static_cast<double>(now - last_[expert]); }
 
 private:
     std::vector<uint64_t> last_;

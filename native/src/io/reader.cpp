@@ -43,7 +43,8 @@ int64_t FaultPlan::distort(int64_t result, uint32_t bytes) {
     switch (kind.load(std::memory_order_relaxed)) {
     case EMOE_FAULT_FAIL: return -EIO;
     case EMOE_FAULT_TRUNCATE: return 0;
-    case EMOE_FAULT_SHORT: return std::min<int64_t>(result, std::max<uint32_t>(bytes / 2 / 4096 * 4096, std::min<uint32_t>(bytes, 4096)));
+    case EMOE_FAULT_SHORT:
+        return std::min<int64_t>(result, std::max<uint32_t>(bytes / 2 / 4096 * 4096, std::min<uint32_t>(bytes, 4096)));
     case EMOE_FAULT_DELAY: std::this_thread::sleep_for(std::chrono::milliseconds(50)); return result;
     default: return result;
     }
@@ -52,8 +53,7 @@ int64_t FaultPlan::distort(int64_t result, uint32_t bytes) {
 std::unique_ptr<Reader> make_reader(const ReaderParams &params, FaultPlan &faults, ReadSink &sink) {
     if (params.kind == ReaderKind::threads || params.bytes_per_s != 0) return make_thread_reader(params, faults, sink);
     std::unique_ptr<Reader> reader = make_uring_reader(params, faults, sink);
-    if (!reader && params.kind == ReaderKind::uring)
-        fail(EMOE_ERR_UNSUPPORTED, "this system does not allow io_uring");
+    if (!reader && params.kind == ReaderKind::uring) fail(EMOE_ERR_UNSUPPORTED, "this system does not allow io_uring");
     return reader ? std::move(reader) : make_thread_reader(params, faults, sink);
 }
 

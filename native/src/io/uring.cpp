@@ -21,7 +21,9 @@ namespace emoe {
 
 namespace {
 
-int ring_setup(uint32_t entries, io_uring_params *p) { return static_cast<int>(syscall(__NR_io_uring_setup, entries, p)); }
+int ring_setup(uint32_t entries, io_uring_params *p) {
+    return static_cast<int>(syscall(__NR_io_uring_setup, entries, p));
+}
 int ring_enter(int fd, uint32_t submit, uint32_t min_complete, uint32_t flags) {
     return static_cast<int>(syscall(__NR_io_uring_enter, fd, submit, min_complete, flags, nullptr, 0));
 }
@@ -84,7 +86,8 @@ bool UringReader::open() {
     fd_ = ring_setup(n_lane_ * 2, &p);
     if (fd_ < 0) return false;
     if (!(p.features & IORING_FEAT_SINGLE_MMAP)) return false;
-    rings_bytes_ = std::max<size_t>(p.sq_off.array + p.sq_entries * sizeof(uint32_t), p.cq_off.cqes + p.cq_entries * sizeof(io_uring_cqe));
+    rings_bytes_ = std::max<size_t>(p.sq_off.array + p.sq_entries * sizeof(uint32_t),
+                                    p.cq_off.cqes + p.cq_entries * sizeof(io_uring_cqe));
     rings_ = mmap(nullptr, rings_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd_, IORING_OFF_SQ_RING);
     if (rings_ == MAP_FAILED) {
         rings_ = nullptr;

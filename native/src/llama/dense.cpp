@@ -30,7 +30,8 @@ uintptr_t mapping_of(const std::string &path) {
         uintptr_t begin = 0, end = 0;
         uint64_t offset = 0;
         int name = 0;
-        if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %*s %" SCNx64 " %*s %*s %n", &begin, &end, &offset, &name) < 3) continue;
+        if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %*s %" SCNx64 " %*s %*s %n", &begin, &end, &offset, &name) < 3)
+            continue;
         line[strcspn(line, "\n")] = 0;
         // llama.cpp unmaps the metadata in front: what is left begins at some page of the file.
         if (strcmp(line + name, real) == 0) found = begin - offset;

@@ -159,19 +159,21 @@ void add_layers(ModelIndex *index) {
             tensors.push_back(&t);
         }
         if (tensors.size() > k_max_matrix || !group.second.count("down"))
-            fail(EMOE_ERR_UNSUPPORTED, "block %u has an unknown set of expert matrices (`%s` and %zu more)", layer.layer,
-                 tensors.front()->name.c_str(), tensors.size() - 1);
+            fail(EMOE_ERR_UNSUPPORTED, "block %u has an unknown set of expert matrices (`%s` and %zu more)",
+                 layer.layer, tensors.front()->name.c_str(), tensors.size() - 1);
         layer.n_expert = static_cast<uint32_t>(tensors.front()->ne[2]);
         for (TensorInfo const *t : tensors) {
             if (t->ne[2] != layer.n_expert)
-                fail(EMOE_ERR_FORMAT, "`%s` has %lld experts, `%s` %u", t->name.c_str(), static_cast<long long>(t->ne[2]),
-                     tensors.front()->name.c_str(), layer.n_expert);
+                fail(EMOE_ERR_FORMAT, "`%s` has %lld experts, `%s` %u", t->name.c_str(),
+                     static_cast<long long>(t->ne[2]), tensors.front()->name.c_str(), layer.n_expert);
             if (!can_compute(t->type))
-                fail(EMOE_ERR_UNSUPPORTED, "`%s` has type %s, which this build of llama.cpp cannot multiply by on the CPU",
-                     t->name.c_str(), ggml_type_name(t->type));
+                fail(EMOE_ERR_UNSUPPORTED,
+                     "`%s` has type %s, which this build of llama.cpp cannot multiply by on the CPU", t->name.c_str(),
+                     ggml_type_name(t->type));
             if (t->bytes / layer.n_expert > UINT32_MAX / 2)
-                fail(EMOE_ERR_UNSUPPORTED, "one expert of `%s` is %llu bytes, more than the 2 GiB that one read can bring",
-                     t->name.c_str(), static_cast<unsigned long long>(t->bytes / layer.n_expert));
+                fail(EMOE_ERR_UNSUPPORTED,
+                     "one expert of `%s` is %llu bytes, more than the 2 GiB that one read can bring", t->name.c_str(),
+                     static_cast<unsigned long long>(t->bytes / layer.n_expert));
         }
         for (uint32_t e = 0; e < layer.n_expert; e++)
             for (TensorInfo const *t : tensors) {
@@ -237,8 +239,8 @@ std::unique_ptr<ModelIndex> index_model(const std::string &path) {
     for (size_t i = 0; i < layout.paths.size(); i++) {
         GgufPtr g = layout.paths[i] == path ? std::move(given) : open_gguf(layout.paths[i], &bytes);
         if (layout.paths[i] == path) bytes = File(path, true).size();
-        if (layout.paths.size() > 1 && (split_number(g.get(), "split.no") != i ||
-                                        split_number(g.get(), "split.count") != layout.paths.size()))
+        if (layout.paths.size() > 1 &&
+            (split_number(g.get(), "split.no") != i || split_number(g.get(), "split.count") != layout.paths.size()))
             fail(EMOE_ERR_FORMAT, "`%s` says it is part %u of %u, not %zu of %zu: the files are not of one set",
                  layout.paths[i].c_str(), split_number(g.get(), "split.no") + 1u, split_number(g.get(), "split.count"),
                  i + 1, layout.paths.size());
@@ -248,10 +250,11 @@ std::unique_ptr<ModelIndex> index_model(const std::string &path) {
         if (i == 0) index->meta = std::move(g);
     }
     int64_t const count_key = gguf_find_key(index->meta.get(), "split.tensors.count");
-    if (layout.paths.size() > 1 && count_key >= 0 && gguf_get_kv_type(index->meta.get(), count_key) == GGUF_TYPE_INT32 &&
+    if (layout.paths.size() > 1 && count_key >= 0 &&
+        gguf_get_kv_type(index->meta.get(), count_key) == GGUF_TYPE_INT32 &&
         gguf_get_val_i32(index->meta.get(), count_key) != static_cast<int64_t>(tensors.size()))
-        fail(EMOE_ERR_FORMAT, "the split set of `%s` holds %zu tensors, its header says %d", path.c_str(), tensors.size(),
-             gguf_get_val_i32(index->meta.get(), count_key));
+        fail(EMOE_ERR_FORMAT, "the split set of `%s` holds %zu tensors, its header says %d", path.c_str(),
+             tensors.size(), gguf_get_val_i32(index->meta.get(), count_key));
 
     if (!meta_text(index->meta.get(), "general.architecture", &index->architecture))
         fail(EMOE_ERR_FORMAT, "`%s` does not name its architecture (key `general.architecture`)", path.c_str());
@@ -280,8 +283,8 @@ std::unique_ptr<ModelIndex> index_model(const std::string &path) {
     add_layers(index.get());
     layout.n_expert_used = static_cast<uint32_t>(index->number("expert_used_count", 0));
     if (layout.n_expert_used == 0)
-        fail(EMOE_ERR_FORMAT, "`%s` does not say how many experts a token uses (key `%s.expert_used_count`)", path.c_str(),
-             index->architecture.c_str());
+        fail(EMOE_ERR_FORMAT, "`%s` does not say how many experts a token uses (key `%s.expert_used_count`)",
+             path.c_str(), index->architecture.c_str());
     index->alignment = 512;
     index->direct_io = true;
     for (std::string const &p : layout.paths) {

@@ -19,7 +19,8 @@ Interposer::Interposer(Streamer &streamer, DenseMover &dense) : dense_(dense) {
         for (uint32_t m = 0; m < layout.layers[l].matrices.size(); m++) {
             auto site = std::make_unique<Site>(streamer, scratch_, l, m);
             ggml_tensor *source = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, 1);
-            ggml_tensor *node = ggml_custom_4d(ctx, GGML_TYPE_F32, 1, 1, 1, 1, &source, 1, compute, GGML_N_TASKS_MAX, site.get());
+            ggml_tensor *node =
+                ggml_custom_4d(ctx, GGML_TYPE_F32, 1, 1, 1, 1, &source, 1, compute, GGML_N_TASKS_MAX, site.get());
             memcpy(site->op_params, node->op_params, sizeof site->op_params);
             sites_.emplace(layout.layers[l].matrices[m].name, std::move(site));
             ggml_reset(ctx);
@@ -35,7 +36,8 @@ void Interposer::compute(ggml_tensor *, int ith, int nth, void *user) {
 void Interposer::note_buffer(const ggml_tensor *node) {
     ggml_backend_buffer_t const b = node->buffer;
     if (!b || node->view_src || (!compute_buffers_.empty() && compute_buffers_.back() == b)) return;
-    if (ggml_backend_buffer_get_usage(b) != GGML_BACKEND_BUFFER_USAGE_COMPUTE || !ggml_backend_buffer_is_host(b)) return;
+    if (ggml_backend_buffer_get_usage(b) != GGML_BACKEND_BUFFER_USAGE_COMPUTE || !ggml_backend_buffer_is_host(b))
+        return;
     if (std::find(compute_buffers_.begin(), compute_buffers_.end(), b) == compute_buffers_.end())
         compute_buffers_.push_back(b);
 }

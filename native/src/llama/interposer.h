@@ -52,7 +52,7 @@ private:
     KernelScratch scratch_;
     std::unordered_map<std::string, std::unique_ptr<Site>> sites_; // by tensor name
     std::unordered_map<const ggml_tensor *, Site *> known_;        // nullptr: not streamed
-    std::vector<ggml_backend_buffer_t> compute_buffers_; // of the graph under way: valid until the next
+    std::vector<ggml_backend_buffer_t> compute_buffers_;           // of the graph under way: valid until the next
     uint32_t n_rewritten_ = 0;
     std::string violation_;
 };

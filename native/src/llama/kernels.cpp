@@ -100,8 +100,8 @@ uint64_t scratch_bytes(const Layout &layout, uint32_t n_token, uint32_t n_thread
             quantized = std::max(quantized, n_row * row);
             // Gathered rows, results of a chunk, and ggml's work space (half a MiB a thread for its tiles).
             uint64_t const chunk_rows = (matrix.n_row + n_thread - 1) / n_thread + k_row_group;
-            per_thread = std::max(per_thread, n_token * row + n_token * chunk_rows * sizeof(float) + (uint64_t{640} << 10) +
-                                                  uint64_t{n_token} * 16);
+            per_thread = std::max(per_thread, n_token * row + n_token * chunk_rows * sizeof(float) +
+                                                  (uint64_t{640} << 10) + uint64_t{n_token} * 16);
         }
     return quantized + per_thread * n_thread;
 }
@@ -141,8 +141,9 @@ bool ExpertProduct::plan(uint32_t n_thread) {
         row_bytes_[i] = ggml_row_size(vec_dot_types_[i], activations->ne[0]);
         scratch_.quantized[i].reserve(row_bytes_[i] * n_activation_);
     }
-    bool const done = scratch_.source == activations && scratch_.visit == streamer_.visit() &&
-                      std::equal(vec_dot_types_, vec_dot_types_ + n_type_, scratch_.types, scratch_.types + scratch_.n_type);
+    bool const done =
+        scratch_.source == activations && scratch_.visit == streamer_.visit() &&
+        std::equal(vec_dot_types_, vec_dot_types_ + n_type_, scratch_.types, scratch_.types + scratch_.n_type);
     if (!done && (n_type_ > 1 || vec_dot_types_[0] != GGML_TYPE_F32)) n_prepare = n_type_ * n_activation_ * n_segment_;
     scratch_.source = activations;
     scratch_.visit = streamer_.visit();
@@ -163,8 +164,8 @@ void ExpertProduct::prepare(uint32_t item) {
     ggml_tensor const *a = dst->src[1];
     int64_t const i11 = row % a->ne[1];
     int64_t const i12 = row / a->ne[1];
-    auto const *from = reinterpret_cast<const float *>(static_cast<const char *>(a->data) +
-                                                       static_cast<size_t>(i11) * a->nb[1] + static_cast<size_t>(i12) * a->nb[2]);
+    auto const *from = reinterpret_cast<const float *>(
+        static_cast<const char *>(a->data) + static_cast<size_t>(i11) * a->nb[1] + static_cast<size_t>(i12) * a->nb[2]);
     // Whole blocks of the type, as ggml's threads share a row: the same blocks give the same bits.
     int64_t const block = ggml_blck_size(vec_dot_types_[type]);
     int64_t const n_block = a->ne[0] / block;
@@ -180,7 +181,8 @@ const uint8_t *ExpertProduct::activation(ggml_type vec_dot_type, Row row) const 
     auto const i11 = static_cast<size_t>(row.rank % a->ne[1]);
     if (vec_dot_type == GGML_TYPE_F32)
         return static_cast<const uint8_t *>(a->data) + i11 * a->nb[1] + size_t{row.token} * a->nb[2];
-    auto const type = static_cast<size_t>(std::find(vec_dot_types_, vec_dot_types_ + n_type_, vec_dot_type) - vec_dot_types_);
+    auto const type =
+        static_cast<size_t>(std::find(vec_dot_types_, vec_dot_types_ + n_type_, vec_dot_type) - vec_dot_types_);
     return scratch_.quantized[type].data() + (row.token * static_cast<size_t>(a->ne[1]) + i11) * row_bytes_[type];
 }
 
@@ -200,7 +202,8 @@ void ExpertProduct::compute(uint32_t expert_index, uint32_t chunk, uint32_t thre
     const uint8_t *weights = streamer_.weights(expert_index) + begin * row_bytes;
     const Row *rows = streamer_.rows().data() + e.first_row;
     auto const to = [&](Row row) {
-        return reinterpret_cast<float *>(static_cast<char *>(dst->data) + row.rank * dst->nb[1] + row.token * dst->nb[2]);
+        return reinterpret_cast<float *>(static_cast<char *>(dst->data) + row.rank * dst->nb[1] +
+                                         row.token * dst->nb[2]);
     };
 
     if (!batched) {
@@ -222,7 +225,8 @@ void ExpertProduct::compute(uint32_t expert_index, uint32_t chunk, uint32_t thre
         memcpy(gathered + j * x_bytes, activation(traits->vec_dot_type, rows[j]), x_bytes);
     b.run(type, weights, k, end - begin, traits->vec_dot_type, e.n_row);
     for (uint32_t j = 0; j < e.n_row; j++)
-        memcpy(to(rows[j]) + begin, b.result.data() + size_t{j} * (end - begin) * sizeof(float), (end - begin) * sizeof(float));
+        memcpy(to(rows[j]) + begin, b.result.data() + size_t{j} * (end - begin) * sizeof(float),
+               (end - begin) * sizeof(float));
 }
 
 } // namespace emoe

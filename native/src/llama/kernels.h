@@ -44,7 +44,7 @@ public:
     uint64_t visit = 0;
     uint32_t n_type = 0;
     ggml_type types[3] = {};
-    void release();      // the pages, between computations
+    void release(); // the pages, between computations
 
 private:
     std::vector<std::unique_ptr<Batched>> batched_;
@@ -74,7 +74,7 @@ private:
     KernelScratch &scratch_;
     uint32_t const layer_;
     uint32_t const matrix_;
-    uint32_t n_type_ = 0;       // distinct vec_dot types of the experts in the visit
+    uint32_t n_type_ = 0; // distinct vec_dot types of the experts in the visit
     ggml_type vec_dot_types_[3] = {};
     size_t row_bytes_[3] = {};  // of a quantized activation row
     uint32_t n_segment_ = 1;    // pieces into which a row is cut for preparation

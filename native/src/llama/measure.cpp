@@ -56,7 +56,8 @@ ContextBuffers parse_buffers(const std::string &log) {
         size_t const eq = line.find("size = ");
         if (eq == std::string::npos || line.find("MiB", eq) == std::string::npos) continue;
         // Printed with two decimals: half a hundredth more, so that the sum is never short.
-        auto const bytes = static_cast<uint64_t>((strtod(line.c_str() + eq + strlen("size = "), nullptr) + 0.005) * 1048576.0);
+        auto const bytes =
+            static_cast<uint64_t>((strtod(line.c_str() + eq + strlen("size = "), nullptr) + 0.005) * 1048576.0);
         if (line.find("compute buffer") != std::string::npos)
             b.compute_bytes += bytes;
         else if (line.find("output buffer") != std::string::npos)

@@ -51,7 +51,8 @@ void write_all(int fd, const void *data, size_t n, uint64_t offset, const std::s
     while (n > 0) {
         ssize_t const w = pwrite(fd, p, n, static_cast<off_t>(offset));
         if (w < 0 && errno == EINTR) continue;
-        if (w <= 0) fail(EMOE_ERR_IO, "cannot write `%s`: %s", path.c_str(), os_message(w < 0 ? errno : ENOSPC).c_str());
+        if (w <= 0)
+            fail(EMOE_ERR_IO, "cannot write `%s`: %s", path.c_str(), os_message(w < 0 ? errno : ENOSPC).c_str());
         p += w;
         n -= static_cast<size_t>(w);
         offset += static_cast<uint64_t>(w);
@@ -109,10 +110,12 @@ void write_shell(const ModelIndex &index, const std::string &path, bool with_dat
         std::vector<std::unique_ptr<Fd>> sources;
         for (std::string const &p : index.layout.paths) {
             sources.push_back(std::make_unique<Fd>(open(p.c_str(), O_RDONLY | O_CLOEXEC)));
-            if (sources.back()->get() < 0) fail(EMOE_ERR_IO, "cannot open `%s`: %s", p.c_str(), os_message(errno).c_str());
+            if (sources.back()->get() < 0)
+                fail(EMOE_ERR_IO, "cannot open `%s`: %s", p.c_str(), os_message(errno).c_str());
         }
         for (TensorInfo const &t : index.dense) {
-            uint64_t const to = meta.size() + gguf_get_tensor_offset(g.get(), gguf_find_tensor(g.get(), t.name.c_str()));
+            uint64_t const to =
+                meta.size() + gguf_get_tensor_offset(g.get(), gguf_find_tensor(g.get(), t.name.c_str()));
             copy_tensor(t, index.layout.paths[t.file], sources[t.file]->get(), out.get(), to, path);
         }
     }
@@ -133,10 +136,10 @@ ShellExtent check_shell(const ModelIndex &index, const std::string &path, bool n
     int64_t const version = gguf_find_key(g.get(), k_key_version);
     int64_t const identity = gguf_find_key(g.get(), k_key_identity);
     int64_t const data = gguf_find_key(g.get(), k_key_data);
-    bool const ours = version >= 0 && identity >= 0 && data >= 0 && gguf_get_val_u32(g.get(), version) == k_shell_version &&
-                      gguf_get_val_u64(g.get(), identity) == index.identity &&
-                      (!need_data || gguf_get_val_bool(g.get(), data)) &&
-                      gguf_get_n_tensors(g.get()) == static_cast<int64_t>(index.dense.size() + index.experts.size());
+    bool const ours =
+        version >= 0 && identity >= 0 && data >= 0 && gguf_get_val_u32(g.get(), version) == k_shell_version &&
+        gguf_get_val_u64(g.get(), identity) == index.identity && (!need_data || gguf_get_val_bool(g.get(), data)) &&
+        gguf_get_n_tensors(g.get()) == static_cast<int64_t>(index.dense.size() + index.experts.size());
     if (!ours) fail(EMOE_ERR_FORMAT, "`%s` is not a shell of this model", path.c_str());
     ShellExtent extent;
     uint64_t const base = gguf_get_data_offset(g.get());

@@ -13,12 +13,8 @@ namespace {
 // A read's tag: what to do with its completion.
 // Into the cache: class, slot, matrix. Passing through: k_streamed and the index in the visit.
 constexpr uint64_t k_streamed = uint64_t{1} << 63;
-uint64_t slot_tag(SlotId id, uint32_t matrix) {
-    return uint64_t{id.cls} << 40 | uint64_t{id.slot} << 8 | matrix;
-}
-SlotId tag_slot(uint64_t tag) {
-    return SlotId{static_cast<uint32_t>(tag >> 40), static_cast<uint32_t>(tag >> 8)};
-}
+uint64_t slot_tag(SlotId id, uint32_t matrix) { return uint64_t{id.cls} << 40 | uint64_t{id.slot} << 8 | matrix; }
+SlotId tag_slot(uint64_t tag) { return SlotId{static_cast<uint32_t>(tag >> 40), static_cast<uint32_t>(tag >> 8)}; }
 uint32_t tag_matrix(uint64_t tag) { return static_cast<uint32_t>(tag & 0xff); }
 
 // Reads in passage at least, when a visit streams: two, so that one is read while the other is computed.
@@ -181,7 +177,8 @@ void Streamer::group(const ExpertLayer &spec, const Routing &routing) {
     by_rows_.resize(experts_.size());
     std::iota(by_rows_.begin(), by_rows_.end(), 0u);
     if (routing.n_token > 1)
-        std::stable_sort(by_rows_.begin(), by_rows_.end(), [this](uint32_t a, uint32_t b) { return experts_[a].n_row > experts_[b].n_row; });
+        std::stable_sort(by_rows_.begin(), by_rows_.end(),
+                         [this](uint32_t a, uint32_t b) { return experts_[a].n_row > experts_[b].n_row; });
 }
 
 void Streamer::end_visit() {

@@ -146,18 +146,18 @@ private:
     std::vector<Row> rows_;
     std::vector<VisitExpert> experts_;
     std::vector<uint32_t> by_rows_; // indices, those with most rows first
-    std::vector<int32_t> index_of_;         // by expert of the layer: index into experts_, -1
-    std::vector<SlotId> slots_;             // by index; valid where !streamed_
-    std::vector<uint8_t> streamed_;         // by index: passes through
-    std::vector<SlotId> pinned_;            // slots pinned by the visit
+    std::vector<int32_t> index_of_; // by expert of the layer: index into experts_, -1
+    std::vector<SlotId> slots_;     // by index; valid where !streamed_
+    std::vector<uint8_t> streamed_; // by index: passes through
+    std::vector<SlotId> pinned_;    // slots pinned by the visit
     // The product.
-    std::vector<const uint8_t *> weights_;  // by index, set when ready
-    std::vector<uint32_t> ready_;           // indices in order of readiness
+    std::vector<const uint8_t *> weights_; // by index, set when ready
+    std::vector<uint32_t> ready_;          // indices in order of readiness
     std::atomic<uint32_t> n_ready_{0};
-    std::vector<SlotId> passage_;           // free slots of streamed experts
-    std::vector<SlotId> in_passage_;        // by index: slot of a streamed expert under way
-    std::vector<uint32_t> queue_;           // streamed experts not yet issued, last first
-    std::vector<ReadRequest> requests_;     // scratch
+    std::vector<SlotId> passage_;       // free slots of streamed experts
+    std::vector<SlotId> in_passage_;    // by index: slot of a streamed expert under way
+    std::vector<uint32_t> queue_;       // streamed experts not yet issued, last first
+    std::vector<ReadRequest> requests_; // scratch
 
     std::unique_ptr<Reader> reader_; // last: its threads end before what they touch
 };
