@@ -33,6 +33,7 @@ void Engine::load(const ModelIndex &index, const std::string &shell_path) {
     // One load at a time in this process: the log is process-wide. Between processes the shell is locked.
     static std::mutex loading;
     std::lock_guard<std::mutex> const lock(loading);
+    AssertionGuard const guard;
 
     ShellExtent const extent = check_shell(index, shell_path, true);
     ShellLoad const shell(shell_path, extent);

@@ -229,6 +229,7 @@ uint64_t ModelIndex::number(const char *key, uint64_t otherwise) const {
 }
 
 std::unique_ptr<ModelIndex> index_model(const std::string &path) {
+    AssertionGuard const guard;
     auto index = std::make_unique<ModelIndex>();
     uint64_t bytes = 0;
     GgufPtr given = open_gguf(path, &bytes);

@@ -1,15 +1,31 @@
 #include "llama/log.h"
 
+#include "base/error.h"
+
 #include <llama.h>
 
 #include <atomic>
 #include <cstdio>
+#include <mutex>
 
 namespace emoe {
 
 namespace {
 std::atomic<uint32_t> g_level{0};
 thread_local LogCapture *t_capture = nullptr;
+thread_local bool t_guarded = false;
+
+// ggml calls this and then ends the process; thrown from here, it does not come to that.
+void on_abort(const char *message) {
+    if (!t_guarded) {
+        fprintf(stderr, "%s\n", message);
+        return;
+    }
+    std::string text = message; // "/build/path/gguf.cpp:145: GGML_ASSERT(...) failed"
+    size_t const assertion = text.find("GGML_ASSERT");
+    throw Error(EMOE_ERR_FORMAT, "the file is corrupted, or too new for this llama.cpp: " +
+                                     text.substr(assertion == std::string::npos ? 0 : assertion));
+}
 } // namespace
 
 void log_callback_entry(int level, const char *text) {
@@ -35,6 +51,14 @@ void set_log_level(uint32_t level) {
     g_level.store(level, std::memory_order_relaxed);
     llama_log_set(log_callback, nullptr);
 }
+
+AssertionGuard::AssertionGuard() : outer_(t_guarded) {
+    static std::once_flag once;
+    std::call_once(once, [] { ggml_set_abort_callback(on_abort); });
+    t_guarded = true;
+}
+
+AssertionGuard::~AssertionGuard() { t_guarded = outer_; }
 
 LogCapture::LogCapture(std::function<void(const std::string &)> on_line)
     : on_line_(std::move(on_line)), outer_(t_capture) {

@@ -10,6 +10,19 @@ namespace emoe {
 
 void set_log_level(uint32_t level);
 
+// While one is alive on this thread, a failed assertion of ggml or llama.cpp throws EMOE_ERR_FORMAT instead of ending
+// the process: what a file says must never do that. For opening files only; a computation has threads of its own.
+class AssertionGuard {
+public:
+    AssertionGuard();
+    ~AssertionGuard();
+    AssertionGuard(const AssertionGuard &) = delete;
+    AssertionGuard &operator=(const AssertionGuard &) = delete;
+
+private:
+    bool outer_;
+};
+
 // While one is alive this thread's log lines are collected. Installs our callback in llama.cpp.
 class LogCapture {
 public:

@@ -98,6 +98,7 @@ uint64_t resident_bytes() {
 
 void measure_context(const ModelIndex &index, const std::string &shell_path, const emoe_context_params &params,
                      emoe_context_sizes *sizes) {
+    AssertionGuard const guard;
     ShellLoad const shell(shell_path, check_shell(index, shell_path, false));
     LogCapture const log;
     uint64_t const before = resident_bytes();

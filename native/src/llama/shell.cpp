@@ -1,6 +1,7 @@
 #include "llama/shell.h"
 
 #include "base/error.h"
+#include "llama/log.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -80,6 +81,7 @@ void copy_tensor(const TensorInfo &t, const std::string &from_path, int from, in
 } // namespace
 
 void write_shell(const ModelIndex &index, const std::string &path, bool with_data) {
+    AssertionGuard const guard;
     GgufPtr g(gguf_init_empty());
     gguf_set_kv(g.get(), index.meta.get());
     for (const char *key : {"split.no", "split.count", "split.tensors.count", "general.alignment"})
@@ -129,6 +131,7 @@ void write_shell(const ModelIndex &index, const std::string &path, bool with_dat
 }
 
 ShellExtent check_shell(const ModelIndex &index, const std::string &path, bool need_data) {
+    AssertionGuard const guard;
     gguf_init_params params = {};
     params.no_alloc = true;
     GgufPtr const g(access(path.c_str(), R_OK) == 0 ? gguf_init_from_file(path.c_str(), params) : nullptr);
