@@ -163,6 +163,21 @@ def trim_heap() -> None:
             trim(0)
 
 
+_IO_URING_SETUP = 425  # number of the system call, the same on every processor but alpha
+
+
+def io_uring_allowed() -> bool:
+    """Whether the kernel gives this process an io_uring that the library can use. Containers often forbid it."""
+    if sys.platform != "linux":
+        return False
+    params = (ctypes.c_uint32 * 30)()  # struct io_uring_params
+    ring = ctypes.CDLL(None).syscall(_IO_URING_SETUP, 1, params)
+    if ring < 0:
+        return False
+    os.close(ring)
+    return bool(params[5] & 1)  # features: IORING_FEAT_SINGLE_MMAP, which native/src/io/uring.cpp wants
+
+
 # ---------------------------------------------------------------- model
 
 

@@ -73,7 +73,9 @@ class Allowance:
         """
         with self.lock:
             plan = self.plan
-            spare = plan.cache_bytes - plan.cache_min_bytes + plan.margin_bytes // 2
+            # Not what the cache has: where every expert fits, there may be room beside it.
+            left = plan.budget_bytes - plan.margin_bytes - self._fixed_bytes
+            spare = left - plan.cache_min_bytes + plan.margin_bytes // 2
             if n_bytes > spare:
                 needed = plan.budget_bytes + n_bytes - spare
                 raise BudgetError(

@@ -9,6 +9,7 @@ import weakref
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from ..units import KIB, MIB, format_size
 from .allowance import Allowance
 from .model import Model
 from .planner import Plan
-from .prompt import CHATML_END, JINJA_BYTES, Message, render
+from .prompt import CHATML_END, Message, first_rendering_bytes, render
 from .sampling import Sampling
 from .sequence import TokenSequence
 from .stats import READERS, Stats
@@ -75,8 +76,11 @@ class Engine:
         _native.trim_heap()
         try:
             stats = _native.engine_stats(handle)
+            # What was planned, as it came out.
+            lent = {name: stats[name] for name in ("decode_bytes", "prefill_bytes")}
+            plan = replace(plan, direct_io=bool(stats["direct_io"]), reader=READERS[stats["reader"]], **lent)
             # Weights and KV cache are in place; these buffers fill as tokens are computed.
-            untouched = stats["decode_bytes"] + stats["output_bytes"]
+            untouched = plan.decode_bytes + plan.output_bytes
             resize = functools.partial(_native.engine_set_cache_bytes, handle)
             self._allowance = Allowance(plan, model.info, resize, untouched_bytes=untouched)
             self._sequence = TokenSequence(handle, self._allowance.lock)
@@ -174,7 +178,7 @@ class Engine:
             self._token_text(token(self._sequence.handle)) for token in (_native.engine_bos, _native.engine_eos)
         )
         template = self.model.chat_template
-        with self._room(0 if "jinja2" in sys.modules else JINJA_BYTES, "the chat template"):
+        with self._room(first_rendering_bytes(template), "the chat template"):
             text = render(template, messages, bos=bos, eos=eos)
         # As llama.cpp does: a template that writes BOS itself gets no second one.
         add_special = not (bos and text.startswith(bos))

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
+from .. import _native
 from .._abi import EngineParams
 from ..devices.cpu import physical_cores
 from ..devices.memory import available_memory, memory_limit, process_memory
 from ..devices.profile import profile
-from ..errors import UsageError
+from ..errors import UnsupportedError, UsageError
 from ..units import Memory, format_exact, format_size, parse_memory, parse_size
 from .engine import Engine
 from .model import Model, context_params, open_model
 from .planner import Budget, Plan, Speeds, resident_bytes
 from .planner import plan as make_plan
-from .prompt import JINJA_BYTES
+from .prompt import first_rendering_bytes
 from .shell import Progress, shell_for
 from .sizes import SizeBook
 from .stats import READERS
@@ -74,9 +74,15 @@ def load(
     if not 0 <= read_lanes <= 64:
         raise UsageError(f"{read_lanes} reads at once make no sense", hint="give 1 to 64, or 0 for the default")
     read_bytes_per_s = 0 if read_limit is None else parse_size(read_limit)
+    if reader == "uring" and (buffered or read_bytes_per_s):
+        raise UsageError(
+            "io_uring reads neither through the page cache nor at a limit", hint="use the reader `threads`"
+        )
     shape = _Shape(ctx, _threads(threads), n_ubatch, n_outputs, kv_type)
     with ExitStack() as undo:
         model = undo.enter_context(open_model(path))
+        if reader == "uring" and not model.info.direct_io:
+            raise UnsupportedError(f"io_uring needs O_DIRECT, which `{path}` refuses", hint="use the reader `threads`")
         plan = _plan(model, wanted, shape, measure=False)
         shell = shell_for(model, progress=progress)
         if progress:
@@ -169,12 +175,14 @@ def _plan(model: Model, memory: Memory, shape: _Shape, *, measure: bool) -> Plan
             f"logits of {shape.n_outputs} tokens make no sense", hint=f"use `n_outputs` of 1 to {_MAX_OUTPUTS}"
         )
     context_params(1, 1, 1, 1, shape.kv_type)  # refuses an unknown kv_type before anything is measured
-    later_bytes = JINJA_BYTES if "jinja2" not in sys.modules else 0
+    later_bytes = first_rendering_bytes(model.chat_template)
     process_bytes = process_memory().rss
     with SizeBook(model, n_threads=shape.n_threads, n_outputs=shape.n_outputs, kv_type=shape.kv_type) as sizes:
         budget = Budget(0, process_bytes, shape.n_threads, shape.n_ctx, shape.n_ubatch, later_bytes)
         budget = replace(budget, bytes=resolve_budget(memory, resident_bytes(model.info, sizes, budget)))
-        return make_plan(model.info, sizes, budget, _speeds(model, shape.n_threads, measure=measure))
+        speeds = _speeds(model, shape.n_threads, measure=measure)
+        reader = "uring" if model.info.direct_io and _native.io_uring_allowed() else "threads"
+        return make_plan(model.info, sizes, budget, speeds, reader=reader)
 
 
 def _speeds(model: Model, n_threads: int, *, measure: bool) -> Speeds | None:

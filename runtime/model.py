@@ -135,7 +135,10 @@ class Model:
     ) -> ContextSizes:
         """What a context of this shape will allocate, asked of llama.cpp itself through a shell of this model."""
         context = context_params(n_ctx, n_ubatch, n_threads, n_outputs, kv_type)
-        return ContextSizes(**_native.context_measure(self.handle, os.fspath(shell), context))
+        sizes = _native.context_measure(self.handle, os.fspath(shell), context)
+        # llama.cpp begins with one row of logits, and takes the others when they are first asked for.
+        logits_bytes = min(n_outputs, n_ubatch) * self.info.n_vocab * 4
+        return ContextSizes(**{**sizes, "output_bytes": max(sizes["output_bytes"], logits_bytes)})
 
     def close(self) -> None:
         """Give the headers' memory back. `info` stays, so do `layers` and `chat_template` if they were ever read."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BudgetError, UsageError
 from ..units import KIB, MIB, format_exact, format_rate, format_size
+from .stats import reading
 
 if TYPE_CHECKING:
     from .model import ContextSizes, ModelInfo
@@ -82,7 +83,8 @@ class Plan:
     prefill_bytes, is lent by the expert cache while a large batch is computed. margin_bytes: page tables, kernel,
     allocator. cache_bytes: the expert cache, of which slot_min_bytes cannot be lent. n_slot: experts that fit in it
     (estimate). fraction: of all experts, 0 to 1. smallest_bytes: the smallest budget that works (with the shortest
-    context if none was asked for). resident_bytes: the budget in which every expert fits.
+    context if none was asked for). resident_bytes: the budget in which every expert fits and stays, also during a
+    large batch and after the chat template's first rendering. direct_io, reader: how experts are read (see Stats).
     """
 
     model: str
@@ -106,6 +108,8 @@ class Plan:
     fraction: float
     smallest_bytes: int
     resident_bytes: int
+    direct_io: bool
+    reader: str = ""
     prediction: Prediction | None = None
 
     @property
@@ -137,6 +141,7 @@ class Plan:
         ]
         lines = [f"{'budget':<16}{format_size(self.budget_bytes):>10}"]
         lines += [f"  {name:<14}{format_size(size):>10}  {note}" for name, size, note in rows]
+        lines.append(f"{'reading':<16}{reading(self.direct_io, self.reader)}")
         if self.prediction:
             speed = f"{self.prediction.low:.2g} to {self.prediction.high:.2g} tok/s"
             lines.append(f"{'decode':<16}{speed}: {self.prediction.reason}")
@@ -145,8 +150,10 @@ class Plan:
         return lines
 
 
-def plan(model: ModelInfo, sizes: Sizes, budget: Budget, speeds: Speeds | None = None) -> Plan:
-    """Spend a budget on a model.
+def plan(
+    model: ModelInfo, sizes: Sizes, budget: Budget, speeds: Speeds | None = None, *, reader: str = "threads"
+) -> Plan:
+    """Spend a budget on a model. reader: what will read the experts.
 
     The context is what was asked for, or the longest of CONTEXTS that leaves most memory to the experts; the batch is
     the largest of UBATCHES whose work space the expert cache can lend.
@@ -169,9 +176,8 @@ def plan(model: ModelInfo, sizes: Sizes, budget: Budget, speeds: Speeds | None =
             hint=f"use `--memory {format_exact(smallest)}`{smaller}",
             smallest=smallest,
         )
-    if speeds is not None:
-        chosen = replace(chosen, prediction=predict(model, chosen.fraction, speeds))
-    return chosen
+    prediction = predict(model, chosen.fraction, speeds) if speeds else None
+    return replace(chosen, reader=reader, prediction=prediction)
 
 
 def smallest_bytes(model: ModelInfo, sizes: Sizes, budget: Budget) -> int:
@@ -183,7 +189,7 @@ def smallest_bytes(model: ModelInfo, sizes: Sizes, budget: Budget) -> int:
 
 
 def resident_bytes(model: ModelInfo, sizes: Sizes, budget: Budget) -> int:
-    """The budget in which every expert fits, with the longest context and the largest batch; whole MiB."""
+    """The budget in which every expert fits and stays, with the longest context and the largest batch; whole MiB."""
     n_ctx = _contexts(model, budget)[0]
     size = sizes(n_ctx, _ubatches(budget, n_ctx)[0])
     need = _fixed_bytes(model, size, budget) + model.slot_bytes + size.prefill_bytes
@@ -272,13 +278,15 @@ def _candidates(model: ModelInfo, sizes: Sizes, budget: Budget, n_ctx: int, smal
             fraction=fraction,
             smallest_bytes=smallest,
             resident_bytes=resident_bytes(model, sizes, budget),
+            direct_io=model.direct_io,
         )
 
 
 def _best_batch(model: ModelInfo, sizes: Sizes, budget: Budget, n_ctx: int, smallest: int) -> Plan | None:
     found: Plan | None = None
     for found in _candidates(model, sizes, budget, n_ctx, smallest):
-        if found.fraction == 1 or found.prefill_bytes * _LENT_SHARE <= found.cache_bytes:
+        evicts_none = found.cache_bytes - found.prefill_bytes >= model.slot_bytes
+        if evicts_none or found.prefill_bytes * _LENT_SHARE <= found.cache_bytes:
             break
     return found
 

@@ -16,12 +16,13 @@ _MAX_SEED = 2**32 - 1
 class Sampling:
     """Parameters of the sampler, named as in llama.cpp.
 
-    temp: 0 is greedy, and the rest is ignored. top_k: 0 is off. top_p: 1 is off. min_p: 0 is off.
+    temp: 0 always takes the likeliest token, whatever top_k, top_p, min_p and seed are: the same answer every time.
+    top_k: 0 is off. top_p: 1 is off. min_p: 0 is off.
     repeat_penalty: 1 is off; it looks back on repeat_last_n tokens. seed: None draws one.
     Raises UsageError for values without meaning.
     """
 
-    temp: float = 0.8
+    temp: float = 0.0
     top_k: int = 40
     top_p: float = 0.95
     min_p: float = 0.05

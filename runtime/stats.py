@@ -11,8 +11,15 @@ READERS = ("auto", "threads", "uring")
 # What is a state, not a counter: `since` keeps the newer one.
 _STATES = frozenset(
     ("n_slot", "n_slot_used", "direct_io", "reader", "cache_bytes", "dense_bytes", "kv_bytes", "compute_bytes",
-     "output_bytes", "scratch_bytes", "rss_bytes", "peak_bytes", "budget_bytes", "n_past", "n_ctx")
+     "output_bytes", "scratch_bytes", "decode_bytes", "prefill_bytes", "rss_bytes", "peak_bytes", "budget_bytes",
+     "n_past", "n_ctx")
 )  # fmt: skip
+
+
+def reading(direct_io: bool, reader: str) -> str:
+    """How experts are read, in words, and what is not to be had here."""
+    way = "past the page cache (O_DIRECT)" if direct_io else "through the page cache (no O_DIRECT)"
+    return f"{way}, {'io_uring' if reader == 'uring' else 'threads (no io_uring)' if direct_io else 'threads'}"
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,8 @@ class Stats:
     compute_bytes: int
     output_bytes: int
     scratch_bytes: int
+    decode_bytes: int
+    prefill_bytes: int
     n_streamed: int
     reader: str
     rss_bytes: int

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -86,6 +88,54 @@ def test_a_plan_predicts_from_what_it_measures(path: Path) -> None:
     assert found.fraction == 1 and found.prediction.reason.startswith("compute")
 
 
+def test_what_auto_gives_keeps_every_expert_while_the_chat_template_loads(path: Path) -> None:
+    program = (
+        "import edgemoe, sys\n"
+        "with edgemoe.load(sys.argv[1], ctx=256, threads=2) as engine:\n"
+        "    assert engine.plan.budget_bytes == engine.plan.resident_bytes\n"
+        "    for question in ('hello', 'hello ' * 20):\n"
+        "        list(engine.chat([{'role': 'user', 'content': question}], max_tokens=8))\n"
+        "    stats = engine.stats()\n"
+        "    assert 'jinja2' in sys.modules\n"
+        "    assert stats.n_slot == engine.model.info.n_expert_total, stats\n"
+        "    assert stats.n_evict == 0, stats\n"
+        "    assert engine.plan.fraction == 1\n"
+    )
+    for _ in range(2):  # with nothing measured yet, and with everything
+        done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_every_row_of_logits_is_planned_for(path: Path) -> None:
+    one, many = (edgemoe.plan(path, memory="2GiB", ctx=256, n_outputs=n, measure=False) for n in (1, 64))
+    with edgemoe.open_model(path) as model:
+        row = model.info.n_vocab * 4
+    assert row <= one.output_bytes < 64 * row <= many.output_bytes
+
+
+def test_how_experts_are_read_is_in_the_plan_and_in_the_counters(path: Path, engine: Engine) -> None:
+    stats, found = engine.stats(), engine.plan
+    assert (found.direct_io, found.reader) == (stats.direct_io, stats.reader)
+    planned = edgemoe.plan(path, memory="2GiB", ctx=256, measure=False)
+    assert (planned.direct_io, planned.reader) == (stats.direct_io, stats.reader)
+    with edgemoe.load(path, memory="2GiB", ctx=256, buffered=True) as buffered:
+        assert (buffered.plan.direct_io, buffered.plan.reader) == (False, "threads")
+        assert (buffered.stats().direct_io, buffered.stats().reader) == (False, "threads")
+
+
+def test_the_largest_batch_gives_back_what_it_borrowed(path: Path) -> None:
+    with edgemoe.load(path, memory="2GiB", ctx=512, threads=2, n_ubatch=64) as found:
+        whole = found.stats().cache_bytes
+        assert found.plan.prefill_bytes > 0 and whole == found.model.info.slot_bytes
+        found._allowance._set_cache_bytes(found.plan.cache_min_bytes)
+        small = found.stats().cache_bytes
+        assert small < whole
+        found.eval([65 + i % 50 for i in range(400)])
+        assert found.stats().cache_bytes == small
+        with pytest.raises(BudgetError):
+            found._allowance._set_cache_bytes(found.plan.cache_min_bytes - 1)
+
+
 def test_the_same_seed_gives_the_same_text_and_pieces_are_whole(engine: Engine) -> None:
     hot = Sampling(temp=1.5, seed=7)
     first, again = ("".join(engine.generate(TEXT, max_tokens=24, sampling=hot)) for _ in range(2))
@@ -151,7 +201,7 @@ def test_logits_are_those_of_the_whole_sequence(engine: Engine) -> None:
 
 def test_a_small_cache_streams_and_says_the_same(path: Path, engine: Engine) -> None:
     with edgemoe.load(path, memory="2GiB", ctx=256, threads=2) as small:
-        small._allowance._set_cache_bytes(small.model.info.slot_min_bytes)
+        small._allowance._set_cache_bytes(small.plan.cache_min_bytes)
         text = "".join(small.generate(TEXT, max_tokens=24, sampling=GREEDY))
         stats = small.stats()
         assert stats.n_miss > 0 and stats.n_evict > 0 and stats.read_bytes > 0
@@ -162,7 +212,7 @@ def test_a_small_cache_streams_and_says_the_same(path: Path, engine: Engine) -> 
 def test_the_budget_can_change_during_an_answer(path: Path, engine: Engine) -> None:
     expected = "".join(engine.generate(TEXT, max_tokens=32, sampling=GREEDY))
     with edgemoe.load(path, memory="2GiB", ctx=256, threads=2) as moving:
-        smallest = moving.plan.fixed_bytes + moving.model.info.slot_min_bytes + 12 * MIB
+        smallest = moving.plan.fixed_bytes + moving.plan.cache_min_bytes + 12 * MIB
         pieces = moving.generate(TEXT, max_tokens=32, sampling=GREEDY)
         text = next(pieces)
         worker = threading.Thread(target=moving.set_budget, args=(smallest,))
@@ -197,6 +247,8 @@ def test_the_budget_can_change_during_an_answer(path: Path, engine: Engine) -> N
         ({"kv_type": "q2_k"}, "`q2_k`"),
         ({"read_lanes": -1}, "-1 reads"),
         ({"read_limit": "fast"}, "`fast`"),
+        ({"reader": "uring", "buffered": True}, "io_uring reads neither"),
+        ({"reader": "uring", "read_limit": "4M"}, "io_uring reads neither"),
     ],
 )
 def test_absurd_arguments_are_refused_in_words(path: Path, arguments: dict[str, object], message: str) -> None:

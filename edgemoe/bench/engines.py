@@ -81,7 +81,8 @@ class EdgeMoE:
             "n_slot": stats.n_slot,
             "cache_bytes": stats.cache_bytes,
             "dense_bytes": stats.dense_bytes,
-            "direct_io": bool(stats.direct_io),
+            "direct_io": stats.direct_io,
+            "reader": stats.reader,
             "n_ubatch": plan.n_ubatch,
         }
 

@@ -128,6 +128,8 @@ def _print(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from ..runtime.stats import reading
+
     summary, machine, plan, disk = report["summary"], report["machine"], report["plan"], report["disk"]
     limit = "no kernel limit" if report["limit_problem"] else "kernel limit"
     table = Table("", *summary["sides"], box=None, padding=(0, 3, 0, 0))
@@ -145,6 +147,8 @@ def _print(report: dict[str, Any]) -> None:
     )
     console.print(table)
     _print_ratio(console.print, report)
+    facts = report["runs"][0]["facts"]  # of EdgeMoE, which runs first
+    console.print(f"experts read {reading(facts['direct_io'], facts['reader'])}")
     storage = machine.get("storage", {})
     direct = "O_DIRECT" if disk["direct_io"] else "buffered"
     console.print(

@@ -170,6 +170,8 @@ class _Chat:
     def _regen(self) -> None:
         if not self._conversation.take_back("assistant"):
             raise UsageError("there is no answer to make again")
+        if self._sampling.temp == 0:
+            note("the temperature is 0: every answer is the same; `--temp 0.7` gives others")
         seed = self._sampling.seed
         # A fixed seed would repeat the answer word for word.
         self._sampling = self._sampling if seed is None else dataclasses.replace(self._sampling, seed=seed + 1)

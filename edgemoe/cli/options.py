@@ -71,7 +71,10 @@ class EngineOptions(BudgetOptions):
 class SamplingOptions:
     """How the next token is chosen, and when to stop."""
 
-    temp: Annotated[float, typer.Option(metavar="T", help="Temperature; 0 always takes the likeliest token.")] = 0.8
+    temp: Annotated[
+        float,
+        typer.Option(metavar="T", help="Temperature; 0 always takes the likeliest token; try 0.7 for variety."),
+    ] = 0.0
     top_k: Annotated[int, typer.Option(metavar="N", help="Choose among the N likeliest; 0 is off.")] = 40
     top_p: Annotated[float, typer.Option(metavar="P", help="Choose among the likeliest of mass P; 1 is off.")] = 0.95
     min_p: Annotated[float, typer.Option(metavar="P", help="Drop what is below P of the likeliest; 0 is off.")] = 0.05

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def status_line(answer: Stats) -> str:
-    """ "31 tokens at 12.3 tok/s, 87% hits, 45 MiB/token, 148 MiB of 160 MiB". answer: the counters of one answer."""
+    """ "31 tokens at 12.3 tok/s, 87% hits, 45 MiB/token, 148 MiB of 160 MiB". answer: the counters of one answer.
+
+    It ends with what is slower than it could be: "no O_DIRECT", "no io_uring".
+    """
     parts = []
     if answer.n_decode:
         parts.append(f"{answer.n_decode} tokens at {answer.decode_tok_s:.1f} tok/s")
@@ -23,18 +26,24 @@ def status_line(answer: Stats) -> str:
     if computed:
         parts.append(f"{format_size(answer.read_bytes / computed)}/token")
     parts.append(f"{format_size(answer.rss_bytes)} of {format_size(answer.budget_bytes)}")
+    if not answer.direct_io:
+        parts.append("no O_DIRECT")
+    elif answer.reader != "uring":
+        parts.append("no io_uring")
     return ", ".join(parts)
 
 
 def stats_lines(stats: Stats) -> list[str]:
     """Everything since the model was loaded, a line a subject."""
-    io = "past the page cache" if stats.direct_io else "through the page cache"
+    from ..runtime.stats import reading
+
     return [
         f"decode   {stats.n_decode:,} tokens at {stats.decode_tok_s:.1f} tok/s",
         f"prefill  {stats.n_prefill:,} tokens at {stats.prefill_tok_s:.1f} tok/s",
         f"experts  {stats.hit_rate:.1%} hits, {stats.n_miss:,} misses, {stats.n_evict:,} evicted",
-        f"storage  {format_size(stats.read_bytes)} in {stats.n_read:,} reads {io}; "
+        f"storage  {format_size(stats.read_bytes)} in {stats.n_read:,} reads; "
         f"compute waited {stats.stall_ns / 1e9:.1f} s for them",
+        f"reading  {reading(stats.direct_io, stats.reader)}",
         f"cache    {stats.n_slot_used:,} of {stats.n_slot:,} expert slots in use, {format_size(stats.cache_bytes)}",
         f"memory   {format_size(stats.rss_bytes)} now, {format_size(stats.peak_bytes)} at most, "
         f"of {format_size(stats.budget_bytes)}",

@@ -80,6 +80,7 @@ def test_split_files_equal_the_single_file(tiny: Callable[..., Path], tokens: li
             assert engine.run(steps) == reference
 
 
+@pytest.mark.slow
 def test_smolmoe_equals_stock(smolmoe: Path, wikitext: str, tmp_path: Path) -> None:
     """A trained model, real text: 256 tokens of decode after a prefill of 200.
 

@@ -28,11 +28,13 @@ def test_both_engines_run_interleaved_under_the_same_limit(cli: Cli, bench_model
     done = cli("bench", bench_model, "--memory", memory, "--against", "llama.cpp", "--json", out, *SMALL)
     assert done.returncode == 0, done.stderr
     assert "edgemoe over llama.cpp" in done.stdout
+    assert "experts read" in done.stdout and "the page cache" in done.stdout
     report = json.loads(out.read_text())
     runs = report["runs"]
     assert [run["side"] for run in runs] == ["edgemoe", "llama.cpp"] * 2
     assert [len(run["token_s"]) for run in runs] == [6, 3] * 2
     ours = runs[0]
+    assert ours["facts"]["reader"] in ("uring", "threads") and ours["facts"]["direct_io"] in (True, False)
     assert ours["decode"]["n_hit"] + ours["decode"]["n_miss"] == 6 * 6 * 4  # tokens, layers, experts of each
     assert ours["prefill"]["read_bytes"] > 0
     for run in runs:

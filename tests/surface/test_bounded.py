@@ -1,4 +1,4 @@
-"""The budget holds for the whole process: five budgets, each under a kernel limit of the same number, from load to exit."""
+"""The budget holds for the whole process, from load to exit: five budgets, each under a kernel limit of that size."""
 
 from __future__ import annotations
 

@@ -54,6 +54,27 @@ def test_regen_replaces_the_answer(cli: Cli, good: Path, tmp_path: Path) -> None
     assert done.stdout != f"{answers[0]}\n{answers[0]}\n"
 
 
+def test_regen_says_when_it_changes_nothing(cli: Cli, good: Path) -> None:
+    done = cli("chat", good, "-n", "8", stdin="hello\n/regen\n")
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == second
+    assert "`--temp 0.7`" in done.stderr
+
+
+def test_a_small_budget_knows_the_capital_of_france(cli: Cli, smolmoe: Path) -> None:
+    done = cli("chat", smolmoe, "--memory", "160M", stdin="What is the capital of France?\n")
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+
+
+def test_verbose_answers_say_what_they_cost_and_how_experts_are_read(cli: Cli, good: Path) -> None:
+    done = cli("chat", good, "-v", *GREEDY, stdin="hello\n/stats\n")
+    assert done.returncode == 0, done.stderr
+    assert "tok/s" in done.stderr and "the page cache" in done.stderr
+    assert "reading  " in done.stdout
+
+
 def test_a_budget_changes_in_the_middle(cli: Cli, good: Path) -> None:
     done = cli("chat", good, "--memory", "200M", *GREEDY, stdin="hello\n/memory 150M\nagain\n/stats\n")
     assert done.returncode == 0, done.stderr

@@ -35,6 +35,11 @@ def test_what_is_lossy_says_so(cli: Cli) -> None:
     assert "`q8_0` for half the memory, which is LOSSY" in text
 
 
+def test_the_temperature_says_what_its_default_does(cli: Cli) -> None:
+    text = " ".join(cli("chat", "--help").stdout.split())
+    assert "0 always takes the likeliest token; try 0.7 for variety. [default: 0.0]" in text
+
+
 def test_version_is_the_package_version(cli: Cli) -> None:
     import edgemoe
 

@@ -29,14 +29,19 @@ def test_plan_adds_up_to_the_budget(cli: Cli, good: Path) -> None:
     done = cli("plan", good, "--memory", "512M", "--ctx", "1024", "--json")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
-    parts = ("process", "dense", "kv", "compute", "output", "scratch", "margin", "cache")
+    parts = ("process", "dense", "kv", "decode", "output", "margin", "cache")
     assert sum(plan[f"{part}_bytes"] for part in parts) <= plan["budget_bytes"] == 512 << 20
     assert plan["n_ctx"] == 1024
     assert plan["fraction"] == 1
+    assert plan["prefill_bytes"] == plan["compute_bytes"] + plan["scratch_bytes"] - plan["decode_bytes"]
+    assert plan["prefill_bytes"] <= plan["cache_bytes"]
+    assert plan["reader"] in ("uring", "threads")
 
 
 def test_plan_is_readable(cli: Cli, good: Path) -> None:
     done = cli("plan", good, "--memory", "512M")
     assert "expert cache" in done.stdout
+    assert "lent" in done.stdout
+    assert "the page cache" in done.stdout
     assert "tok/s" in done.stdout
     assert done.stderr == ""

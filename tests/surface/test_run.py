@@ -39,6 +39,10 @@ def test_stdin_file_and_flag_are_the_same_prompt(cli: Cli, good: Path, answer: s
     assert cli("run", good, "-f", prompt, *GREEDY).stdout == answer
 
 
+def test_greedy_is_the_default(cli: Cli, good: Path, answer: str) -> None:
+    assert cli("run", good, "-p", "hello there", "-n", "12").stdout == answer
+
+
 def test_raw_leaves_the_template_out(cli: Cli, good: Path, answer: str) -> None:
     assert cli("run", good, "-p", "hello there", "--raw", *GREEDY).stdout != answer
 
@@ -54,6 +58,7 @@ def test_verbose_shows_plan_and_cost_on_stderr(cli: Cli, good: Path, answer: str
     done = cli("run", good, "-p", "hello there", "-v", *GREEDY)
     assert done.stdout == answer
     assert "expert cache" in done.stderr
+    assert "the page cache" in done.stderr
     assert "tok/s" in done.stderr
 
 

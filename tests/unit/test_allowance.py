@@ -6,7 +6,8 @@ import pytest
 
 from edgemoe.errors import BudgetError
 from edgemoe.runtime.allowance import Allowance
-from edgemoe.runtime.planner import Plan, plan
+from edgemoe.runtime.model import ModelInfo
+from edgemoe.runtime.planner import Plan, plan, resident_bytes
 from edgemoe.units import MIB
 
 from .test_planner import MODEL, budget, sizes
@@ -15,16 +16,19 @@ from .test_planner import MODEL, budget, sizes
 class Process:
     """A process whose memory is known, and its cache."""
 
-    def __init__(self, outside_bytes: int) -> None:
+    def __init__(self, outside_bytes: int, cache_min_bytes: int | None = None) -> None:
         self.outside_bytes = outside_bytes
+        self.cache_min_bytes = CACHE_MIN_BYTES if cache_min_bytes is None else cache_min_bytes
         self.cache_bytes = 0
+        self.smallest_cache_bytes = MODEL.slot_bytes * 2
 
     def resident(self) -> int:
         return self.outside_bytes + self.cache_bytes
 
     def set_cache_bytes(self, n_bytes: int) -> None:
-        assert n_bytes >= MODEL.slot_min_bytes
+        assert n_bytes >= self.cache_min_bytes  # what the native engine would refuse
         self.cache_bytes = n_bytes
+        self.smallest_cache_bytes = min(self.smallest_cache_bytes, n_bytes)
 
 
 def start(outside: int = 430, budget_mib: int = 900) -> tuple[Process, Allowance]:
@@ -37,6 +41,10 @@ def start(outside: int = 430, budget_mib: int = 900) -> tuple[Process, Allowance
 
 def chosen(budget_mib: int) -> Plan:
     return replace(plan(MODEL, sizes, budget(2000 * MIB)), budget_bytes=budget_mib * MIB)
+
+
+CACHE_MIN_BYTES = chosen(900).cache_min_bytes
+TINY = replace(MODEL, slot_bytes=5 * MIB, slot_min_bytes=MIB // 2)  # less than what it lends
 
 
 def test_the_cache_gets_what_is_really_left() -> None:
@@ -56,8 +64,25 @@ def test_memory_that_is_not_touched_yet_is_kept_free() -> None:
 
 def test_the_cache_is_never_larger_than_the_model() -> None:
     process, allowance = start(budget_mib=6000)
-    assert process.cache_bytes == MODEL.slot_bytes
+    assert process.cache_bytes == MODEL.slot_bytes + allowance.plan.prefill_bytes  # and what it lends
     assert allowance.plan.fraction == 1
+
+
+@pytest.mark.parametrize("info", [MODEL, TINY], ids=["model", "tiny"])
+def test_every_expert_stays_when_what_comes_later_comes(info: ModelInfo) -> None:
+    """The budget of `auto`: the chat template's first rendering takes nobody's place."""
+    later = 12 * MIB
+    resident = resident_bytes(info, sizes, budget(0, later_bytes=later))
+    found = plan(info, sizes, budget(resident, later_bytes=later))
+    process = Process(found.fixed_bytes - found.decode_bytes, cache_min_bytes=found.cache_min_bytes)
+    allowance = Allowance(
+        found, info, process.set_cache_bytes, untouched_bytes=found.decode_bytes, resident=process.resident
+    )
+    with allowance.growing(later, "the chat template"):
+        process.outside_bytes += later
+    allowance.check()
+    assert process.smallest_cache_bytes >= info.slot_bytes + found.prefill_bytes
+    assert (allowance.plan.fraction, allowance.plan.n_slot) == (1, info.n_expert_total)
 
 
 def test_a_new_budget_moves_the_cache_and_nothing_else() -> None:
@@ -77,7 +102,7 @@ def test_a_budget_below_what_is_loaded_is_refused_and_changes_nothing() -> None:
         allowance.spend(400 * MIB)
     assert (process.cache_bytes, allowance.plan.budget_bytes) == (before, 900 * MIB)
     allowance.spend(caught.value.smallest)
-    assert process.cache_bytes == MODEL.slot_min_bytes
+    assert process.cache_bytes == CACHE_MIN_BYTES
 
 
 def test_when_the_rest_grows_far_into_the_margin_the_cache_gives_way() -> None:
@@ -91,7 +116,7 @@ def test_when_the_rest_grows_far_into_the_margin_the_cache_gives_way() -> None:
     assert process.resident() <= 900 * MIB - allowance.plan.margin_bytes
     process.outside_bytes += 2000 * MIB
     allowance.check()
-    assert process.cache_bytes == MODEL.slot_min_bytes
+    assert process.cache_bytes == CACHE_MIN_BYTES
 
 
 def test_room_is_made_before_something_grows_and_given_back_after() -> None:
@@ -104,7 +129,7 @@ def test_room_is_made_before_something_grows_and_given_back_after() -> None:
 
 
 def test_what_cannot_fit_is_refused_before_it_happens() -> None:
-    process, allowance = start(budget_mib=500)
+    process, allowance = start(budget_mib=560)
     before = process.cache_bytes
     with (
         pytest.raises(BudgetError, match="a text of 9 MiB takes up to"),

@@ -48,7 +48,12 @@ def test_storage_is_measured_once_a_file_and_block_size(monkeypatch: pytest.Monk
 def test_compute_speed_is_measured_once_a_type(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(_native, "build_stamp", lambda: "test")
-    monkeypatch.setattr(_native, "compute_measure", lambda name, threads, ns: asked.append(name) or 5 * 10**9)
+
+    def measure(name: str, threads: int, ns: int) -> int:
+        asked.append(name)
+        return 5 * 10**9
+
+    monkeypatch.setattr(_native, "compute_measure", measure)
     assert compute.cached_compute("Q4_K", 2) is None
     assert compute.measure_compute("Q4_K", 2) == compute.measure_compute("Q4_K", 2) == 5e9
     assert compute.cached_compute("Q4_K", 4) is None

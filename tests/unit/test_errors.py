@@ -31,7 +31,7 @@ def test_every_error_is_reachable_from_the_package() -> None:
         if isinstance(kind, type) and issubclass(kind, EdgeMoEError):
             assert getattr(edgemoe, name) is kind
     with pytest.raises(AttributeError):
-        _ = edgemoe.nonsense  # type: ignore[attr-defined]
+        _ = edgemoe.nonsense
 
 
 def test_every_status_has_its_exception_and_the_librarys_sentence() -> None:

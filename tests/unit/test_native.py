@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -41,7 +43,7 @@ def test_a_library_that_is_none_is_one_clear_error(monkeypatch: pytest.MonkeyPat
 
 def llama_package(monkeypatch: pytest.MonkeyPatch, folder: Path | None) -> None:
     spec = SimpleNamespace(submodule_search_locations=[str(folder)]) if folder else None
-    monkeypatch.setattr(_native.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
 
 
 def test_llama_cpp_python_must_be_there_in_the_pinned_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -66,6 +68,12 @@ def test_the_pin_is_the_one_of_the_project_file() -> None:
 
 def test_the_version_is_the_one_of_the_project_file() -> None:
     assert f'\nversion = "{edgemoe.__version__}"\n' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_a_kernel_without_io_uring_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _native.io_uring_allowed() in (True, False)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(syscall=lambda *arguments: -1))
+    assert _native.io_uring_allowed() is False
 
 
 OURS = "from edgemoe import _native; _native.library()"

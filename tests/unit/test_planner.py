@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -47,12 +48,17 @@ SPEEDS = Speeds(disk_bytes_per_s=900e6, compute_bytes_per_s=8e9)
 
 
 def sizes(n_ctx: int, n_ubatch: int) -> ContextSizes:
+    compute = n_ubatch * 100 * 1024 + n_ctx * n_ubatch * 4
+    scratch = n_ubatch * 16 * 1024
+    decode = (compute + scratch) * min(8, n_ubatch) // n_ubatch
     return ContextSizes(
         kv_bytes=n_ctx * 23_040,
-        compute_bytes=n_ubatch * 100 * 1024 + n_ctx * n_ubatch * 4,
+        compute_bytes=compute,
         output_bytes=49152 * 4,
-        scratch_bytes=n_ubatch * 16 * 1024,
+        scratch_bytes=scratch,
         vocab_bytes=16 * MIB,
+        decode_bytes=decode,
+        prefill_bytes=compute + scratch - decode,
     )
 
 
@@ -70,21 +76,50 @@ def test_the_parts_add_up_to_the_budget_unless_every_expert_fits(n_bytes: int) -
     if found.fraction < 1:
         assert parts(found) == n_bytes
     else:
-        assert parts(found) <= n_bytes and found.cache_bytes == MODEL.slot_bytes
+        assert parts(found) <= n_bytes and found.cache_bytes == MODEL.slot_bytes + found.prefill_bytes
 
 
 def test_more_memory_never_means_fewer_experts_or_a_smaller_batch() -> None:
-    plans = [plan(MODEL, sizes, budget(n_bytes * MIB, n_ctx=2048)) for n_bytes in range(400, 3200, 50)]
+    plans = [plan(MODEL, sizes, budget(n_bytes * MIB, n_ctx=2048)) for n_bytes in range(370, 3200, 10)]
     for fewer, more in pairwise(plans):
         assert more.n_ubatch >= fewer.n_ubatch
-        assert more.n_slot >= fewer.n_slot or more.n_ubatch > fewer.n_ubatch
-    assert {found.n_ubatch for found in plans} >= {64, 512}
+        assert more.n_slot >= fewer.n_slot
+    assert {found.n_ubatch for found in plans} >= {128, 512}
+
+
+def test_the_batch_is_the_largest_whatever_the_budget_if_the_cache_can_lend_its_work_space() -> None:
+    plans = [plan(MODEL, sizes, budget(n_bytes * MIB, n_ctx=2048)) for n_bytes in range(370, 3200, 10)]
+    for found in plans:
+        lent = {n: sizes(2048, n).prefill_bytes for n in UBATCHES}
+        can = [n for n in UBATCHES if max(2 * lent[n], lent[n] + MODEL.slot_min_bytes) <= found.cache_bytes]
+        assert found.n_ubatch == can[0]
+    assert all(found.n_ubatch == UBATCHES[0] for found in plans if found.budget_bytes >= 450 * MIB)
+
+
+def test_what_is_lent_is_no_fixed_part() -> None:
+    found = plan(MODEL, sizes, budget(900 * MIB, n_ctx=2048))
+    size = sizes(2048, found.n_ubatch)
+    assert found.prefill_bytes == size.prefill_bytes > 50 * MIB
+    kept = size.vocab_bytes + size.kv_bytes + size.output_bytes + size.decode_bytes
+    assert found.fixed_bytes == 24 * MIB + MODEL.dense_bytes + kept
+    small = plan(MODEL, sizes, budget(900 * MIB, n_ctx=2048, n_ubatch=32))
+    assert (small.fixed_bytes, small.n_slot) == (found.fixed_bytes, found.n_slot)
+    assert found.cache_min_bytes == MODEL.slot_min_bytes + size.prefill_bytes > small.cache_min_bytes
+
+
+def test_a_model_smaller_than_its_work_space_gets_a_batch_that_leaves_it_experts() -> None:
+    tiny = replace(MODEL, slot_bytes=60 * MIB, slot_min_bytes=4 * MIB)
+    all_fit = resident_bytes(tiny, sizes, budget(0, n_ctx=4096))
+    assert plan(tiny, sizes, budget(all_fit, n_ctx=4096)).n_ubatch == 512
+    found = plan(tiny, sizes, budget(all_fit - 20 * MIB, n_ctx=4096))
+    assert found.fraction == 1 and found.n_ubatch < 512
+    assert found.cache_bytes - found.prefill_bytes >= found.cache_bytes / 2
 
 
 def test_the_smallest_budget_works_and_one_below_is_refused_by_name() -> None:
     smallest = smallest_bytes(MODEL, sizes, budget(0))
     found = plan(MODEL, sizes, budget(smallest))
-    assert found.cache_bytes >= MODEL.slot_min_bytes
+    assert found.cache_bytes >= found.cache_min_bytes == MODEL.slot_min_bytes + sizes(512, 32).prefill_bytes
     assert found.smallest_bytes == smallest
     with pytest.raises(BudgetError) as caught:
         plan(MODEL, sizes, budget(smallest - 16 * MIB))
@@ -93,11 +128,20 @@ def test_the_smallest_budget_works_and_one_below_is_refused_by_name() -> None:
     assert caught.value.exit_code == 2
 
 
+def test_the_smallest_budget_can_lend_the_smallest_batch_its_work_space() -> None:
+    def greedy(n_ctx: int, n_ubatch: int) -> ContextSizes:
+        size = sizes(n_ctx, n_ubatch)
+        return replace(size, prefill_bytes=size.prefill_bytes + (5 * MIB if n_ubatch == UBATCHES[-1] else 500 * MIB))
+
+    assert smallest_bytes(MODEL, greedy, budget(0)) == smallest_bytes(MODEL, sizes, budget(0)) + 5 * MIB
+
+
 def test_the_hint_of_a_refusal_can_be_followed() -> None:
     with pytest.raises(BudgetError) as caught:
         plan(MODEL, sizes, budget(1))
     advised = parse_size(caught.value.hint.split("`")[1].split()[1])
-    assert plan(MODEL, sizes, budget(advised)).cache_bytes >= MODEL.slot_min_bytes
+    found = plan(MODEL, sizes, budget(advised))
+    assert found.cache_bytes >= found.cache_min_bytes
 
 
 def test_what_comes_later_raises_the_smallest_budget_and_is_the_caches_until_then() -> None:
@@ -110,7 +154,15 @@ def test_every_expert_fits_in_the_resident_budget_with_the_largest_batch() -> No
     resident = resident_bytes(MODEL, sizes, budget(0))
     found = plan(MODEL, sizes, budget(resident))
     assert (found.fraction, found.n_slot, found.n_ubatch, found.n_ctx) == (1, 1440, 512, 4096)
-    assert plan(MODEL, sizes, budget(resident - 20 * MIB)).fraction < 1
+    assert found.cache_bytes - found.prefill_bytes >= MODEL.slot_bytes  # also while a batch is computed
+    less = plan(MODEL, sizes, budget(resident - 20 * MIB))
+    assert less.cache_bytes - less.prefill_bytes < MODEL.slot_bytes
+    assert plan(MODEL, sizes, budget(resident - 20 * MIB - found.prefill_bytes)).fraction < 1
+
+
+def test_what_comes_later_raises_the_budget_in_which_every_expert_fits() -> None:
+    resident = resident_bytes(MODEL, sizes, budget(0))
+    assert resident_bytes(MODEL, sizes, budget(0, later_bytes=12 * MIB)) >= resident + 12 * MIB
 
 
 def test_a_context_nobody_asked_for_makes_room_for_experts() -> None:
@@ -136,11 +188,11 @@ def test_a_batch_asked_for_is_kept() -> None:
     assert plan(MODEL, sizes, budget(900 * MIB, n_ctx=64, n_ubatch=512)).n_ubatch == 64
 
 
-def test_the_batch_takes_a_small_part_of_what_is_left() -> None:
-    for n_bytes in (500, 900, 1300, 2000):
+def test_the_batch_borrows_at_most_half_of_the_cache() -> None:
+    for n_bytes in (370, 400, 500, 900, 1300, 2000):
         found = plan(MODEL, sizes, budget(n_bytes * MIB))
-        work = found.compute_bytes + found.output_bytes + found.scratch_bytes
-        assert work <= (work + found.cache_bytes) / 8 or found.n_ubatch == UBATCHES[-1]
+        assert found.prefill_bytes <= found.cache_bytes / 2 or found.n_ubatch == UBATCHES[-1]
+        assert found.cache_bytes - found.prefill_bytes >= MODEL.slot_min_bytes
 
 
 @pytest.mark.parametrize("changes", [{"n_ctx": 0}, {"n_ctx": -5}, {"n_ubatch": 0}])
@@ -181,6 +233,13 @@ def test_a_plan_is_json_and_text() -> None:
     assert json.loads(json.dumps(found.to_dict()))["cache_bytes"] == found.cache_bytes
     text = "\n".join(found.lines())
     assert f"{found.n_slot:,} of 1,440 experts" in text
+    assert "past the page cache (O_DIRECT), threads (no io_uring)" in text
+    assert "past the page cache (O_DIRECT), io_uring" in "\n".join(
+        plan(MODEL, sizes, budget(900 * MIB), reader="uring").lines()
+    )
+    assert "(no O_DIRECT), threads" in "\n".join(
+        plan(replace(MODEL, direct_io=False), sizes, budget(900 * MIB)).lines()
+    )
     assert "tok/s" in text and f"{found.smallest_bytes // MIB}MiB" in text
     assert "tok/s" not in "\n".join(plan(MODEL, sizes, budget(900 * MIB)).lines())
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import datetime
+import subprocess
+import sys
 
 import pytest
 
@@ -14,6 +16,27 @@ ROUND = [*HELLO, {"role": "assistant", "content": "hi"}, {"role": "user", "conte
 def test_without_a_template_chatml_is_used() -> None:
     assert render(None, HELLO) == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
     assert render(None, HELLO, add_generation_prompt=False) == "<|im_start|>user\nhello<|im_end|>\n"
+
+
+def test_the_memory_of_the_first_rendering_is_known_and_is_nothing_afterwards() -> None:
+    program = (
+        "import sys\n"
+        "from edgemoe.devices.memory import process_memory\n"
+        "from edgemoe.runtime.prompt import CHATML, first_rendering_bytes, render\n"
+        "template = sys.argv[1] or None\n"
+        "expected, before = first_rendering_bytes(template), process_memory().rss\n"
+        "render(template, [{'role': 'user', 'content': 'hello'}])\n"
+        "assert first_rendering_bytes(template) == 0\n"
+        "print(expected, process_memory().rss - before)\n"
+    )
+    branches = "".join(
+        f"{{% if messages[0].role == 'role {i}' %}}{{{{ messages[0].content | trim }}}}{{% endif %}}"
+        for i in range(200)
+    )
+    for template in ("", branches):
+        done = subprocess.run([sys.executable, "-c", program, template], capture_output=True, text=True, check=True)
+        expected, taken = map(int, done.stdout.split())
+        assert expected / 2 < taken <= expected, len(template)
 
 
 def test_bos_eos_and_the_generation_prompt_reach_the_template() -> None:

@@ -14,6 +14,10 @@ def test_the_values_reach_the_native_struct() -> None:
     assert floats == pytest.approx((0.5, 0.9, 0.1, 1.1))
 
 
+def test_the_likeliest_token_is_taken_unless_asked_otherwise() -> None:
+    assert Sampling().temp == 0
+
+
 def test_without_a_seed_one_is_drawn() -> None:
     assert len({Sampling().params().seed for _ in range(8)}) > 1
     assert Sampling(seed=0).params().seed == 0

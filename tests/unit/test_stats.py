@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 
 from edgemoe import _abi
 from edgemoe.runtime.load import POLICIES
-from edgemoe.runtime.stats import READERS, Stats
+from edgemoe.runtime.stats import READERS, Stats, reading
 
 ZERO = Stats(**{field.name: 0 for field in fields(Stats)})  # type: ignore[arg-type]
 
@@ -33,10 +33,23 @@ def test_rates_are_derived_and_zero_before_anything_happened() -> None:
 
 
 def test_a_difference_has_new_counters_and_the_newer_state() -> None:
-    before = replace(ZERO, n_decode=5, n_miss=7, n_slot=100, rss_bytes=50)
-    after = replace(ZERO, n_decode=9, n_miss=17, n_slot=80, rss_bytes=40)
+    before = replace(ZERO, n_decode=5, n_miss=7, n_slot=100, rss_bytes=50, prefill_bytes=30)
+    after = replace(ZERO, n_decode=9, n_miss=17, n_slot=80, rss_bytes=40, prefill_bytes=30)
     part = after.since(before)
-    assert (part.n_decode, part.n_miss, part.n_slot, part.rss_bytes) == (4, 10, 80, 40)
+    assert (part.n_decode, part.n_miss, part.n_slot, part.rss_bytes, part.prefill_bytes) == (4, 10, 80, 40, 30)
+
+
+def test_what_is_a_size_is_a_state() -> None:
+    stats = Stats(**{field.name: 7 for field in fields(Stats)})  # type: ignore[arg-type]
+    part = stats.since(stats).to_dict()
+    counters = {name for name, value in part.items() if value == 0}
+    assert {name for name in part if name.endswith("_bytes")} & counters == {"read_bytes"}
+
+
+def test_how_experts_are_read_says_what_is_not_to_be_had() -> None:
+    assert reading(True, "uring") == "past the page cache (O_DIRECT), io_uring"
+    assert reading(True, "threads") == "past the page cache (O_DIRECT), threads (no io_uring)"
+    assert reading(False, "threads") == "through the page cache (no O_DIRECT), threads"
 
 
 def test_stats_are_json() -> None:
