@@ -62,9 +62,8 @@ void Engine::load(const ModelIndex &index, const std::string &shell_path) {
              log.last_error("no reason given").c_str());
     n_ctx_ = llama_n_ctx(ctx_.get());
     buffers_ = parse_buffers(log.text());
-    work_ =
-        WorkSpace{buffers_.compute_bytes, &streamer_->layout(), params_.context.n_ubatch, params_.context.n_threads};
-    set_cache_bytes(std::max(params_.cache_bytes, streamer_->min_bytes() + work_.extra_bytes(work_.n_ubatch)));
+    work_ = WorkSpace(index, params_.context, buffers_.compute_bytes);
+    set_cache_bytes(std::max(params_.cache_bytes, streamer_->min_bytes() + work_.extra_bytes(work_.n_ubatch())));
     dry_run();
     shell.drop_pages();
 }
@@ -128,7 +127,7 @@ void Engine::decode(const int32_t *tokens, uint32_t n, bool want_all) {
 }
 
 void Engine::set_cache_bytes(uint64_t bytes) {
-    uint64_t const least = streamer_->min_bytes() + work_.extra_bytes(work_.n_ubatch);
+    uint64_t const least = streamer_->min_bytes() + work_.extra_bytes(work_.n_ubatch());
     if (bytes < least)
         fail(EMOE_ERR_MEMORY, "an expert cache of %llu bytes is too small: it needs %llu",
              static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(least));
@@ -223,9 +222,9 @@ void Engine::stats(emoe_stats *out) const {
     out->kv_bytes = buffers_.kv_bytes;
     out->compute_bytes = buffers_.compute_bytes;
     out->output_bytes = buffers_.output_bytes;
-    out->scratch_bytes = scratch_bytes(streamer_->layout(), work_.n_ubatch, work_.n_threads);
+    out->scratch_bytes = work_.scratch_bytes();
     out->decode_bytes = work_.decode_bytes();
-    out->prefill_bytes = work_.extra_bytes(work_.n_ubatch);
+    out->prefill_bytes = work_.extra_bytes(work_.n_ubatch());
     out->n_streamed = s.n_streamed;
 }
 

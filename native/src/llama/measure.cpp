@@ -71,16 +71,38 @@ ContextBuffers parse_buffers(const std::string &log) {
     return b;
 }
 
-uint64_t WorkSpace::bytes(uint32_t n_token) const {
-    // Activations grow with the tokens; a MiB for what does not.
-    uint64_t const compute = compute_bytes * n_token / n_ubatch + (uint64_t{1} << 20);
-    return std::min(compute, compute_bytes) + scratch_bytes(*layout, n_token, n_threads);
+WorkSpace::WorkSpace(const ModelIndex &index, const emoe_context_params &params, uint64_t compute_bytes)
+    : n_ubatch_(params.n_ubatch), compute_bytes_(compute_bytes), n_outputs_max_(params.n_outputs_max) {
+    int64_t const tokens = gguf_find_key(index.meta.get(), "tokenizer.ggml.tokens");
+    if (tokens >= 0) logits_row_bytes_ = gguf_get_arr_n(index.meta.get(), tokens) * sizeof(float);
+    int64_t widest = 0;
+    for (TensorInfo const &t : index.dense)
+        if (t.ne[1] > 1) widest = std::max(widest, t.ne[0]);
+    // A quantized copy of the widest activations, and half a MiB a thread for the tiles of its kernels.
+    backend_bytes_ =
+        uint64_t{n_ubatch_} * static_cast<uint64_t>(widest) * 36 / 32 + params.n_threads * (uint64_t{640} << 10);
+    for (uint32_t n = 1;; n *= 2) {
+        scratch_bytes_.push_back(emoe::scratch_bytes(index.layout, std::min(n, n_ubatch_), params.n_threads));
+        if (n >= n_ubatch_) break;
+    }
 }
 
-uint64_t WorkSpace::decode_bytes() const { return bytes(std::min(k_decode_tokens, n_ubatch)); }
+uint64_t WorkSpace::scratch_bytes() const { return scratch_bytes_.back(); }
+
+uint64_t WorkSpace::bytes(uint32_t n_token) const {
+    auto const logits = [this](uint32_t n) { return logits_row_bytes_ * std::min(n, n_outputs_max_); };
+    // Activations grow with the tokens; a MiB for what does not.
+    uint64_t const activations = compute_bytes_ - std::min(compute_bytes_, logits(n_ubatch_));
+    uint64_t const compute = activations * n_token / n_ubatch_ + logits(n_token) + (uint64_t{1} << 20);
+    size_t i = 0;
+    while ((uint32_t{1} << i) < n_token) i++;
+    return std::min(compute, compute_bytes_) + scratch_bytes_[std::min(i, scratch_bytes_.size() - 1)] + backend_bytes_;
+}
+
+uint64_t WorkSpace::decode_bytes() const { return bytes(std::min(k_decode_tokens, n_ubatch_)); }
 
 uint64_t WorkSpace::extra_bytes(uint32_t n_token) const {
-    return n_token <= k_decode_tokens ? 0 : bytes(std::min(n_token, n_ubatch)) - decode_bytes();
+    return n_token <= k_decode_tokens ? 0 : bytes(std::min(n_token, n_ubatch_)) - decode_bytes();
 }
 
 uint64_t resident_bytes() {
@@ -107,8 +129,8 @@ void measure_context(const ModelIndex &index, const std::string &shell_path, con
     mp.load_mode = LLAMA_LOAD_MODE_NONE;
     llama_model *model = llama_model_load_from_file(shell_path.c_str(), mp);
     if (!model) fail(EMOE_ERR_FORMAT, "llama.cpp refuses the model: %s", log.last_error("no reason given").c_str());
-    uint64_t const after = resident_bytes();
     llama_context *ctx = llama_init_from_model(model, context_params(params));
+    uint64_t const after = resident_bytes(); // with the graph and the scheduler
     if (ctx) llama_free(ctx);
     llama_model_free(model);
     if (!ctx)
@@ -118,9 +140,9 @@ void measure_context(const ModelIndex &index, const std::string &shell_path, con
     sizes->kv_bytes = b.kv_bytes;
     sizes->compute_bytes = b.compute_bytes;
     sizes->output_bytes = b.output_bytes;
-    sizes->scratch_bytes = scratch_bytes(index.layout, params.n_ubatch, params.n_threads);
     sizes->vocab_bytes = after > before ? after - before : 0;
-    WorkSpace const work{b.compute_bytes, &index.layout, params.n_ubatch, params.n_threads};
+    WorkSpace const work(index, params, b.compute_bytes);
+    sizes->scratch_bytes = work.scratch_bytes();
     sizes->decode_bytes = work.decode_bytes();
     sizes->prefill_bytes = work.extra_bytes(params.n_ubatch);
 }

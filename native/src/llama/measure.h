@@ -21,16 +21,27 @@ struct ContextBuffers {
 };
 ContextBuffers parse_buffers(const std::string &log);
 
-// Compute and scratch bytes of a batch of n tokens, of which decode (few tokens) holds a part all the time.
-struct WorkSpace {
-    uint64_t compute_bytes = 0; // of n_ubatch tokens, as llama.cpp says
-    const Layout *layout = nullptr;
-    uint32_t n_ubatch = 1;
-    uint32_t n_threads = 1;
-    uint64_t bytes(uint32_t n_token) const;
+// Working memory by the size of a batch: llama.cpp's compute buffers and our scratch. Decode holds a part all the time.
+class WorkSpace {
+public:
+    WorkSpace() = default;
+    // compute_bytes: of a batch of params.n_ubatch tokens, as llama.cpp says.
+    WorkSpace(const ModelIndex &index, const emoe_context_params &params, uint64_t compute_bytes);
     uint64_t decode_bytes() const;
     // What a call of n tokens takes beyond decode_bytes.
     uint64_t extra_bytes(uint32_t n_token) const;
+    uint64_t scratch_bytes() const; // of the largest batch
+    uint32_t n_ubatch() const { return n_ubatch_; }
+
+private:
+    uint64_t bytes(uint32_t n_token) const;
+
+    uint32_t n_ubatch_ = 1;
+    uint64_t compute_bytes_ = 0;
+    uint64_t logits_row_bytes_ = 0; // inside compute_bytes: a row for each token whose logits are kept
+    uint32_t n_outputs_max_ = 1;
+    uint64_t backend_bytes_ = 0;          // ggml's own work buffer, which stays at the size of the largest batch
+    std::vector<uint64_t> scratch_bytes_; // by batch of 2^i tokens
 };
 // Calls of at most this many tokens need no more than decode_bytes.
 constexpr uint32_t k_decode_tokens = 8;
