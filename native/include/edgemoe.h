@@ -132,7 +132,7 @@ typedef struct emoe_context_sizes {
     uint64_t kv_bytes;      /* KV cache and recurrent state */
     uint64_t compute_bytes; /* llama.cpp's compute buffers */
     uint64_t output_bytes;  /* logits kept */
-    uint64_t scratch_bytes; /* this library's own: quantized activations, batched-kernel work space */
+    uint64_t scratch_bytes; /* quantized activations and work space of kernels, ggml's included */
     uint64_t vocab_bytes;   /* tokenizer and metadata in memory, measured */
     uint64_t decode_bytes;  /* of compute and scratch, what is in use between large batches */
     uint64_t prefill_bytes; /* the rest of them: taken from the expert cache during a large batch, then given back */

@@ -87,7 +87,7 @@ WorkSpace::WorkSpace(const ModelIndex &index, const emoe_context_params &params,
     }
 }
 
-uint64_t WorkSpace::scratch_bytes() const { return scratch_bytes_.back(); }
+uint64_t WorkSpace::scratch_bytes() const { return scratch_bytes_.back() + backend_bytes_; }
 
 uint64_t WorkSpace::bytes(uint32_t n_token) const {
     auto const logits = [this](uint32_t n) { return logits_row_bytes_ * std::min(n, n_outputs_max_); };

@@ -30,7 +30,7 @@ public:
     uint64_t decode_bytes() const;
     // What a call of n tokens takes beyond decode_bytes.
     uint64_t extra_bytes(uint32_t n_token) const;
-    uint64_t scratch_bytes() const; // of the largest batch
+    uint64_t scratch_bytes() const; // of the largest batch, ggml's work buffer included
     uint32_t n_ubatch() const { return n_ubatch_; }
 
 private:
