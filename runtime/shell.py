@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,7 +58,7 @@ def measuring_shell(model: Model) -> Iterator[Path]:
     if _native.shell_check(model.handle, os.fspath(path)):
         yield path
         return
-    temporary = path.with_name(f"{path.stem}.{os.getpid()}.measure")
+    temporary = path.with_name(f"{path.stem}.{os.getpid()}-{threading.get_ident()}.measure")
     try:
         _write(model, temporary, with_data=False)
         yield temporary

@@ -148,7 +148,7 @@ EMOE_API emoe_status emoe_context_measure(const emoe_model *model, const char *s
 typedef struct emoe_engine_params {
     uint32_t struct_size;
     uint32_t n_read_lane; /* reads under way at once; 0 = 4 */
-    uint64_t cache_bytes; /* expert slots, and during a large batch its work space: see emoe_engine_set_cache_bytes */
+    uint64_t cache_bytes; /* see emoe_engine_set_cache_bytes; raised to the least that it accepts (emoe_stats says) */
     uint32_t policy;      /* EMOE_POLICY_* */
     uint32_t buffered;    /* 1: do not try O_DIRECT */
     uint32_t reader;      /* EMOE_READER_* */

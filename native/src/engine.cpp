@@ -11,6 +11,9 @@ namespace emoe {
 
 namespace {
 
+// What a cancelled visit gives as its reason.
+constexpr const char *k_cancelled = "cancelled";
+
 Streamer::Params streamer_params(const emoe_engine_params &p) {
     Streamer::Params s;
     s.cache_bytes = p.cache_bytes;
@@ -26,6 +29,7 @@ Streamer::Params streamer_params(const emoe_engine_params &p) {
 
 Engine::Engine(const ModelIndex &index, const std::string &shell_path, const emoe_engine_params &params)
     : params_(params), streamer_(std::make_unique<Streamer>(index.layout, streamer_params(params))) {
+    check_unchanged(index); // the streamer has opened the files by name, the index is from before
     load(index, shell_path);
 }
 
@@ -41,19 +45,23 @@ void Engine::load(const ModelIndex &index, const std::string &shell_path) {
         // Printed after the file was opened and its size checked, before it is mapped (see shell.h).
         if (line.find("loading model tensors") != std::string::npos) shell.shorten();
     });
+    std::vector<uintptr_t> const before = mappings_of(shell_path); // of other engines of this process
     model_.reset(llama_model_load_from_file(shell_path.c_str(), model_params()));
     if (!model_) fail(EMOE_ERR_FORMAT, "llama.cpp refuses the model: %s", log.last_error("no reason given").c_str());
     vocab_ = llama_model_get_vocab(model_.get());
 
-    dense_ = std::make_unique<DenseMover>(shell_path, extent.dense_end, extent.full_end, index.dense_bytes,
-                                          index.dense.size());
+    uintptr_t mapping = 0;
+    for (uintptr_t const m : mappings_of(shell_path))
+        if (std::find(before.begin(), before.end(), m) == before.end()) mapping = m;
+    dense_ =
+        std::make_unique<DenseMover>(mapping, extent.dense_end, extent.full_end, index.dense_bytes, index.dense.size());
     interposer_ = std::make_unique<Interposer>(*streamer_, *dense_);
     llama_context_params cp = context_params(params_.context);
     cp.cb_eval = Interposer::on_node;
     cp.cb_eval_user_data = interposer_.get();
     cp.abort_callback = [](void *self) {
         auto const *engine = static_cast<const Engine *>(self);
-        return engine->dry_ || engine->streamer_->failed();
+        return engine->dry_ || engine->streamer_->failed() || !engine->interposer_->violation().empty();
     };
     cp.abort_callback_data = this;
     ctx_.reset(llama_init_from_model(model_.get(), cp));
@@ -105,6 +113,7 @@ void Engine::decode(const int32_t *tokens, uint32_t n, bool want_all) {
     uint64_t const extra = work_.extra_bytes(n);
     if (extra != 0) lend(extra);
     streamer_->begin_batch();
+    if (cancelled_.load()) streamer_->fail_visit(k_cancelled); // between the last call and this one's begin_batch
     uint64_t const t0 = now_ns();
     try {
         for (uint32_t done = 0; done < n; done += n_ubatch) {
@@ -154,8 +163,9 @@ void Engine::compute(const int32_t *tokens, uint32_t n, bool want_all, bool want
     interposer_->begin_graph();
     int const rc = llama_decode(ctx_.get(), batch);
     if (streamer_->failed()) {
-        if (cancelled_.load()) fail(EMOE_ERR_CANCELLED, "cancelled");
-        fail(EMOE_ERR_IO, "an expert could not be read: %s", streamer_->failure().c_str());
+        std::string const why = streamer_->failure();
+        if (why == k_cancelled) fail(EMOE_ERR_CANCELLED, "cancelled");
+        fail(EMOE_ERR_IO, "an expert could not be read: %s", why.c_str());
     }
     if (!interposer_->violation().empty())
         fail(EMOE_ERR_UNSUPPORTED, "this model cannot be streamed: %s", interposer_->violation().c_str());
@@ -198,7 +208,7 @@ const float *Engine::logits(uint32_t i) const {
 
 void Engine::cancel() {
     cancelled_.store(true);
-    streamer_->fail_visit("cancelled");
+    streamer_->fail_visit(k_cancelled);
 }
 
 void Engine::stats(emoe_stats *out) const {

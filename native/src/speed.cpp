@@ -52,7 +52,7 @@ public:
 
 private:
     void submit(uint64_t lane) {
-        if (left_ == 0 || now_ns() > end_ns_) return;
+        if (left_ == 0 || (now_ns() > end_ns_ && !latencies_.empty())) return; // one read at least
         left_--;
         // A fixed pseudo-random walk over the file (an LCG): the same places in every run.
         walk_ = walk_ * 6364136223846793005u + 1442695040888963407u;

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from exact_engines import streamed
 
+from edgemoe import _abi as abi
 from edgemoe import _native
 from edgemoe.errors import Cancelled, ContextFullError, EdgeMoEError, StorageError
 
@@ -108,3 +109,19 @@ def test_tokens_that_do_not_exist_are_refused(tiny: Callable[..., Path]) -> None
         for bad in (-1, 10**6):
             with pytest.raises(EdgeMoEError, match="vocabulary"):
                 engine.run([[bad]])
+
+
+def test_a_file_replaced_before_it_is_opened_is_refused(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """Old dense weights must not meet the experts of another file."""
+    path, shell = tmp_path / "replaced.gguf", str(tmp_path / "shell")
+    path.write_bytes(tiny("llama").read_bytes())
+    model = _native.model_open(str(path))
+    _native.shell_write(model, shell, with_data=True)
+    cache = _native.model_info(model)["slot_min_bytes"]
+    path.write_bytes(tiny("llama", seed=1).read_bytes())
+    context = abi.ContextParams(n_ctx=64, n_ubatch=8, n_threads=1, n_outputs_max=1, kv_type=1)
+    with pytest.raises(StorageError, match="changed"):
+        _native.engine_open(model, shell, abi.EngineParams(cache_bytes=cache, context=context))
+    with pytest.raises(StorageError, match="changed"):
+        _native.shell_write(model, shell, with_data=True)
+    _native.model_close(model)

@@ -98,3 +98,12 @@ def test_a_rewound_sequence_goes_on_as_if_never_left(tiny: Callable[..., Path], 
         engine.run([tokens[50:60]])
         engine.rewind(30)
         assert engine.run([tokens[30:40]])[-1] == straight
+
+
+def test_two_engines_of_one_model_in_one_process(tiny: Callable[..., Path], tokens: list[int]) -> None:
+    path = tiny("qwen3moe")
+    with streamed(path, share=0.3) as one, streamed(path, share=1.0) as other:
+        rows = [engine.run([tokens[:30], tokens[30:31]]) for engine in (one, other, one)]
+        assert one.stats()["dense_bytes"] == other.stats()["dense_bytes"] > 0  # both out of the page cache
+        one.rewind()
+        assert one.run([tokens[:30], tokens[30:31]]) == rows[0] == rows[1]

@@ -85,7 +85,9 @@ bool UringReader::open() {
     io_uring_params p = {};
     fd_ = ring_setup(n_lane_ * 2, &p);
     if (fd_ < 0) return false;
-    if (!(p.features & IORING_FEAT_SINGLE_MMAP)) return false;
+    // The last came with Linux 5.6, as did IORING_OP_READ.
+    constexpr uint32_t needed = IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORING_FEAT_RW_CUR_POS;
+    if ((p.features & needed) != needed) return false;
     rings_bytes_ = std::max<size_t>(p.sq_off.array + p.sq_entries * sizeof(uint32_t),
                                     p.cq_off.cqes + p.cq_entries * sizeof(io_uring_cqe));
     rings_ = mmap(nullptr, rings_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd_, IORING_OFF_SQ_RING);
@@ -123,7 +125,8 @@ UringReader::~UringReader() {
             sqe.user_data = k_stop;
             sq_array_[tail & sq_mask_] = tail & sq_mask_;
             store_release(sq_tail_, tail + 1);
-            ring_enter(fd_, 1, 0, 0);
+            n_pushed_++;
+            fill(); // the queue is empty: this only tells the kernel, until it has taken it
         }
         sleeper_.join();
     }

@@ -19,9 +19,10 @@ constexpr size_t k_alignment = 64;
 // Copied and dropped piece by piece, so that the peak is one piece more than the weights.
 constexpr size_t k_piece = size_t{4} << 20;
 
-// First address of the mapping that holds the file's beginning, 0 when there is none.
-uintptr_t mapping_of(const std::string &path) {
-    uintptr_t found = 0;
+} // namespace
+
+std::vector<uintptr_t> mappings_of(const std::string &path) {
+    std::vector<uintptr_t> found;
 #ifdef __linux__
     char *real = realpath(path.c_str(), nullptr);
     FILE *maps = fopen("/proc/self/maps", "r");
@@ -34,7 +35,7 @@ uintptr_t mapping_of(const std::string &path) {
             continue;
         line[strcspn(line, "\n")] = 0;
         // llama.cpp unmaps the metadata in front: what is left begins at some page of the file.
-        if (strcmp(line + name, real) == 0) found = begin - offset;
+        if (strcmp(line + name, real) == 0) found.push_back(begin - offset);
     }
     if (maps) fclose(maps);
     free(real);
@@ -44,11 +45,9 @@ uintptr_t mapping_of(const std::string &path) {
     return found;
 }
 
-} // namespace
-
-DenseMover::DenseMover(const std::string &shell_path, uint64_t dense_end, uint64_t full_end, uint64_t dense_bytes,
+DenseMover::DenseMover(uintptr_t mapping, uint64_t dense_end, uint64_t full_end, uint64_t dense_bytes,
                        size_t n_tensor) {
-    begin_ = mapping_of(shell_path);
+    begin_ = mapping;
     if (begin_ == 0) return;
     dense_bytes_mapped_ = dense_end;
     hole_begin_ = begin_ + dense_end;

@@ -6,6 +6,7 @@
 
 #include <ggml.h>
 
+#include <atomic>
 #include <cstdint>
 #include <string>
 #include <unordered_map>
@@ -15,9 +16,8 @@ namespace emoe {
 
 class DenseMover {
 public:
-    // shell_path: the file that llama.cpp has mapped. dense_end, full_end: see ShellExtent.
-    DenseMover(const std::string &shell_path, uint64_t dense_end, uint64_t full_end, uint64_t dense_bytes,
-               size_t n_tensor);
+    // mapping: where llama.cpp has mapped the shell, 0 when unknown. dense_end, full_end: see ShellExtent.
+    DenseMover(uintptr_t mapping, uint64_t dense_end, uint64_t full_end, uint64_t dense_bytes, size_t n_tensor);
 
     // A source of a node about to be computed.
     void visit(ggml_tensor *t) {
@@ -45,8 +45,11 @@ private:
     uintptr_t hole_bytes_ = 0;
     Arena arena_;
     size_t used_ = 0;
-    uint64_t moved_bytes_ = 0;
+    std::atomic<uint64_t> moved_bytes_{0};           // read by any thread that asks for stats
     std::unordered_map<const void *, void *> moved_; // tied tensors share an address
 };
+
+// Addresses at which this process has mapped a file (of its byte 0). Empty where /proc is absent.
+std::vector<uintptr_t> mappings_of(const std::string &path);
 
 } // namespace emoe

@@ -39,6 +39,8 @@ bool parse_expert_name(const std::string &name, uint32_t *layer, std::string *fa
     return false;
 }
 
+constexpr uint64_t k_hash_start = 14695981039346656037u;
+
 uint64_t hash_bytes(uint64_t h, const void *data, size_t n) { // FNV-1a
     auto const *p = static_cast<const unsigned char *>(data);
     for (size_t i = 0; i < n; i++) h = (h ^ p[i]) * 1099511628211u;
@@ -228,6 +230,13 @@ uint64_t ModelIndex::number(const char *key, uint64_t otherwise) const {
     return strtoull(text.c_str(), nullptr, 10);
 }
 
+void check_unchanged(const ModelIndex &index) {
+    uint64_t h = k_hash_start;
+    for (std::string const &path : index.layout.paths) h = hash_file(h, path);
+    if (h != index.identity)
+        fail(EMOE_ERR_IO, "`%s` has changed since it was opened", index.layout.paths.front().c_str());
+}
+
 std::unique_ptr<ModelIndex> index_model(const std::string &path) {
     AssertionGuard const guard;
     auto index = std::make_unique<ModelIndex>();
@@ -235,7 +244,7 @@ std::unique_ptr<ModelIndex> index_model(const std::string &path) {
     GgufPtr given = open_gguf(path, &bytes);
     Layout &layout = index->layout;
     layout.paths = split_set(path, given.get());
-    index->identity = 14695981039346656037u;
+    index->identity = k_hash_start;
     std::vector<TensorInfo> tensors;
     for (size_t i = 0; i < layout.paths.size(); i++) {
         GgufPtr g = layout.paths[i] == path ? std::move(given) : open_gguf(layout.paths[i], &bytes);

@@ -49,6 +49,9 @@ struct ModelIndex {
 // Throws EMOE_ERR_IO, EMOE_ERR_FORMAT, or EMOE_ERR_UNSUPPORTED when there is no expert to stream.
 std::unique_ptr<ModelIndex> index_model(const std::string &path);
 
+// Throws EMOE_ERR_IO when a file is no longer the one that was indexed (replaced, edited).
+void check_unchanged(const ModelIndex &index);
+
 // Scalar metadata as text; false when absent or an array.
 bool meta_text(const gguf_context *meta, const char *key, std::string *text);
 

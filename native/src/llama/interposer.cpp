@@ -77,8 +77,12 @@ void Interposer::see(ggml_tensor *node) {
             bool const fits = node->type == GGML_TYPE_F32 && node->src[1]->type == GGML_TYPE_F32 && node->src[2] &&
                               node->src[2]->type == GGML_TYPE_I32 && node->src[1]->nb[0] == sizeof(float) &&
                               node->src[1]->ne[3] == 1;
-            if (!fits && violation_.empty())
-                violation_ = std::string("the product by `") + ggml_get_name(node->src[0]) + "` has an unknown form";
+            if (!fits) {
+                if (violation_.empty())
+                    violation_ =
+                        std::string("the product by `") + ggml_get_name(node->src[0]) + "` has an unknown form";
+                return; // the abort callback ends the computation before it comes to this node
+            }
             if (!site->product.arm() && violation_.empty())
                 violation_ = std::string("`") + ggml_get_name(node->src[0]) + "` is used twice in one graph";
             site->work.dst = node;

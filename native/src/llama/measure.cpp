@@ -5,6 +5,8 @@
 #include "llama/log.h"
 #include "llama/shell.h"
 
+#include <ggml-cpu.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -75,12 +77,12 @@ WorkSpace::WorkSpace(const ModelIndex &index, const emoe_context_params &params,
     : n_ubatch_(params.n_ubatch), compute_bytes_(compute_bytes), n_outputs_max_(params.n_outputs_max) {
     int64_t const tokens = gguf_find_key(index.meta.get(), "tokenizer.ggml.tokens");
     if (tokens >= 0) logits_row_bytes_ = gguf_get_arr_n(index.meta.get(), tokens) * sizeof(float);
-    int64_t widest = 0;
+    uint64_t widest = 0;
     for (TensorInfo const &t : index.dense)
-        if (t.ne[1] > 1) widest = std::max(widest, t.ne[0]);
-    // A quantized copy of the widest activations, and half a MiB a thread for the tiles of its kernels.
-    backend_bytes_ =
-        uint64_t{n_ubatch_} * static_cast<uint64_t>(widest) * 36 / 32 + params.n_threads * (uint64_t{640} << 10);
+        if (t.ne[1] > 1 && can_compute(t.type))
+            widest = std::max<uint64_t>(widest, ggml_row_size(ggml_get_type_traits_cpu(t.type)->vec_dot_type, t.ne[0]));
+    // The widest activations in the form that their weights want, and half a MiB a thread for the tiles of its kernels.
+    backend_bytes_ = n_ubatch_ * widest + params.n_threads * (uint64_t{640} << 10);
     for (uint32_t n = 1;; n *= 2) {
         scratch_bytes_.push_back(emoe::scratch_bytes(index.layout, std::min(n, n_ubatch_), params.n_threads));
         if (n >= n_ubatch_) break;

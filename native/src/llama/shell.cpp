@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -101,9 +102,14 @@ void write_shell(const ModelIndex &index, const std::string &path, bool with_dat
             gguf_add_tensor(g.get(), tensor);
         }
 
-    TemporaryFile temporary{path + ".tmp" + std::to_string(getpid())};
-    Fd const out(open(temporary.path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
-    if (out.get() < 0) fail(EMOE_ERR_IO, "cannot write `%s`: %s", temporary.path.c_str(), os_message(errno).c_str());
+    // A name of its own for every writer: two may write the same shell at once, in one process or in two.
+    TemporaryFile temporary{path + ".tmpXXXXXX"};
+    Fd const out(mkostemp(temporary.path.data(), O_CLOEXEC));
+    if (out.get() < 0) {
+        temporary.keep = true;
+        fail(EMOE_ERR_IO, "cannot write `%s`: %s", path.c_str(), os_message(errno).c_str());
+    }
+    (void)fchmod(out.get(), 0644);
     std::vector<char> meta(gguf_get_meta_size(g.get()));
     gguf_get_meta_data(g.get(), meta.data());
     write_all(out.get(), meta.data(), meta.size(), 0, path);
@@ -125,6 +131,7 @@ void write_shell(const ModelIndex &index, const std::string &path, bool with_dat
 #ifdef POSIX_FADV_DONTNEED
     (void)posix_fadvise(out.get(), 0, 0, POSIX_FADV_DONTNEED);
 #endif
+    check_unchanged(index); // what was copied is of the file whose identity the shell bears
     if (rename(temporary.path.c_str(), path.c_str()) != 0)
         fail(EMOE_ERR_IO, "cannot write `%s`: %s", path.c_str(), os_message(errno).c_str());
     temporary.keep = true;

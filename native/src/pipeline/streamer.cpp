@@ -29,6 +29,7 @@ void slot_classes(const Layout &layout, std::vector<SlotClass> *classes, std::ve
     for (ExpertLayer const &layer : layout.layers) {
         size_t c = 0;
         while (c < classes->size() && (*classes)[c].slot_bytes != layer.slot_bytes) c++;
+        if (c == 256) fail(EMOE_ERR_UNSUPPORTED, "experts of more than 256 different sizes");
         if (c == classes->size()) classes->push_back(SlotClass{layer.slot_bytes, 0, 0});
         SlotClass &cls = (*classes)[c];
         cls.n_expert += layer.n_expert;
