@@ -1,8 +1,8 @@
 # The same commands as ./dev, for hands that type make. The options of chat go into ARGS:
 #   make chat MODEL=model.gguf ARGS='--memory 6GiB'
-.PHONY: setup test lint format clean chat
+.PHONY: setup test sanitize lint format clean chat
 
-setup test lint format clean:
+setup test sanitize lint format clean:
 	@./dev $@ $(ARGS)
 
 chat:
