@@ -136,10 +136,7 @@ void Engine::decode(const int32_t *tokens, uint32_t n, bool want_all) {
 }
 
 void Engine::set_cache_bytes(uint64_t bytes) {
-    uint64_t const least = streamer_->min_bytes() + work_.extra_bytes(work_.n_ubatch());
-    if (bytes < least)
-        fail(EMOE_ERR_MEMORY, "an expert cache of %llu bytes is too small: it needs %llu",
-             static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(least));
+    require_cache_bytes(bytes, streamer_->min_bytes() + work_.extra_bytes(work_.n_ubatch()));
     std::lock_guard<std::mutex> const lock(budget_mutex_);
     cache_bytes_ = bytes;
     streamer_->set_cache_bytes(bytes - lent_bytes_);

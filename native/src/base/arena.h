@@ -31,7 +31,7 @@ private:
     size_t size_ = 0;
 };
 
-// Gives back the whole pages inside a range of anonymous memory that somebody allocated. Their content is lost.
+// Drops the whole pages inside a range that somebody allocated or mapped: anonymous content is lost, a file's is not.
 void release_pages(void *begin, size_t bytes);
 
 } // namespace emoe

@@ -7,6 +7,12 @@
 
 namespace emoe {
 
+void require_cache_bytes(uint64_t bytes, uint64_t least) {
+    if (bytes < least)
+        fail(EMOE_ERR_MEMORY, "an expert cache of %llu bytes is too small: it needs %llu",
+             static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(least));
+}
+
 ExpertCache::ExpertCache(std::vector<SlotClass> classes, std::vector<uint8_t> class_of,
                          std::unique_ptr<EvictionPolicy> policy)
     : class_of_(std::move(class_of)), slot_of_(class_of_.size(), -1), policy_(std::move(policy)) {
@@ -40,9 +46,7 @@ uint64_t ExpertCache::bytes() const {
 bool ExpertCache::set_bytes(uint64_t bytes) {
     uint64_t const least = min_bytes();
     uint64_t const most = max_bytes();
-    if (bytes < least)
-        fail(EMOE_ERR_MEMORY, "an expert cache of %llu bytes is too small: it needs %llu",
-             static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(least));
+    require_cache_bytes(bytes, least);
     double const share =
         most == least ? 1.0 : static_cast<double>(std::min(bytes, most) - least) / static_cast<double>(most - least);
     std::vector<uint32_t> limits;

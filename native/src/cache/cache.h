@@ -25,6 +25,9 @@ struct SlotId {
     uint32_t slot = 0;
 };
 
+// Throws EMOE_ERR_MEMORY, naming both, when bytes < least.
+void require_cache_bytes(uint64_t bytes, uint64_t least);
+
 class ExpertCache {
 public:
     // class_of: class of each expert, by ExpertIndex.

@@ -7,8 +7,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <sys/mman.h>
-#include <unistd.h>
 
 namespace emoe {
 
@@ -65,13 +63,10 @@ void DenseMover::move(ggml_tensor *t) {
     if (used_ + bytes > arena_.size()) return; // never for the tensors of the file; stays mapped, which is correct
     uint8_t *to = arena_.data() + used_;
     auto *from = static_cast<uint8_t *>(t->data);
-    auto const page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
     for (size_t done = 0; done < bytes; done += k_piece) {
         size_t const n = std::min(k_piece, bytes - done);
         memcpy(to + done, from + done, n);
-        auto const begin = (reinterpret_cast<uintptr_t>(from + done) + page - 1) / page * page;
-        auto const end = reinterpret_cast<uintptr_t>(from + done + n) / page * page;
-        if (begin < end) (void)madvise(reinterpret_cast<void *>(begin), end - begin, MADV_DONTNEED);
+        release_pages(from + done, n); // of the mapping: the file has them
     }
     moved_.emplace(t->data, to);
     t->data = to;

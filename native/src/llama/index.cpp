@@ -72,6 +72,12 @@ uint64_t hash_file(uint64_t h, const std::string &path) {
     return h;
 }
 
+uint64_t identity_of(const std::vector<std::string> &paths) {
+    uint64_t h = k_hash_start;
+    for (std::string const &path : paths) h = hash_file(h, path);
+    return h;
+}
+
 GgufPtr open_gguf(const std::string &path, uint64_t *file_bytes) {
     File const file(path, true); // exists, is a file, may be read
     *file_bytes = file.size();
@@ -231,9 +237,7 @@ uint64_t ModelIndex::number(const char *key, uint64_t otherwise) const {
 }
 
 void check_unchanged(const ModelIndex &index) {
-    uint64_t h = k_hash_start;
-    for (std::string const &path : index.layout.paths) h = hash_file(h, path);
-    if (h != index.identity)
+    if (identity_of(index.layout.paths) != index.identity)
         fail(EMOE_ERR_IO, "`%s` has changed since it was opened", index.layout.paths.front().c_str());
 }
 
@@ -244,7 +248,7 @@ std::unique_ptr<ModelIndex> index_model(const std::string &path) {
     GgufPtr given = open_gguf(path, &bytes);
     Layout &layout = index->layout;
     layout.paths = split_set(path, given.get());
-    index->identity = k_hash_start;
+    index->identity = identity_of(layout.paths);
     std::vector<TensorInfo> tensors;
     for (size_t i = 0; i < layout.paths.size(); i++) {
         GgufPtr g = layout.paths[i] == path ? std::move(given) : open_gguf(layout.paths[i], &bytes);
@@ -256,7 +260,6 @@ std::unique_ptr<ModelIndex> index_model(const std::string &path) {
                  i + 1, layout.paths.size());
         collect_tensors(g.get(), static_cast<uint16_t>(i), layout.paths[i], bytes, &tensors);
         index->file_bytes += bytes;
-        index->identity = hash_file(index->identity, layout.paths[i]);
         if (i == 0) index->meta = std::move(g);
     }
     int64_t const count_key = gguf_find_key(index->meta.get(), "split.tensors.count");

@@ -110,9 +110,7 @@ void Streamer::fail_visit(const std::string &why) {
 }
 
 void Streamer::set_cache_bytes(uint64_t bytes) {
-    if (bytes < min_bytes_)
-        fail(EMOE_ERR_MEMORY, "an expert cache of %llu bytes is too small: it needs %llu",
-             static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(min_bytes_));
+    require_cache_bytes(bytes, min_bytes_);
     std::lock_guard<std::mutex> lock(mutex_);
     wanted_bytes_ = bytes;
     if (!in_batch_) apply_budget();
