@@ -22,6 +22,7 @@ from .chat import chat
 from .inspect import inspect
 from .options import expand
 from .plan import plan
+from .replay import replay
 from .run import run
 
 # The parser's own errors. Their class is click's or typer's copy of click's, depending on typer's version.
@@ -47,7 +48,7 @@ def _root(
         print(context.get_help())
 
 
-for _command in (chat, run, inspect, plan, bench):
+for _command in (chat, run, inspect, plan, bench, replay):
     app.command(_command.__name__)(expand(_command))
 
 
