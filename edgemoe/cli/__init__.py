@@ -19,7 +19,9 @@ from .. import __version__
 from ..errors import EdgeMoEError
 from .bench import bench
 from .chat import chat
+from .demo import demo
 from .inspect import inspect
+from .models import models
 from .options import expand
 from .plan import plan
 from .run import run
@@ -47,7 +49,7 @@ def _root(
         print(context.get_help())
 
 
-for _command in (chat, run, inspect, plan, bench):
+for _command in (chat, run, models, demo, inspect, plan, bench):
     app.command(_command.__name__)(expand(_command))
 
 
