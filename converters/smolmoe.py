@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,6 +46,10 @@ ROLES = {
     "ffn_up_exps": "up",
     "ffn_down_exps": "down",
 }
+
+# Share of the mean square input that counts as noise in every column. The embedding is also looked up, where each
+# weight stands for itself, so there errors are spread less.
+DAMPING = {"embd": 0.2, "else": 0.02}
 
 N_CTX = 512
 N_SCORED = N_CTX // 2  # the second half of each window, as llama.cpp's perplexity tool does
@@ -133,10 +138,13 @@ _Tensor._fields_ = [
 
 
 class Watcher:
-    """Sums, for each weight, the squares of what it is multiplied with: a column each, of experts an expert each."""
+    """Sums, for each weight, the outer products of what it is multiplied with: [experts or 1, columns, columns].
+
+    Products by weights that share an input share its sum: it is kept under the name of `INPUT_OF`.
+    """
 
     def __init__(self) -> None:
-        self.sums: dict[str, npt.NDArray[np.float64]] = {}
+        self.sums: dict[str, F32] = {}
         self.counts: dict[str, npt.NDArray[np.float64]] = {}
         self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._see)
 
@@ -145,35 +153,45 @@ class Watcher:
         if not node.src[0]:
             return not ask
         name = node.src[0].contents.name.decode()
-        if _role(name) is None:
+        if _role(name) is None or input_of(name) != name:
             return not ask
         rows = node.src[1].contents
         if ask or rows.type != 0:  # not F32: the tokens that look up embeddings
             return True
-        values = _view(rows, np.float32).astype(np.float64) ** 2  # [tokens, used or 1, columns]
-        n_expert = node.src[0].contents.ne[2]
-        sums = self.sums.setdefault(name, np.zeros((n_expert, rows.ne[0])))
+        n_expert, n_column = node.src[0].contents.ne[2], rows.ne[0]
+        values = _view(rows, np.float32)  # [tokens, used or 1, columns]
+        sums = self.sums.setdefault(name, np.zeros((n_expert, n_column, n_column), np.float32))
         counts = self.counts.setdefault(name, np.zeros(n_expert))
         if n_expert == 1:
-            sums[0] += values.sum(axis=(0, 1))
-            counts[0] += values.shape[0] * values.shape[1]
+            flat = values.reshape(-1, n_column)
+            sums[0] += flat.T @ flat
+            counts[0] += len(flat)
             return True
         ids = _view(node.src[2].contents, np.int32)[0]  # [tokens, used]
-        values = np.broadcast_to(values, (*ids.shape, values.shape[-1]))
         for expert in range(n_expert):
-            chosen = ids == expert
-            sums[expert] += values[chosen].sum(axis=0)
-            counts[expert] += chosen.sum()
+            chosen = values[ids == expert]
+            sums[expert] += chosen.T @ chosen
+            counts[expert] += len(chosen)
         return True
 
     def means(self) -> dict[str, F32]:
-        """Mean squares; an expert seen too seldom leans on the mean of its layer."""
+        """Mean outer products; an expert seen too seldom leans on the mean of its layer."""
         found = {}
         for name, sums in self.sums.items():
-            counts = self.counts[name][:, None]
+            counts = self.counts[name][:, None, None]
             layer = sums.sum(axis=0) / max(1.0, counts.sum())
-            found[name] = ((sums + 32 * layer) / (counts + 32)).astype(np.float32)
+            found[name] = ((sums + _LEAN * layer) / (counts + _LEAN)).astype(np.float32)
         return found
+
+
+_LEAN = 64  # tokens that the mean of a layer counts for
+INPUT_OF = {"attn_k": "attn_q", "attn_v": "attn_q", "ffn_gate_exps": "ffn_gate_inp", "ffn_up_exps": "ffn_gate_inp"}
+
+
+def input_of(name: str) -> str:
+    """The weight whose input is that of `name`."""
+    *layer, stem, suffix = name.split(".")
+    return ".".join([*layer, INPUT_OF.get(stem, stem), suffix])
 
 
 def _view(tensor: Any, dtype: Any) -> npt.NDArray[Any]:
@@ -185,7 +203,7 @@ def _view(tensor: Any, dtype: Any) -> npt.NDArray[Any]:
     return np.lib.stride_tricks.as_strided(flat, (ne[2], ne[1], ne[0]), (nb[2], nb[1], nb[0]))
 
 
-def weigh(source: Path, text: str, out: Path, n_window: int = 24) -> None:
+def weigh(source: Path, text: str, out: Path, n_window: int = 14) -> None:
     watcher = Watcher()
     stock = Stock(source, watcher)
     for i, window in enumerate(windows(stock, text, n_window)):
@@ -210,19 +228,95 @@ def _ggml() -> ctypes.CDLL:
     return library
 
 
-def quantize(weights: F32, kind: QuantType, importance: F32 | None) -> npt.NDArray[np.uint8]:
-    """Rows in a ggml type. weights: [experts, rows, columns]; importance: [experts, columns]."""
+@dataclass(frozen=True)
+class Block:
+    """How a type of 32 weights a block lies in memory: scale, offset if any, high bits if any, 16 bytes of low bits."""
+
+    values: F32
+    has_offset: bool
+    n_bit: int
+
+
+BLOCKS = {
+    QuantType.Q4_0: Block(np.arange(16, dtype=np.float32) - 8, False, 4),
+    QuantType.Q4_1: Block(np.arange(16, dtype=np.float32), True, 4),
+    QuantType.Q5_0: Block(np.arange(32, dtype=np.float32) - 16, False, 5),
+    QuantType.Q5_1: Block(np.arange(32, dtype=np.float32), True, 5),
+    QuantType.IQ4_NL: Block(
+        np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32), False, 4
+    ),
+}
+
+
+def chunk(rows: F32, kind: QuantType, importance: F32) -> npt.NDArray[np.uint8]:
+    """Rows in a ggml type, rounded by ggml. importance: a weight a column."""
     block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-    n_expert, n_row, n_column = weights.shape
-    out = np.empty((n_expert, n_row, n_column // block * block_bytes), np.uint8)
-    for i in range(n_expert):
-        rows = np.ascontiguousarray(weights[i], np.float32)
-        scale = None if importance is None else np.ascontiguousarray(importance[i], np.float32)
-        _ggml().ggml_quantize_chunk(
-            int(kind), rows.ctypes.data, out[i].ctypes.data, 0, n_row, n_column,
-            None if scale is None else scale.ctypes.data,
-        )  # fmt: skip
+    rows, importance = np.ascontiguousarray(rows, np.float32), np.ascontiguousarray(importance, np.float32)
+    out = np.empty((len(rows), rows.shape[1] // block * block_bytes), np.uint8)
+    _ggml().ggml_quantize_chunk(
+        int(kind), rows.ctypes.data, out.ctypes.data, 0, len(rows), rows.shape[1], importance.ctypes.data
+    )
     return out
+
+
+def compensate(rows: F32, kind: QuantType, gram: F32, damping: float) -> npt.NDArray[np.uint8]:
+    """Rows in a ggml type of blocks of 32, each column's rounding error made good by the columns after it.
+
+    The method is GPTQ's (Frantar et al. 2022): with inputs X and gram = X^T X, the error of the product is smallest
+    when what rounding a column does to it is spread over the columns that are still free, by the inverse of gram.
+    ggml chooses each block's scale from the weights as they have become by then; only its codes are chosen here.
+    """
+    block = BLOCKS[kind]
+    n_row, n_column = rows.shape
+    rows = rows.astype(np.float64)
+    importance = np.diag(gram)
+    damped = gram.astype(np.float64) + np.eye(n_column) * damping * importance.mean()
+    inverse = np.linalg.cholesky(np.linalg.inv(damped)).T  # upper
+    packed = []
+    for begin in range(0, n_column, 32):
+        end = begin + 32
+        raw = chunk(rows[:, begin:end].astype(np.float32), kind, importance[begin:end])
+        head = raw[:, : 4 if block.has_offset else 2].copy().view(np.float16).astype(np.float64)
+        scale = head[:, 0]
+        offset = head[:, 1] if block.has_offset else np.zeros(n_row)
+        codes = np.empty((n_row, 32), np.uint8)
+        errors = np.empty((n_row, 32))
+        for j in range(begin, end):
+            codes[:, j - begin] = _nearest(rows[:, j], scale, offset, block.values)
+            rounded = scale * block.values[codes[:, j - begin]] + offset
+            errors[:, j - begin] = (rows[:, j] - rounded) / inverse[j, j]
+            rows[:, j + 1 : end] -= np.outer(errors[:, j - begin], inverse[j, j + 1 : end])
+        rows[:, end:] -= errors @ inverse[begin:end, end:]
+        packed.append(_pack(raw, codes, block))
+    return np.concatenate(packed, axis=1)
+
+
+def _nearest(weights: Any, scale: Any, offset: Any, values: F32) -> Any:
+    """Codes of the values nearest to the weights, which are scale * value + offset."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        wanted = np.nan_to_num((weights - offset) / scale, nan=0.0, posinf=0.0, neginf=0.0)
+    return np.searchsorted((values[1:] + values[:-1]) / 2, wanted)
+
+
+def _pack(raw: npt.NDArray[np.uint8], codes: npt.NDArray[np.uint8], block: Block) -> npt.NDArray[np.uint8]:
+    """A block's bytes with its head kept and its codes replaced: weight i shares a byte with weight i + 16."""
+    out = raw.copy()
+    low = codes & 15
+    out[:, -16:] = low[:, :16] | (low[:, 16:] << 4)
+    if block.n_bit == 5:
+        bits = (codes >> 4).astype(np.uint32) << np.arange(32, dtype=np.uint32)
+        out[:, -20:-16] = bits.sum(axis=1, dtype=np.uint32)[:, None].view(np.uint8)
+    return out
+
+
+def quantize(weights: F32, kind: QuantType, gram: F32, damping: float) -> npt.NDArray[np.uint8]:
+    """weights: [experts, rows, columns]; gram: [experts or 1, columns, columns]; damping: 0 rounds plainly."""
+    if damping == 0 or kind not in BLOCKS:
+        return np.stack([chunk(rows, kind, np.diag(gram[i % len(gram)])) for i, rows in enumerate(weights)])
+    if len(gram) == 1:  # one inverse for all
+        whole = compensate(weights.reshape(-1, weights.shape[-1]), kind, gram[0], damping)
+        return whole.reshape((*weights.shape[:2], -1))
+    return np.stack([compensate(rows, kind, gram[i], damping) for i, rows in enumerate(weights)])
 
 
 def _role(name: str) -> str | None:
@@ -251,7 +345,7 @@ def parse(spec: str) -> Callable[[str], QuantType | None]:
     return kind_of
 
 
-def make(source: Path, importance: dict[str, F32], spec: str, out: Path, name: str = "") -> int:
+def make(source: Path, grams: dict[str, F32], spec: str, out: Path, name: str = "") -> int:
     """Write the quantized model; bytes of the file. Written to a temporary name, synced, renamed."""
     reader = gguf.GGUFReader(source)
     kind_of = parse(spec)
@@ -269,7 +363,7 @@ def make(source: Path, importance: dict[str, F32], spec: str, out: Path, name: s
         if kind is None or kind == tensor.tensor_type:
             writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
             continue
-        data = _quantized(tensor, kind, importance.get(tensor.name))
+        data = _quantized(tensor, kind, grams[input_of(tensor.name)])
         if kind in (QuantType.F16, QuantType.F32):
             writer.add_tensor(tensor.name, data)
         else:
@@ -290,7 +384,7 @@ def make(source: Path, importance: dict[str, F32], spec: str, out: Path, name: s
 _done: dict[tuple[str, QuantType], npt.NDArray[Any]] = {}
 
 
-def _quantized(tensor: Any, kind: QuantType, importance: F32 | None) -> npt.NDArray[Any]:
+def _quantized(tensor: Any, kind: QuantType, gram: F32) -> npt.NDArray[Any]:
     """A tensor in another type, remembered: candidates share most of theirs."""
     key = (tensor.name, kind)
     if key not in _done:
@@ -300,7 +394,8 @@ def _quantized(tensor: Any, kind: QuantType, importance: F32 | None) -> npt.NDAr
             _done[key] = full.astype(np.float16 if kind == QuantType.F16 else np.float32)
         else:
             cube = full.reshape((-1, *shape[-2:]))
-            _done[key] = quantize(cube, kind, importance).reshape((*shape[:-1], -1))
+            damping = DAMPING["embd" if tensor.name.startswith("token_embd") else "else"]
+            _done[key] = quantize(cube, kind, gram, damping).reshape((*shape[:-1], -1))
     return _done[key]
 
 
@@ -313,7 +408,7 @@ def log_probabilities(logits: F32) -> F32:
     return shifted
 
 
-def price(source: Path, text: str, importance: dict[str, F32], specs: list[str], n_window: int = 24) -> None:
+def price(source: Path, text: str, grams: dict[str, F32], specs: list[str], n_window: int = 24) -> None:
     """Print a row a candidate: MB, perplexity, KL of the source to it in nats, how often both like the same token."""
     with tempfile.TemporaryDirectory() as folder:
         base = Stock(source)
@@ -327,7 +422,7 @@ def price(source: Path, text: str, importance: dict[str, F32], specs: list[str],
                 _row(spec, Path(spec).stat().st_size, _price_one(Path(spec), reference, chosen))
                 continue
             path = Path(folder, "candidate.gguf")
-            size = make(source, importance, spec, path)
+            size = make(source, grams, spec, path)
             made_s = time.monotonic() - begin
             _row(spec, size, _price_one(path, reference, chosen))
             _say(f"made in {made_s:.0f} s, priced in {time.monotonic() - begin - made_s:.0f} s")

@@ -1,24 +1,27 @@
 """Download one model from the Hugging Face hub, in a process of its own: `python -m edgemoe.runtime.download`.
 
 Told what to fetch as JSON on stdin ({repo, file, cache, progress}); prints one JSON line: {path} or {error, hint,
-kind}. What was downloaded before is continued, and what arrived is compared with the hub's size and SHA-256.
+kind}. What an earlier process left is continued, which huggingface_hub does no more, and what arrived is compared
+with the hub's size and SHA-256 before it becomes part of the hub's cache.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import EdgeMoEError, FormatError, StorageError, UsageError
 from ..units import MIB, format_size
 from .hub import choose
 
 _SPARE_BYTES = 64 * MIB  # what a download must leave free on the disk
+_MAX_HTTP_BYTES = 50_000_000_000  # larger files are served in the hub's own chunks alone: its client fetches those
 
 
 def main() -> None:
@@ -51,9 +54,10 @@ def download(repo: str, wanted: str, cache: Path, progress: bool) -> Path:
         if lacking := [name for name in names if name not in files]:
             raise FormatError(f"`{repo}` lacks `{lacking[0]}`", hint="choose another file or repository")
         _check_room(names, files, repo, info.sha, cache)
-        paths = [
-            Path(huggingface_hub.hf_hub_download(repo, name, revision=info.sha, cache_dir=cache)) for name in names
-        ]
+        paths = []
+        for name in names:
+            _fetch_blob(repo, name, info.sha, files[name], cache)
+            paths.append(Path(huggingface_hub.hf_hub_download(repo, name, revision=info.sha, cache_dir=cache)))
     except errors.GatedRepoError:
         raise UsageError(
             f"`{repo}` wants its terms accepted", hint=f"accept them on huggingface.co/{repo}, then `hf auth login`"
@@ -65,22 +69,50 @@ def download(repo: str, wanted: str, cache: Path, progress: bool) -> Path:
             f"`hf:{repo}` is not on this machine, and HF_HUB_OFFLINE forbids to download it",
             hint="`edgemoe models` lists what is here",
         ) from None
-    except _transport_errors() as error:
-        if isinstance(error, EdgeMoEError):
-            raise
+    except EdgeMoEError:
+        raise
+    # The client lets its HTTP library's errors through, and that library is another in each of its major versions.
+    except Exception as error:
         raise StorageError(f"cannot download `{repo}`: {_one_line(error)}", hint=_hint(error)) from None
-    for name, path in zip(names, paths, strict=True):
-        _verify(name, path, files[name])
     return paths[0]
 
 
-def _transport_errors() -> tuple[type[Exception], ...]:
-    """What the client lets through: the system's errors, and those of the HTTP library that this version uses."""
-    kinds: list[type[Exception]] = [OSError, ValueError]
-    for module, name in (("httpx", "HTTPError"), ("requests", "RequestException")):
-        if module in sys.modules:
-            kinds.append(getattr(sys.modules[module], name))
-    return tuple(kinds)
+def _fetch_blob(repo: str, name: str, revision: str | None, known: Any, cache: Path) -> None:
+    """Put a file's content where the hub's client then finds it and only links to it."""
+    import huggingface_hub
+    from huggingface_hub.file_download import http_get, repo_folder_name
+    from huggingface_hub.utils import build_hf_headers
+
+    url = huggingface_hub.hf_hub_url(repo, name, revision=revision)
+    meta = huggingface_hub.get_hf_file_metadata(url)
+    if not meta.etag or (meta.size or 0) > _MAX_HTTP_BYTES:
+        return
+    blob = cache / repo_folder_name(repo_id=repo, repo_type="model") / "blobs" / meta.etag
+    if blob.exists():
+        return
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    partial = blob.with_name(f"{meta.etag}.edgemoe.incomplete")
+    with open(partial, "ab") as file:
+        _lock(file, name)
+        here = file.tell()
+        if meta.size is None or here < meta.size:
+            # It retries what is transient, and begins anew where a server ignores the range.
+            http_get(url, file, resume_size=here, headers=build_hf_headers(), expected_size=meta.size)
+        file.flush()
+        os.fsync(file.fileno())
+        wanted = known.lfs.sha256 if known.lfs else None
+        if partial.stat().st_size != (meta.size or known.size) or (wanted and _sha256(partial) != wanted):
+            partial.unlink()
+            raise FormatError(f"`{name}` arrived damaged", hint="download it again")
+        os.replace(partial, blob)
+
+
+def _lock(file: BinaryIO, name: str) -> None:
+    """One process appends to a partial file at a time; the lock goes with the process."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise StorageError(f"`{name}` is being downloaded by another process", hint="wait for it") from None
 
 
 def _hint(error: Exception) -> str:
@@ -109,17 +141,6 @@ def _check_room(names: list[str], files: dict[str, Any], repo: str, revision: st
             f"`{repo}` takes {format_size(need)}, `{cache}` has {format_size(status.f_bavail * status.f_frsize)} free",
             hint="free some space, or set `HF_HUB_CACHE` to a folder on another disk",
         )
-
-
-def _verify(name: str, path: Path, known: Any) -> None:
-    """Size and, where the hub tells it, SHA-256. A damaged file is removed, so that the next try fetches it anew."""
-    size = path.stat().st_size
-    wanted = known.lfs.sha256 if known.lfs else None
-    if (known.size in (None, size)) and (wanted is None or _sha256(path) == wanted):
-        return
-    for file in {path.resolve(), path}:
-        file.unlink(missing_ok=True)
-    raise FormatError(f"`{name}` arrived damaged", hint="download it again")
 
 
 def _sha256(path: Path) -> str:
