@@ -5,7 +5,7 @@
     python -m edgemoe.converters.smolmoe price SOURCE TEXT WEIGHTS.npz SPEC...  perplexity and KL of candidates
 
 SPEC: `embd=q5_1,q=q8_0,...,else=q8_0`; roles are those of ROLES. SHIPPED is the one in the package, and why is in
-docs/smolmoe.md. For maintainers; nothing that generates imports it.
+edgemoe/models/README.md. For maintainers; nothing that generates imports it.
 
 Stock llama.cpp computes everything, through the bindings of llama-cpp-python, so that nothing of ours is part of what
 is measured. ggml's own quantizers round.
@@ -53,7 +53,7 @@ DAMPING = {"embd": 0.2, "else": 0.02}
 
 N_CTX = 512
 N_SCORED = N_CTX // 2  # the second half of each window, as llama.cpp's perplexity tool does
-N_THREADS = 2
+N_THREADS = 1  # of a shared machine: two that wait for each other are slower than one
 
 
 # ---------------------------------------------------------------- stock llama.cpp

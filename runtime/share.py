@@ -6,7 +6,8 @@ import contextlib
 import os
 from typing import Any
 
-from ..errors import BudgetError
+from ..errors import BudgetError, UsageError
+from ..units import format_size
 from .engine import Engine
 from .load import plan
 from .model import Model, open_model
@@ -25,6 +26,11 @@ def share_budget(model: Model | str | os.PathLike[str], share: float, **argument
     arguments = {**arguments, "measure": False}
     whole = plan(model, memory="auto", **arguments)
     if share >= 1:
+        if whole.fraction < 1:
+            raise UsageError(
+                f"{model.info.name} does not fit into memory whole: that takes {format_size(whole.resident_bytes)}",
+                hint="choose a smaller model",
+            )
         return whole.resident_bytes
     # The chat template's first rendering takes its memory from the cache: what is left then is what counts.
     wanted_bytes = round(share * model.info.slot_bytes) + first_rendering_bytes(model.chat_template)

@@ -44,7 +44,7 @@ def models(
     if json_output:
         print(json.dumps([_to_dict(found, verdict) for found, verdict in judged], indent=2))
     else:
-        _print(judged)
+        _print(judged, memory)
 
 
 def _to_dict(found: Found, verdict: Verdict) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def _to_dict(found: Found, verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _print(judged: list[tuple[Found, Verdict]]) -> None:
+def _print(judged: list[tuple[Found, Verdict]], memory: str) -> None:
     if not judged:
         print("no models found; `edgemoe chat hf:owner/repo` downloads one, `edgemoe chat model.gguf` takes a path")
         return
@@ -71,7 +71,9 @@ def _print(judged: list[tuple[Found, Verdict]]) -> None:
     for found, verdict in sorted(judged, key=lambda pair: not pair[1].n_expert_total):
         table.add_row(found.name, format_size(found.n_bytes), *_cells(verdict), found.place)
     Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDTH).print(table)
-    print("\n`edgemoe chat NAME` talks with one. smallest: the least `--memory` that works; here: with `--memory auto`")
+    print(
+        f"\n`edgemoe chat NAME` talks with one. smallest: the least `--memory` that works; here: with `--memory {memory}`"
+    )
 
 
 def _cells(verdict: Verdict) -> tuple[str, str, str, str]:
