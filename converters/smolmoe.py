@@ -1,11 +1,11 @@
 """Make the built-in model: quantize SmolMoE-135M with importance weights, and price the result against its source.
 
-    python -m edgemoe.converters.smolmoe weigh SOURCE TEXT WEIGHTS.npz         mean squared activations, a few minutes
-    python -m edgemoe.converters.smolmoe make SOURCE WEIGHTS.npz OUT [SPEC]    the file
-    python -m edgemoe.converters.smolmoe price SOURCE TEXT WEIGHTS.npz SPEC...  perplexity and KL of candidates
+    python -m edgemoe.converters.smolmoe weigh SOURCE TEXT GRAMS.npz             what weights are multiplied with
+    python -m edgemoe.converters.smolmoe make SOURCE GRAMS.npz OUT.gguf [SPEC]   the file
+    python -m edgemoe.converters.smolmoe price N SOURCE TEXT GRAMS.npz SPEC...   KL of candidates over N windows
 
-SPEC: `embd=q5_1,q=q8_0,...,else=q8_0`; roles are those of ROLES. SHIPPED is the one in the package, and why is in
-edgemoe/models/README.md. For maintainers; nothing that generates imports it.
+Each takes minutes on two cores. SPEC: `embd=q5_1,q+k=q5_0,...,else=q8_0`, by the roles of ROLES, or a GGUF file that is
+priced. SHIPPED is the one in the package; why is in edgemoe/models/README.md. For maintainers.
 
 Stock llama.cpp computes everything, through the bindings of llama-cpp-python, so that nothing of ours is part of what
 is measured. ggml's own quantizers round.
@@ -32,8 +32,9 @@ from gguf import GGMLQuantizationType as QuantType
 
 F32 = npt.NDArray[np.float32]
 
+NAME = "SmolMoE-135M"
 # Rows of 576 and of 32 weights: types of blocks of 32.
-SHIPPED = "else=q8_0"
+SHIPPED = "else=q8_0,gate+up+down=iq4_nl,embd=q5_1,q+k=q5_0,o=q5_1,v=q8_0,router=f16"
 
 ROLES = {
     "token_embd": "embd",  # also the output: the two are tied
@@ -345,7 +346,7 @@ def parse(spec: str) -> Callable[[str], QuantType | None]:
     return kind_of
 
 
-def make(source: Path, grams: dict[str, F32], spec: str, out: Path, name: str = "") -> int:
+def make(source: Path, grams: dict[str, F32], spec: str, out: Path) -> int:
     """Write the quantized model; bytes of the file. Written to a temporary name, synced, renamed."""
     reader = gguf.GGUFReader(source)
     kind_of = parse(spec)
@@ -354,7 +355,7 @@ def make(source: Path, grams: dict[str, F32], spec: str, out: Path, name: str = 
     for key, field in reader.fields.items():
         if key.startswith("GGUF.") or key == "general.architecture":
             continue
-        value = name if name and key == "general.name" else field.contents()
+        value = NAME if key == "general.name" else field.contents()
         if key != "general.file_type":  # names one type for all; there are several
             writer.add_key_value(key, value, field.types[0], field.types[-1] if len(field.types) > 1 else None)
     writer.add_uint32("general.file_type", 1024)  # LLAMA_FTYPE_GUESSED: mixed

@@ -71,9 +71,8 @@ def _print(judged: list[tuple[Found, Verdict]], memory: str) -> None:
     for found, verdict in sorted(judged, key=lambda pair: not pair[1].n_expert_total):
         table.add_row(found.name, format_size(found.n_bytes), *_cells(verdict), found.place)
     Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDTH).print(table)
-    print(
-        f"\n`edgemoe chat NAME` talks with one. smallest: the least `--memory` that works; here: with `--memory {memory}`"
-    )
+    print("\n`edgemoe chat NAME` talks with one.", end=" ")
+    print(f"smallest: the least `--memory` that works; here: with `--memory {memory}`")
 
 
 def _cells(verdict: Verdict) -> tuple[str, str, str, str]:
