@@ -13,6 +13,7 @@ from types import TracebackType
 from .. import _native
 from .._abi import ContextParams
 from ..errors import EdgeMoEError, FormatError, StorageError, UnsupportedError, UsageError
+from .names import resolve
 
 KV_TYPES = {"f16": 1, "q8_0": 8}  # ggml_type; f16 is what the model would use itself, q8_0 is lossy
 
@@ -166,9 +167,10 @@ def context_params(n_ctx: int, n_ubatch: int, n_threads: int, n_outputs: int, kv
 def open_model(path: str | os.PathLike[str]) -> Model:
     """Read the headers of a GGUF file; of all files of a split set, given any of them.
 
+    path: or the name of a model (see `edgemoe.resolve`).
     Raises UsageError (no such file, a folder), StorageError, FormatError, UnsupportedError (not a MoE).
     """
-    file = Path(path).expanduser()
+    file = resolve(path)
     _check_file(file)
     try:
         handle = _native.model_open(os.fspath(file))

@@ -19,7 +19,9 @@ from .. import __version__
 from ..errors import EdgeMoEError
 from .bench import bench
 from .chat import chat
+from .demo import demo
 from .inspect import inspect
+from .models import models
 from .options import expand
 from .plan import plan
 from .replay import replay
@@ -48,7 +50,7 @@ def _root(
         print(context.get_help())
 
 
-for _command in (chat, run, inspect, plan, bench, replay):
+for _command in (chat, run, models, demo, inspect, plan, bench, replay):
     app.command(_command.__name__)(expand(_command))
 
 

@@ -10,7 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import StorageError, UsageError
+from ..places import BUILTIN
 from ..units import format_rate, format_size, parse_size
+from .generate import find
 from .options import CachePolicyOption, ModelArgument, PrefetchOption, at_least
 from .status import note
 
@@ -37,7 +39,7 @@ _TELLING = 0.05  # a run that hardly reads is not bounded by the drive
 
 
 def bench(
-    model: ModelArgument,
+    model: ModelArgument = BUILTIN,
     memory: Annotated[
         str, typer.Option(metavar="SIZE", help="Budget, and the kernel's limit: `6GiB`, `75%`, `auto`.")
     ] = "auto",
@@ -108,7 +110,7 @@ def bench(
         warm=warm,
     )
     report = compare(
-        model,
+        str(find(model)),
         workload,
         memory=memory,
         threads=threads,

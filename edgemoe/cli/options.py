@@ -16,8 +16,14 @@ import typer
 
 from ..errors import UsageError
 
+# A command gives it the default BUILTIN, so that MODEL may be left out.
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", show_default=False, help="A GGUF file, or any file of a split set.")
+    str,
+    typer.Argument(
+        metavar="[MODEL]",
+        show_default="the built-in model",
+        help="A GGUF file, a name that `edgemoe models` lists, or `hf:owner/repo[:file]`.",
+    ),
 ]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show the plan and the costs on stderr.")]
 CachePolicyOption = Annotated[
@@ -35,8 +41,11 @@ class BudgetOptions:
     """What a plan is made from."""
 
     memory: Annotated[
-        str, typer.Option(metavar="SIZE", help="Memory of the whole process: `6GiB`, `900M`, `75%` or `auto`.")
-    ] = "auto"
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Memory of the whole process: `6GiB`, `900M`, `75%` or `auto`.", show_default="auto"
+        ),
+    ] = None
     ctx: Annotated[
         int | None,
         typer.Option(
@@ -55,7 +64,7 @@ class BudgetOptions:
         at_least("--ctx", self.ctx, 1)
         at_least("--threads", self.threads, 1)
         return {
-            "memory": self.memory,
+            "memory": self.memory or "auto",
             "ctx": self.ctx,
             "threads": self.threads,
             "kv_type": self.kv_type.lower(),

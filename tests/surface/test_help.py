@@ -8,7 +8,8 @@ import sys
 import pytest
 from console import Cli
 
-COMMANDS = ("chat", "run", "inspect", "plan", "bench")
+WITH_MODEL = ("chat", "run", "demo", "inspect", "plan", "bench")
+COMMANDS = (*WITH_MODEL, "models")
 HEAVY = ("numpy", "llama_cpp", "gguf", "rich", "jinja2", "psutil", "pydantic", "onnx", "onnxruntime")
 
 
@@ -23,7 +24,7 @@ def test_no_arguments_print_the_help(cli: Cli) -> None:
     assert cli().stdout == cli("--help").stdout
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", WITH_MODEL)
 def test_every_command_explains_itself(cli: Cli, command: str) -> None:
     done = cli(command, "-h")
     assert done.returncode == 0

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from console import PACKAGE
 
+from edgemoe.places import BUILTIN, builtin_path
+
 ROOT = PACKAGE.parent
 
 pytestmark = [
@@ -47,6 +49,15 @@ def test_symlinked_folders_library_and_data_are_real_files(wheel: Path) -> None:
     assert [path.stem for path in (package / "lib").iterdir()] == ["libedgemoe"]
     assert (package / "bench" / "passage.txt").is_file()
     assert (package / "py.typed").is_file()
+
+
+@pytest.mark.skipif(builtin_path() is None, reason=f"edgemoe/models/{BUILTIN}.gguf is not in this checkout")
+def test_the_built_in_model_travels_in_it(wheel: Path) -> None:
+    inside = wheel / "edgemoe" / "models" / f"{BUILTIN}.gguf"
+    checkout = builtin_path()
+    assert checkout is not None
+    assert not inside.is_symlink() and inside.stat().st_size == checkout.stat().st_size
+    assert inside.stat().st_size <= 95_000_000  # an index takes wheels of 100 MB
 
 
 def test_it_runs_from_an_empty_folder(wheel: Path, good: Path, tmp_path: Path, environment: dict[str, str]) -> None:
