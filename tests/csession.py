@@ -18,9 +18,7 @@ def answer_params(max_tokens: int = 0, stop: Sequence[str] = (), **sampler: floa
     """Greedy unless `temp` says otherwise, with Python's defaults."""
     values = {"top_k": 40, "top_p": 0.95, "min_p": 0.05, "repeat_penalty": 1.0, "repeat_last_n": 64, **sampler}
     texts = (ctypes.c_char_p * len(stop))(*(text.encode() for text in stop))
-    return abi.AnswerParams(
-        max_tokens=max_tokens, stop=texts, n_stop=len(stop), sampler=abi.SamplerParams(**values)
-    )
+    return abi.AnswerParams(max_tokens=max_tokens, stop=texts, n_stop=len(stop), sampler=abi.SamplerParams(**values))
 
 
 def message_array(messages: Messages) -> ctypes.Array[abi.Message]:

@@ -79,7 +79,10 @@ def test_every_struct_of_the_header_is_mirrored_field_by_field() -> None:
 
 def test_every_constant_of_the_header_is_mirrored() -> None:
     declared = dict(
-        re.findall(r"#define EMOE_((?:OK|ERR_|POLICY_|READER_|FINISH_|MEMORY_|FAULT_|ABI_VERSION)\w*) (\d+)", HEADER.read_text())
+        re.findall(
+            r"#define EMOE_((?:OK|ERR_|POLICY_|READER_|FINISH_|MEMORY_|FAULT_|ABI_VERSION)\w*) (\d+)",
+            HEADER.read_text(),
+        )
     )
     assert len(declared) > 10
     assert declared == {name: str(getattr(_abi, name, None)) for name in declared}

@@ -33,7 +33,9 @@ def tokens_of(stderr: str) -> list[int]:
     return [int(token) for token in found[1].split()]
 
 
-def python_answer(model: Path, max_tokens: int, sampling: Sampling, *, system: str, question: str) -> tuple[str, list[int]]:
+def python_answer(
+    model: Path, max_tokens: int, sampling: Sampling, *, system: str, question: str
+) -> tuple[str, list[int]]:
     messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
     with edgemoe.load(model, memory="2GiB", ctx=512, threads=1) as engine:
         text = "".join(engine.chat(messages, max_tokens=max_tokens, sampling=sampling))
@@ -77,7 +79,7 @@ def test_ctrl_c_ends_the_answer_and_the_cost_is_told(embed: Path, tiny: Path, tm
     assert child.stdout is not None
     first = child.stdout.read(10)  # it answers: several thousand tokens are to come
     child.send_signal(signal.SIGINT)
-    rest, told = child.communicate(timeout=60)
+    _, told = child.communicate(timeout=60)
     assert first
     assert child.returncode == 130
     assert "embed: cancelled" in told and "tok/s" in told
