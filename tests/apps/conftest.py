@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import edgemoe
 
 APPS = Path(__file__).resolve().parent.parent.parent / "apps"
 
@@ -18,6 +21,16 @@ def need(tool: str) -> str:
     if found is None:
         pytest.skip(f"`{tool}` is not installed")
     return found
+
+
+def packages() -> tuple[Path, Path]:
+    """The folder of libedgemoe.so, and that of libllama.so."""
+    spec = importlib.util.find_spec("llama_cpp")
+    assert spec and spec.submodule_search_locations
+    ours = next(
+        Path(folder) / "lib" for folder in edgemoe.__path__ if any((Path(folder) / "lib").glob("libedgemoe.so"))
+    )
+    return ours, Path(spec.submodule_search_locations[0]) / "lib"
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 import edgemoe
 from edgemoe import Sampling
 
-from .conftest import APPS, need
+from .conftest import APPS, need, packages
 
 ROOT = APPS.parent
 SOURCES = APPS / "android" / "edgemoe" / "src"
@@ -23,18 +23,6 @@ TALK = [
     {"role": "system", "content": "you are the other thing"},
     {"role": "user", "content": "what is in the interior? € 😀"},
 ]
-
-
-def packages() -> tuple[Path, Path]:
-    """The folder of libedgemoe.so, and that of libllama.so."""
-    import importlib.util
-
-    spec = importlib.util.find_spec("llama_cpp")
-    assert spec and spec.submodule_search_locations
-    ours = next(
-        Path(folder) / "lib" for folder in edgemoe.__path__ if any((Path(folder) / "lib").glob("libedgemoe.so"))
-    )
-    return ours, Path(spec.submodule_search_locations[0]) / "lib"
 
 
 def run(*command: object) -> str:
