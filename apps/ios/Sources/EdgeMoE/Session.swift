@@ -95,7 +95,7 @@ public final class Session: @unchecked Sendable {
 
     /// The answer to messages, whole characters as they come. Who stops reading the stream ends the answer.
     public func chat(_ messages: [Message], _ answer: Answer = Answer()) -> AsyncThrowingStream<String, Error> {
-        stream { [handle] error in
+        stream { [self] error in
             withCStrings(messages.flatMap { [$0.role, $0.content] }) { texts in
                 let list = (0..<messages.count).map { emoe_message(role: texts[2 * $0], content: texts[2 * $0 + 1]) }
                 return answer.withParams { params in
@@ -110,7 +110,7 @@ public final class Session: @unchecked Sendable {
 
     /// The same for plain text, which is continued.
     public func prompt(_ text: String, _ answer: Answer = Answer()) -> AsyncThrowingStream<String, Error> {
-        stream { [handle] error in
+        stream { [self] error in
             answer.withParams { emoe_session_prompt(handle, text, UInt64(text.utf8.count), $0, error) }
         }
     }
