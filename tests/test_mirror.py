@@ -69,10 +69,9 @@ def case(rng: random.Random) -> Case:
     model = ModelInfo(
         n_layer=1, n_moe_layer=1, n_expert=1, n_expert_used=1, n_embd=1,
         n_ctx_train=rng.choice((0, 256, 700, 2048, 8192, 131072)), n_vocab=rng.randrange(1000, 200_000), n_file=1,
-        direct_io=True, file_bytes=1,
-        dense_bytes=rng.randrange(1, 2000) * MIB, dense_token_bytes=1, expert_bytes=1,
-        token_bytes=1, slot_bytes=slot, slot_min_bytes=slot // rng.randrange(2, 100), n_expert_total=rng.randrange(8, 20_000),
-        identity=1, architecture="llama", name="a model",
+        direct_io=True, file_bytes=1, dense_bytes=rng.randrange(1, 2000) * MIB, dense_token_bytes=1, expert_bytes=1,
+        token_bytes=1, slot_bytes=slot, slot_min_bytes=slot // rng.randrange(2, 100),
+        n_expert_total=rng.randrange(8, 20_000), identity=1, architecture="llama", name="a model",
     )  # fmt: skip
     coefficients = (
         rng.randrange(1000, 200_000), rng.randrange(1000, 100_000), rng.randrange(8), rng.randrange(1, MIB),
