@@ -139,7 +139,7 @@ class Window:
         style = ttk.Style(self.root)
         style.theme_use("clam")
         style.configure(".", background=COLOURS["paper"], foreground=COLOURS["ink"], font=("TkDefaultFont", 10))
-        style.configure("Faint.TLabel", foreground=COLOURS["faint"])
+        style.configure("Faint.TLabel", foreground=COLOURS["faint"], font=("TkDefaultFont", 9))
 
         top = ttk.Frame(self.root, padding=(12, 10))
         top.grid(row=0, column=0, sticky="ew")
@@ -276,6 +276,7 @@ class Window:
             self._moving = True
             self.slider.set(self.worker.engine.plan.budget_bytes)
             self._moving = False
+            self.memory.configure(text=format_size(self.worker.engine.plan.budget_bytes))
 
     def _show_stats(self) -> None:
         engine = self.worker.engine
@@ -287,10 +288,10 @@ class Window:
             else:
                 parts = (
                     f"{s.decode_tok_s:.1f} tok/s",
-                    f"{s.hit_rate:.0%} of experts found in memory",
+                    f"{s.hit_rate:.0%} of experts found",
                     f"{s.n_slot_used:,} of {engine.model.info.n_expert_total:,} held",
                     f"{format_size(s.read_bytes)} read",
-                    f"{format_size(s.rss_bytes)} of {format_size(s.budget_bytes)} used",
+                    f"{format_size(s.rss_bytes)} of {format_size(s.budget_bytes)}",
                     f"{s.n_past:,} of {s.n_ctx:,} tokens",
                 )
                 self.stats.configure(text="  ·  ".join(parts))
