@@ -348,13 +348,14 @@ typedef struct emoe_message {
     const char *content; /* text */
 } emoe_message;
 
+/* Zeros, but for struct_size, are good defaults. */
 typedef struct emoe_answer_params {
     uint32_t struct_size;
     uint32_t max_tokens;     /* 0: until the model ends or the context is full */
     const char *const *stop; /* texts that end the answer and are not part of it; copied */
     uint32_t n_stop;
     uint32_t reserved;
-    emoe_sampler_params sampler;
+    emoe_sampler_params sampler; /* all zeros, struct_size too: greedy */
 } emoe_answer_params;
 
 /* The prompt text of messages in buf, cut and NUL-terminated; *n_bytes: its full length without the NUL.

@@ -16,7 +16,7 @@ from edgemoe import Sampling
 from edgemoe.bench.limit import LimitUnavailable, memory_limit
 from edgemoe.units import MIB
 
-from .conftest import APPS, need
+from .conftest import APPS, need, packages
 
 ROOT = APPS.parent
 SYSTEM, QUESTION = "you are the other thing", "what is in the interior?"
@@ -105,6 +105,26 @@ def test_the_smallest_budget_is_named_and_holds_under_the_kernels_limit(
     except LimitUnavailable as error:
         pytest.skip(str(error))
     assert len(done.stdout) > 20
+
+
+def test_the_guides_example_is_a_program(tiny: Path, tmp_path: Path) -> None:
+    example = re.search(r"```c\n(.*?)```", (ROOT / "docs" / "embedding.md").read_text(), re.DOTALL)
+    assert example
+    body = example[1].replace('"model.gguf"', f'"{tiny}"').replace(".max_tokens = 200", ".max_tokens = 20")
+    source = tmp_path / "example.c"
+    source.write_text(f"#include <edgemoe.h>\n#include <stdio.h>\nint main(int argc, char **argv) {{\n(void)argc;\n"
+                      f"const char *cache_dir = argv[1];\n{body}\nreturn status;\n}}\n")  # fmt: skip
+    ours, llama = packages()
+    libraries = [f"-L{ours}", f"-L{llama}", "-ledgemoe", "-Wl,--no-as-needed", "-lllama", "-lggml", "-lggml-base",
+                 "-lggml-cpu", f"-Wl,-rpath,{ours}", f"-Wl,-rpath,{llama}"]  # fmt: skip
+    include = ["-I", str(ROOT / "native" / "include")]
+    program = tmp_path / "example"
+    subprocess.run(
+        [need("gcc"), "-std=c11", "-Wall", "-Werror", *include, source, "-o", program, *libraries], check=True
+    )
+    done = subprocess.run([program, tmp_path / "cache"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
 
 
 def test_mistakes_are_told_in_a_line(embed: Path, tiny: Path, tmp_path: Path) -> None:

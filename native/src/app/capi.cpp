@@ -30,9 +30,17 @@ emoe_status guarded_plan(emoe_plan *plan, emoe_error *err, F &&f) {
 
 void check_params(const emoe_session_params *params) { check_struct(params, "emoe_session_params"); }
 
-void check_params(const emoe_answer_params *params) {
+// The parameters, checked, with a sampler where none was given.
+emoe_answer_params whole(const emoe_answer_params *params) {
     check_struct(params, "emoe_answer_params");
-    check_struct(&params->sampler, "emoe_sampler_params");
+    emoe_answer_params p = *params;
+    static constexpr emoe_sampler_params k_none = {};
+    if (memcmp(&p.sampler, &k_none, sizeof k_none) == 0) {
+        p.sampler.struct_size = sizeof p.sampler;
+        p.sampler.top_p = 1; // off, and so is the next
+        p.sampler.repeat_penalty = 1;
+    }
+    return p;
 }
 
 Session &session_of(const emoe_session *session) {
@@ -85,18 +93,14 @@ emoe_status emoe_chat_render(const char *chat_template, const emoe_message *mess
 
 emoe_status emoe_session_chat(emoe_session *session, const emoe_message *messages, uint32_t n_message,
                               const char *chat_template, const emoe_answer_params *params, emoe_error *err) {
-    return guarded(err, [&] {
-        check_params(params);
-        session_of(session).chat(messages, n_message, chat_template, *params);
-    });
+    return guarded(err, [&] { session_of(session).chat(messages, n_message, chat_template, whole(params)); });
 }
 
 emoe_status emoe_session_prompt(emoe_session *session, const char *text, uint64_t text_bytes,
                                 const emoe_answer_params *params, emoe_error *err) {
     return guarded(err, [&] {
         check_pointer(text, "text");
-        check_params(params);
-        session_of(session).prompt(std::string(text, text_bytes), *params);
+        session_of(session).prompt(std::string(text, text_bytes), whole(params));
     });
 }
 

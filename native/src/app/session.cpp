@@ -23,9 +23,11 @@ uint32_t kv_type_of(const emoe_session_params &p) { return p.kv_type != 0 ? p.kv
 emoe_plan plan_with(const emoe_model *model, const emoe_model_info &info, const Shells &shells,
                     const emoe_session_params &params) {
     if (params.budget_bytes == 0) fail(EMOE_ERR_ARGUMENT, "a memory budget of 0 bytes holds nothing");
+    uint64_t const resident = resident_bytes();
+    if (resident == 0) fail(EMOE_ERR_UNSUPPORTED, "this system does not say how much memory a process uses");
     Budget budget;
     budget.bytes = params.budget_bytes;
-    budget.process_bytes = std::max(params.process_bytes, resident_bytes());
+    budget.process_bytes = std::max(params.process_bytes, resident);
     budget.n_threads = threads_of(params);
     budget.n_ctx = params.n_ctx;
     budget.n_ubatch = params.n_ubatch;
