@@ -330,7 +330,7 @@ typedef struct emoe_session_params {
 } emoe_session_params;
 
 /* How emoe_session_open with the same arguments would spend the budget. EMOE_ERR_MEMORY when it is too small:
- * plan->smallest_bytes then says what is not. cache_dir: see emoe_session_open. Any thread. */
+ * plan->smallest_bytes then says what would do. cache_dir: see emoe_session_open. Any thread. */
 EMOE_API emoe_status emoe_plan_make(const emoe_model *model, const char *cache_dir, const emoe_session_params *params,
                                     emoe_plan *plan, emoe_error *err);
 

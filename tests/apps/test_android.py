@@ -26,7 +26,7 @@ TALK = [
 
 
 def run(*command: object) -> str:
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -37,7 +37,7 @@ def test_the_swift_wrapper_says_what_python_says(tiny: Path, tmp_path: Path, mon
         cwd=package,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
