@@ -301,7 +301,7 @@ def _nearest(weights: Any, scale: Any, offset: Any, values: F32) -> Any:
 
 def _pack(raw: npt.NDArray[np.uint8], codes: npt.NDArray[np.uint8], block: Block) -> npt.NDArray[np.uint8]:
     """A block's bytes with its head kept and its codes replaced: weight i shares a byte with weight i + 16."""
-    out = raw.copy()
+    out: npt.NDArray[np.uint8] = raw.copy()
     low = codes & 15
     out[:, -16:] = low[:, :16] | (low[:, 16:] << 4)
     if block.n_bit == 5:

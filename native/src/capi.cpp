@@ -1,5 +1,5 @@
-// edgemoe.h implemented: argument checks, exceptions to statuses, nothing else.
-#include "base/error.h"
+// edgemoe.h implemented, but for the session (app/capi.cpp): argument checks, exceptions to statuses, nothing else.
+#include "base/guard.h"
 #include "engine.h"
 #include "llama/index.h"
 #include "llama/kernels.h"
@@ -16,7 +16,6 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
-#include <new>
 
 using namespace emoe;
 
@@ -31,39 +30,6 @@ struct emoe_sampler {
 };
 
 namespace {
-
-void say(emoe_error *err, const char *message) {
-    if (err) snprintf(err->message, sizeof err->message, "%s", message);
-}
-
-template <typename F>
-emoe_status guarded(emoe_error *err, F &&f) {
-    try {
-        f();
-        return EMOE_OK;
-    } catch (const Error &e) {
-        say(err, e.what());
-        return e.status;
-    } catch (const std::bad_alloc &) {
-        say(err, "out of memory");
-        return EMOE_ERR_MEMORY;
-    } catch (const std::exception &e) {
-        say(err, e.what());
-        return EMOE_ERR_INTERNAL;
-    }
-}
-
-template <typename T>
-void check_struct(const T *params, const char *name) {
-    if (!params) fail(EMOE_ERR_ARGUMENT, "%s is null", name);
-    if (params->struct_size != sizeof(T))
-        fail(EMOE_ERR_ARGUMENT, "%s has %u bytes, this library's has %zu: header and library differ", name,
-             params->struct_size, sizeof(T));
-}
-
-void check_pointer(const void *p, const char *name) {
-    if (!p) fail(EMOE_ERR_ARGUMENT, "%s is null", name);
-}
 
 void check_context(const emoe_context_params &p) {
     check_struct(&p, "emoe_context_params");
@@ -249,6 +215,10 @@ emoe_status emoe_engine_rewind(emoe_engine *engine, uint32_t n, emoe_error *err)
 
 void emoe_engine_cancel(emoe_engine *engine) {
     if (engine) engine->engine->cancel();
+}
+
+void emoe_engine_clear_cancel(emoe_engine *engine) {
+    if (engine) engine->engine->clear_cancel();
 }
 
 emoe_status emoe_engine_set_cache_bytes(emoe_engine *engine, uint64_t cache_bytes, emoe_error *err) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -80,3 +81,20 @@ def test_it_runs_from_an_empty_folder(wheel: Path, good: Path, tmp_path: Path, e
     )
     assert done.returncode == 0, done.stderr
     assert "smallest budget" in done.stdout
+
+
+def test_a_c_program_builds_against_it_with_gcc_alone(wheel: Path, good: Path, tmp_path: Path) -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc")
+    llama = importlib.util.find_spec("llama_cpp").submodule_search_locations[0]  # type: ignore[union-attr,index]
+    program = tmp_path / "embed"
+    environment = {"PATH": "/usr/bin:/bin", "EDGEMOE": str(wheel / "edgemoe"), "LLAMA_LIB": f"{llama}/lib"}
+    subprocess.run([ROOT / "apps" / "embed-c" / "build.sh", program], env=environment, check=True)
+    done = subprocess.run(
+        [program, good, "1024", "--max-tokens", "5", "--cache", tmp_path / "cache", "hello"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
