@@ -7,12 +7,12 @@ import os
 import sys
 import weakref
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import _native
 from .._abi import EngineParams
@@ -139,6 +139,11 @@ class Engine:
         pieces = (_native.engine_piece(self._sequence.handle, token, special=special) for token in tokens)
         return b"".join(pieces).decode("utf-8", "replace")
 
+    def piece(self, token: int) -> bytes:
+        """The bytes of one token, maybe part of a character; of control tokens too."""
+        self._sequence.check((token,))
+        return _native.engine_piece(self._sequence.handle, token, special=True)
+
     def generate(
         self,
         prompt: str | Sequence[int],
@@ -173,6 +178,11 @@ class Engine:
         """
         return self._steps(list(tokens), max_tokens, sampling, stop, n_top, special)
 
+    def check(self, tokens: Sequence[int], sampling: Sampling) -> None:
+        """Raise what `steps` would raise before it computes: UsageError for a prompt or a grammar that cannot be."""
+        self._sequence.check_prompt(tokens)
+        _native.sampler_close(sampling.open(self._sequence.handle))
+
     def chat(
         self,
         messages: Sequence[Message],
@@ -190,14 +200,19 @@ class Engine:
             stop = (*stop, CHATML_END)
         return self._answer(tokens, max_tokens, sampling, stop)
 
-    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt that `chat` computes for these messages. Raises UsageError, FormatError."""
+    def chat_tokens(
+        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        """The prompt that `chat` computes for these messages. tools: see `prompt.render`.
+
+        Raises UsageError, FormatError.
+        """
         bos, eos = (
             self._token_text(token(self._sequence.handle)) for token in (_native.engine_bos, _native.engine_eos)
         )
         template = self.model.chat_template
         with self._room(first_rendering_bytes(template), "the chat template"):
-            text = render(template, messages, bos=bos, eos=eos)
+            text = render(template, messages, bos=bos, eos=eos, tools=tools)
         # As llama.cpp does: a template that writes BOS itself gets no second one.
         add_special = not (bos and text.startswith(bos))
         return self._tokenize(text, add_special=add_special, parse_special=True)

@@ -48,7 +48,9 @@ class Sampling:
         _check(0 < self.repeat_penalty < math.inf, "repeat-penalty", self.repeat_penalty, "above 0; 1 is off")
         _check(0 <= self.repeat_last_n < 2**31, "repeat-last-n", self.repeat_last_n, "0 or more tokens")
         _check(abs(self.presence_penalty) < math.inf, "presence-penalty", self.presence_penalty, "a number; 0 is off")
-        _check(abs(self.frequency_penalty) < math.inf, "frequency-penalty", self.frequency_penalty, "a number; 0 is off")
+        _check(
+            abs(self.frequency_penalty) < math.inf, "frequency-penalty", self.frequency_penalty, "a number; 0 is off"
+        )
         _check(self.seed is None or 0 <= self.seed <= _MAX_SEED, "seed", self.seed, f"0 to {_MAX_SEED}")
 
     def open(self, engine: _native.EngineHandle) -> _native.SamplerHandle:

@@ -123,9 +123,7 @@ class TokenSequence:
             finally:
                 self._synchronize(handle)
 
-    def sample(
-        self, sampler: _native.SamplerHandle, epoch: int, *, special: bool = False
-    ) -> tuple[int, bytes | None]:
+    def sample(self, sampler: _native.SamplerHandle, epoch: int, *, special: bool = False) -> tuple[int, bytes | None]:
         """The next token and its bytes; None instead of these when it ends the answer, or a grammar allows none.
 
         special: the bytes of control tokens too, which are empty otherwise.

@@ -23,6 +23,7 @@ from .inspect import inspect
 from .options import expand
 from .plan import plan
 from .run import run
+from .serve import serve
 
 # The parser's own errors. Their class is click's or typer's copy of click's, depending on typer's version.
 _ParserError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -47,7 +48,7 @@ def _root(
         print(context.get_help())
 
 
-for _command in (chat, run, inspect, plan, bench):
+for _command in (chat, run, serve, inspect, plan, bench):
     app.command(_command.__name__)(expand(_command))
 
 
