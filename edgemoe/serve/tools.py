@@ -1,9 +1,9 @@
 """Tools: how a model is told about them, how its calls are forced into form, and how they are read out of its text.
 
 The form is Hermes', which Qwen and many others were trained on:
-`<tool_call>{"name": ..., "arguments": {...}}</tool_call>`. A chat template that speaks it is given the tools as they are; any other is given them in the system prompt, with that
-form explained. A grammar makes every call well-formed: from the first token where a call is required, else from where
-the model writes `<tool_call>`.
+`<tool_call>{"name": ..., "arguments": {...}}</tool_call>`. A chat template that speaks it is given the tools as they
+are; any other is given them in the system prompt, with that form explained. A grammar makes every call well-formed:
+from the first token where a call is required, else from where the model writes `<tool_call>`.
 """
 
 from __future__ import annotations
