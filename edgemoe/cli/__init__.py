@@ -22,6 +22,7 @@ from .chat import chat
 from .inspect import inspect
 from .options import expand
 from .plan import plan
+from .replay import replay
 from .run import run
 from .serve import serve
 
@@ -48,7 +49,7 @@ def _root(
         print(context.get_help())
 
 
-for _command in (chat, run, serve, inspect, plan, bench):
+for _command in (chat, run, serve, inspect, plan, bench, replay):
     app.command(_command.__name__)(expand(_command))
 
 

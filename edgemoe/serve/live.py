@@ -101,20 +101,14 @@ def memory_parts(engine: Engine, stats: Stats) -> dict[str, Any]:
 def experts(engine: Engine) -> dict[str, Any]:
     """Each MoE layer's experts.
 
-    cells: one byte an expert, layer after layer, in base64 (bits: 1 resident, 2 used in the layer's last visit, 4 read
-    there, 8 predicted), or null where the runtime only counts. counts: residents of each layer.
+    cells: one byte an expert, layer after layer, in base64: the bits of `Engine.experts`.
     """
     layers = engine.model.layers
     return {
         "layers": [layer.layer for layer in layers],
         "n_expert": [layer.n_expert for layer in layers],
-        "counts": list(engine.resident()),
-        "cells": None,
+        "cells": base64.b64encode(b"".join(engine.experts())).decode(),
     }
-
-
-def cells_text(cells: tuple[bytes, ...]) -> str:
-    return base64.b64encode(b"".join(cells)).decode()
 
 
 # ---------------------------------------------------------------- Prometheus

@@ -227,8 +227,8 @@ function blend(from, to, share) {
 }
 
 function drawMap(experts) {
-  const { layers, n_expert: widths, counts } = experts;
-  const cells = experts.cells && Uint8Array.from(atob(experts.cells), (c) => c.charCodeAt(0));
+  const { layers, n_expert: widths } = experts;
+  const cells = Uint8Array.from(atob(experts.cells), (c) => c.charCodeAt(0)); // bits: see Engine.experts
   const total = widths.reduce((a, b) => a + b, 0);
   if (used.length !== total) {
     used = new Float32Array(total);
@@ -254,7 +254,7 @@ function drawMap(experts) {
       pen.fillText(layer, margin - 6, Math.max(5, top + (fold * high) / 2)); // the first is not to be cut
     }
     for (let e = 0; e < widths[row]; e++, at++) {
-      const bits = cells ? cells[at] : e < counts[row] ? 1 : 0;
+      const bits = cells[at];
       used[at] = bits & 2 ? 1 : used[at] * 0.8;
       missed[at] = bits & 4 ? 1 : missed[at] * 0.8;
       resident += bits & 1;
@@ -275,7 +275,7 @@ function drawMap(experts) {
   });
   const share = Math.round((100 * resident) / Math.max(1, total));
   $("map-note").textContent = `${resident.toLocaleString("en")} of ${total.toLocaleString("en")} in memory (${share} %), ` +
-    `${layers.length} layers × ${most}${cells ? "" : "; how many, not which"}`;
+    `${layers.length} layers × ${most}`;
   $("map").setAttribute("aria-label", `Experts by layer: ${resident} of ${total} in memory, ${read} just read, ${predicted} predicted`);
 }
 
