@@ -254,10 +254,6 @@ def _int32_pointer(values: array[int]) -> Any:
     return ctypes.cast(values.buffer_info()[0], ctypes.POINTER(ctypes.c_int32))
 
 
-def _float_pointer(values: array[float]) -> Any:
-    return ctypes.cast(values.buffer_info()[0], ctypes.POINTER(ctypes.c_float))
-
-
 def engine_decode(engine: EngineHandle, tokens: Sequence[int], *, want_all: bool) -> None:
     error = abi.Error()
     values = array("i", tokens)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class Served:
         headers: Mapping[str, str] | None = None,
         raw: bytes | None = None,
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=900)
         try:
             content = raw if raw is not None else json.dumps(body).encode() if body is not None else None
             sent = {"Content-Type": "application/json"} if content is not None else {}
@@ -63,9 +63,9 @@ class Served:
         finally:
             connection.close()
 
-    def stream(self, path: str, body: Any) -> Iterator[Any]:
+    def stream(self, path: str, body: Any) -> Generator[Any, None, None]:
         """The objects of an event stream. Leaving the loop breaks the connection."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=900)
         try:
             connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
             answer = connection.getresponse()
@@ -99,7 +99,7 @@ class Served:
 
     def live(self) -> Any:
         """One snapshot of /api/live."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=900)
         try:
             connection.request("GET", "/api/live")
             return json.loads(connection.getresponse().readline().decode()[6:])
@@ -138,6 +138,6 @@ def serve(cache: Path, *arguments: object, env: Mapping[str, str] | None = None)
         yield Served(process, port, talk)
     finally:
         process.send_signal(signal.SIGTERM)
-        rest, code = process.stderr.read(), process.wait(60)
+        rest, code = process.stderr.read(), process.wait(600)
         talk += rest.splitlines()
     assert code == 0 and "Traceback" not in "\n".join(talk), "\n".join(talk)

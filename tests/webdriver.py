@@ -68,7 +68,7 @@ class Browser:
         self._call("goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": params})
 
     def screenshot(self, path: Path) -> None:
-        with urllib.request.urlopen(f"{self._url}/screenshot", timeout=60) as answer:
+        with urllib.request.urlopen(f"{self._url}/screenshot", timeout=900) as answer:
             path.write_bytes(base64.b64decode(json.load(answer)["value"]))
 
     def log(self) -> list[str]:
@@ -99,7 +99,7 @@ def browser(profile: Path) -> Iterator[Browser]:
             yield Browser(url, session)
         finally:
             urllib.request.urlopen(
-                urllib.request.Request(f"{url}/session/{session}", method="DELETE"), timeout=60
+                urllib.request.Request(f"{url}/session/{session}", method="DELETE"), timeout=900
             ).close()
     finally:
         driver.terminate()
@@ -109,7 +109,7 @@ def browser(profile: Path) -> Iterator[Browser]:
 def _post(url: str, body: Any) -> Any:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=120) as answer:
+        with urllib.request.urlopen(request, timeout=900) as answer:
             return json.load(answer)["value"]
     except urllib.error.HTTPError as error:
         raise AssertionError(f"{url}: {json.load(error)['value']['message']}") from None

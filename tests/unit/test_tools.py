@@ -25,7 +25,8 @@ ADD = Tool(Function("add", "adds", {"type": "object", "properties": {"a": {"type
 
 
 def read(text: str, step: int) -> list[str | Call]:
-    reader, found = CallReader(), []
+    reader = CallReader()
+    found: list[str | Call] = []
     for i in range(0, len(text), step):
         found += reader.feed(text[i : i + step])
     found += reader.finish()
