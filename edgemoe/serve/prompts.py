@@ -18,6 +18,7 @@ from .failures import invalid
 from .protocol import ChatRequest, Message, Prompt, Sampled, Tool
 
 _SEEDS = 2**32
+_LEAST = 1e-4  # a temperature or top-p below is the likeliest token alone; dividing by it would leave the floats
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,10 @@ def sampling(request: Sampled, defaults: Defaults, engine: Engine) -> Sampling:
         value = getattr(request, name)
         if value is not None:
             chosen[ours] = value
-    if chosen.get("top_p") == 0:  # the likeliest alone
+    if chosen.get("top_p", 1) < _LEAST:
         chosen["top_p"], chosen["top_k"] = 1.0, 1
+    if chosen.get("temp", 1) < _LEAST:
+        chosen["temp"] = 0.0
     if request.seed is not None:
         chosen["seed"] = request.seed % _SEEDS
     if request.logit_bias:

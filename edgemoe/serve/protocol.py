@@ -56,7 +56,7 @@ class Sampled(Struct, kw_only=True, forbid_unknown_fields=True):
     stream_options: StreamOptions | None = None
     top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     min_p: Annotated[float, Meta(ge=0, lt=1)] | None = None
-    repeat_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    repeat_penalty: Annotated[float, Meta(ge=0.01, le=100)] | None = None
     cache_prompt: bool | None = None
     # without effect here
     user: str | None = None

@@ -8,8 +8,21 @@ import sys
 import pytest
 from console import Cli
 
-COMMANDS = ("chat", "run", "inspect", "plan", "bench")
-HEAVY = ("numpy", "llama_cpp", "gguf", "rich", "jinja2", "psutil", "pydantic", "onnx", "onnxruntime")
+COMMANDS = ("chat", "run", "serve", "inspect", "plan", "bench")
+HEAVY = (
+    "numpy",
+    "llama_cpp",
+    "gguf",
+    "rich",
+    "jinja2",
+    "psutil",
+    "pydantic",
+    "onnx",
+    "onnxruntime",
+    "starlette",
+    "uvicorn",
+    "msgspec",
+)
 
 
 def test_help_names_every_command(cli: Cli) -> None:
