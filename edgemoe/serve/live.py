@@ -121,6 +121,8 @@ _COUNTERS = {
     "n_hit": ("expert_hits", "expert uses found in the cache", 1.0),
     "n_miss": ("expert_misses", "expert uses that were read", 1.0),
     "n_evict": ("expert_evictions", "experts that left the cache", 1.0),
+    "n_prefetch": ("prefetched_experts", "experts read before a router asked for them", 1.0),
+    "n_prefetch_used": ("prefetched_experts_used", "those of them that were used", 1.0),
     "n_read": ("reads", "reads issued", 1.0),
     "read_bytes": ("read_bytes", "bytes read from storage", 1.0),
     "stall_ns": ("stall_seconds", "time in which a compute thread slept for a read", 1e-9),

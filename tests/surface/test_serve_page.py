@@ -156,7 +156,7 @@ def test_the_page_asks_for_the_key(page: Browser, tmp_path: Path) -> None:
 def test_screenshots(page: Browser, smolmoe: Path, tmp_path: Path) -> None:
     """Light and dark, in the middle of an answer; kept where $EDGEMOE_SCREENSHOTS says."""
     folder = Path(os.environ.get("EDGEMOE_SCREENSHOTS", tmp_path))
-    options = ("--memory", "255MiB", "--ctx", 1024, "--threads", 1)
+    options = ("--memory", "222MiB", "--ctx", 1024, "--threads", 1)
     with serving.serve(tmp_path, f"smolmoe={smolmoe}", *options) as server:
         page.scheme("light")
         page.open(server.url)

@@ -28,17 +28,17 @@ CHAT = "/v1/chat/completions"
 
 
 class Client(threading.Thread):
-    """Asks until `end`. n_good: whole answers; n_left: answers it walked away from; wrong: what was not its own."""
+    """Asks until told to stop. n_good: whole answers; n_left: answers it walked away from; wrong: what was not its own."""
 
-    def __init__(self, server: Served, number: int, expected: dict[str, str], end: float) -> None:
+    def __init__(self, server: Served, number: int, expected: dict[str, str], stop: threading.Event) -> None:
         super().__init__(daemon=True)
-        self.server, self.number, self.expected, self.end = server, number, expected, end
+        self.server, self.number, self.expected, self.stop = server, number, expected, stop
         self.random = random.Random(number)
         self.n_good = self.n_left = self.n_full = 0
         self.wrong: list[Any] = []
 
     def run(self) -> None:
-        while time.monotonic() < self.end and not self.wrong:
+        while not self.stop.is_set() and not self.wrong:
             try:
                 self.random.choice([self.marked, self.known, self.leave])()
             except OSError as error:
@@ -107,6 +107,17 @@ def _tokens(server: Served) -> float:
     return server.metrics()["edgemoe_decode_tokens_total"]
 
 
+def _watch(server: Served, seconds: float) -> tuple[float, list[int]]:
+    """Seconds that were worked, and the server's resident memory meanwhile. While it is suspended nobody works."""
+    awake, rss = 0.0, []
+    while awake < seconds:
+        begin = time.monotonic()
+        time.sleep(0.5)
+        rss.append(server.rss_bytes())
+        awake += min(time.monotonic() - begin, 1.0)
+    return awake, rss
+
+
 def test_soak(tmp_path: Path) -> None:
     path = tinymoe.write(tmp_path / "tiny.gguf", "qwen3moe", n_layer=4, n_expert=32, n_used=4)
     options = ("--threads", 1, "--ctx", 512, "--memory", f"{BUDGET_MIB}MiB", "--queue", N_CLIENT)
@@ -120,23 +131,22 @@ def test_soak(tmp_path: Path) -> None:
             expected[question] = answer["choices"][0]["message"]["content"]
         assert len(set(expected.values())) == len(questions)
 
-        alone = Client(server, 0, expected, time.monotonic() + min(10, SECONDS / 3))
-        before, begin = _tokens(server), time.monotonic()
-        alone.run()
-        one_client = (_tokens(server) - before) / (time.monotonic() - begin)
+        alone = Client(server, 0, expected, threading.Event())
+        before = _tokens(server)
+        alone.start()
+        awake, _ = _watch(server, min(20, SECONDS / 3))
+        one_client = (_tokens(server) - before) / awake
+        alone.stop.set()
+        alone.join(600)
 
-        end = time.monotonic() + SECONDS
-        clients = [Client(server, i + 1, expected, end) for i in range(N_CLIENT)]
+        stop = threading.Event()
+        clients = [Client(server, i + 1, expected, stop) for i in range(N_CLIENT)]
         before = _tokens(server)
         for client in clients:
             client.start()
-        rss, awake = [], 0.0
-        while time.monotonic() < end:
-            moment = time.monotonic()
-            time.sleep(0.5)
-            rss.append(server.rss_bytes())
-            awake += min(time.monotonic() - moment, 1.0)  # a machine that was suspended did not work then
+        awake, rss = _watch(server, SECONDS)
         many_clients = (_tokens(server) - before) / awake
+        stop.set()
         for client in clients:
             client.join(600)
         server.until_idle()

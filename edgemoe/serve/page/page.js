@@ -256,13 +256,13 @@ function drawMap(experts) {
     for (let e = 0; e < widths[row]; e++, at++) {
       const bits = cells[at];
       used[at] = bits & 2 ? 1 : used[at] * 0.8;
-      missed[at] = bits & 4 ? 1 : missed[at] * 0.8;
+      missed[at] = bits & 4 ? 1 : missed[at] * 0.7;
       resident += bits & 1;
       predicted += bits & 8 ? 1 : 0;
       read += bits & 4 ? 1 : 0;
       const x = margin + (e % columns) * step, y = top + Math.floor(e / columns) * high;
       let fill = bits & 1 ? palette.resident : palette.empty;
-      if (missed[at] > 0.05) fill = blend(fill, palette.missed, missed[at]);
+      if (missed[at] > 0.3) fill = blend(fill, palette.missed, missed[at]);
       else if (used[at] > 0.05) fill = blend(fill, palette.used, used[at]);
       pen.fillStyle = fill;
       pen.fillRect(x, y, step - gap, high - gap);
