@@ -28,7 +28,7 @@ CHAT = "/v1/chat/completions"
 
 
 class Client(threading.Thread):
-    """Asks until told to stop. n_good: whole answers; n_left: those it walked away from; wrong: what was not its own."""
+    """Asks until told to stop. n_good: whole answers; n_left: those it left; wrong: what was not its own."""
 
     def __init__(self, server: Served, number: int, expected: dict[str, str], stop: threading.Event) -> None:
         super().__init__(daemon=True)
