@@ -228,6 +228,19 @@ class SamplerParams(Struct):
     ]
 
 
+class Constraint(Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("n_bias", c_uint32),
+        ("bias_tokens", POINTER(c_int32)),
+        ("bias_values", POINTER(c_float)),
+        ("presence_penalty", c_float),
+        ("frequency_penalty", c_float),
+        ("grammar", c_char_p),
+        ("grammar_trigger", c_char_p),
+    ]
+
+
 class StorageSpeed(Struct):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -305,6 +318,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "emoe_accuracy": Accuracy,
     "emoe_replay_params": ReplayParams,
     "emoe_sampler_params": SamplerParams,
+    "emoe_constraint": Constraint,
     "emoe_storage_speed": StorageSpeed,
     "emoe_plan": Plan,
     "emoe_session_params": SessionParams,
@@ -359,6 +373,11 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "emoe_sampler_open": (_status, [POINTER(SamplerParams), _out, _err]),
     "emoe_sampler_close": (None, [_sampler]),
     "emoe_sampler_sample": (c_int32, [_sampler, _engine, c_uint32]),
+    "emoe_sampler_constrain": (_status, [_sampler, _engine, POINTER(Constraint), _err]),
+    "emoe_engine_logprobs": (
+        _status,
+        [_engine, c_uint32, c_int32, POINTER(c_float), c_uint32, POINTER(c_int32), POINTER(c_float), _err],
+    ),
     "emoe_storage_measure": (
         _status,
         [c_char_p, c_uint64, c_uint32, c_uint64, c_uint64, POINTER(StorageSpeed), _err],

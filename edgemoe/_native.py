@@ -410,6 +410,42 @@ def sampler_sample(sampler: SamplerHandle, engine: EngineHandle, row: int = 0) -
     return int(library().emoe_sampler_sample(sampler, engine, row))
 
 
+def sampler_constrain(
+    sampler: SamplerHandle,
+    engine: EngineHandle,
+    *,
+    bias: Sequence[tuple[int, float]],
+    presence_penalty: float,
+    frequency_penalty: float,
+    grammar: str,
+    grammar_trigger: str,
+) -> None:
+    error = abi.Error()
+    tokens, values = array("i", (token for token, _ in bias)), array("f", (value for _, value in bias))
+    constraint = abi.Constraint(
+        n_bias=len(bias),
+        bias_tokens=_int32_pointer(tokens),
+        bias_values=_float_pointer(values),
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        grammar=grammar.encode("utf-8", "replace") or None,
+        grammar_trigger=grammar_trigger.encode("utf-8", "replace") or None,
+    )
+    check(library().emoe_sampler_constrain(sampler, engine, ctypes.byref(constraint), ctypes.byref(error)), error)
+
+
+def engine_logprobs(engine: EngineHandle, row: int, token: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
+    """Log-probability of a token, and the n_top likeliest tokens with theirs."""
+    error, logprob = abi.Error(), ctypes.c_float()
+    tokens, values = array("i", bytes(4 * n_top)), array("f", bytes(4 * n_top))
+    status = library().emoe_engine_logprobs(
+        engine, row, token, ctypes.byref(logprob), n_top, _int32_pointer(tokens), _float_pointer(values),
+        ctypes.byref(error),
+    )  # fmt: skip
+    check(status, error)
+    return logprob.value, list(zip(tokens, values, strict=True))
+
+
 # ---------------------------------------------------------------- replay
 
 

@@ -7,12 +7,12 @@ import os
 import sys
 import weakref
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import _native
 from .._abi import EngineParams
@@ -28,7 +28,7 @@ from .prompt import CHATML_END, Message, first_rendering_bytes, render
 from .sampling import Sampling
 from .sequence import TokenSequence
 from .stats import READERS, Stats
-from .stream import TextStream
+from .stream import Step, TextStream
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +51,7 @@ class Engine:
     n_vocab, n_ctx: tokens in the vocabulary, and that the context holds.
     finish_reason: why the last answer ended: "stop" (the model or a stop string ended it), "length" (max_tokens, or
     the context is full), "" (it did not end).
+    n_reused: tokens of the last answer's prompt that were in the engine already.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Engine:
         """
         self.model = model
         self.finish_reason = ""
+        self.n_reused = 0
         self._resolve = resolve
         self._unchecked = 0  # tokens since the last look at the process's memory
         handle = _native.engine_open(model.handle, os.fspath(shell), params)
@@ -184,6 +186,11 @@ class Engine:
         pieces = (_native.engine_piece(self._sequence.handle, token, special=special) for token in tokens)
         return b"".join(pieces).decode("utf-8", "replace")
 
+    def piece(self, token: int) -> bytes:
+        """The bytes of one token, maybe part of a character; of control tokens too."""
+        self._sequence.check((token,))
+        return _native.engine_piece(self._sequence.handle, token, special=True)
+
     def generate(
         self,
         prompt: str | Sequence[int],
@@ -202,6 +209,27 @@ class Engine:
         tokens = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
         return self._answer(tokens, max_tokens, sampling, stop)
 
+    def steps(
+        self,
+        tokens: Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        n_top: int | None = None,
+        special: bool = False,
+    ) -> Iterator[Step]:
+        """`generate` token by token. n_top: give log-probabilities, and those of the n_top likeliest tokens.
+
+        special: the text of control tokens too.
+        """
+        return self._steps(list(tokens), max_tokens, sampling, stop, n_top, special)
+
+    def check(self, tokens: Sequence[int], sampling: Sampling) -> None:
+        """Raise what `steps` would raise before it computes: UsageError for a prompt or a grammar that cannot be."""
+        self._sequence.check_prompt(tokens)
+        _native.sampler_close(sampling.open(self._sequence.handle))
+
     def chat(
         self,
         messages: Sequence[Message],
@@ -219,14 +247,19 @@ class Engine:
             stop = (*stop, CHATML_END)
         return self._answer(tokens, max_tokens, sampling, stop)
 
-    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt that `chat` computes for these messages. Raises UsageError, FormatError."""
+    def chat_tokens(
+        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        """The prompt that `chat` computes for these messages. tools: see `prompt.render`.
+
+        Raises UsageError, FormatError.
+        """
         bos, eos = (
             self._token_text(token(self._sequence.handle)) for token in (_native.engine_bos, _native.engine_eos)
         )
         template = self.model.chat_template
         with self.room(first_rendering_bytes(template), "the chat template"):
-            text = render(template, messages, bos=bos, eos=eos)
+            text = render(template, messages, bos=bos, eos=eos, tools=tools)
         # As llama.cpp does: a template that writes BOS itself gets no second one.
         add_special = not (bos and text.startswith(bos))
         return self._tokenize(text, add_special=add_special, parse_special=True)
@@ -250,31 +283,48 @@ class Engine:
     def _answer(
         self, tokens: list[int], max_tokens: int | None, sampling: Sampling | None, stop: Sequence[str]
     ) -> Iterator[str]:
+        steps = self._steps(tokens, max_tokens, sampling, stop)
+        return (step.text for step in steps if step.text)
+
+    def _steps(
+        self,
+        tokens: list[int],
+        max_tokens: int | None,
+        sampling: Sampling | None,
+        stop: Sequence[str],
+        n_top: int | None = None,
+        special: bool = False,
+    ) -> Iterator[Step]:
         """Check now, compute when the answer is asked for."""
         if max_tokens is not None and max_tokens < 1:
             raise UsageError(f"an answer of {max_tokens} tokens makes no sense", hint="use `--max-tokens 1` or more")
         self._sequence.check_prompt(tokens)
         stream = TextStream((stop,) if isinstance(stop, str) else stop)
         self._sequence.begin()
-        self.finish_reason = ""
-        return self._pieces(tokens, max_tokens, sampling or Sampling(), stream)
+        self.finish_reason, self.n_reused = "", 0
+        return self._compute(tokens, max_tokens, sampling or Sampling(), stream, n_top, special)
 
-    def _pieces(
-        self, tokens: list[int], max_tokens: int | None, sampling: Sampling, stream: TextStream
-    ) -> Iterator[str]:
-        self._become(tokens)
-        epoch, n_token = self._sequence.epoch, 0
-        sampler = _native.sampler_open(sampling.params())
+    def _compute(
+        self,
+        tokens: list[int],
+        max_tokens: int | None,
+        sampling: Sampling,
+        stream: TextStream,
+        n_top: int | None,
+        special: bool,
+    ) -> Iterator[Step]:
+        sampler = sampling.open(self._sequence.handle)
         try:
+            self.n_reused = self._become(tokens)
+            epoch, n_token = self._sequence.epoch, 0
             while True:
-                token, piece = self._sequence.sample(sampler, epoch)
+                token, piece = self._sequence.sample(sampler, epoch, special=special)
                 if piece is None:
                     self.finish_reason = "stop"
                     break
                 n_token += 1
-                text = stream.feed(piece)
-                if text:
-                    yield text
+                logprob, top = (None, []) if n_top is None else self._sequence.logprobs(token, n_top)
+                yield Step(token, piece, stream.feed(piece), logprob, tuple(top))
                 if stream.stopped:
                     self.finish_reason = "stop"
                     break
@@ -286,7 +336,7 @@ class Engine:
             _native.sampler_close(sampler)
         text = stream.finish()
         if text:
-            yield text
+            yield Step(-1, b"", text)
 
     # ---------------------------------------------------------------- tokens
 
@@ -327,9 +377,10 @@ class Engine:
         """Empty the sequence; the cache keeps its experts."""
         self._sequence.rewind(0)
 
-    def _become(self, tokens: Sequence[int]) -> None:
-        self._sequence.become(tokens)
+    def _become(self, tokens: Sequence[int]) -> int:
+        n_reused = self._sequence.become(tokens)
         self._allowance.check()
+        return n_reused
 
     def _append(self, tokens: Sequence[int], *, want_all: bool = False, epoch: int | None = None) -> None:
         self._sequence.append(tokens, want_all=want_all, epoch=epoch)

@@ -41,8 +41,11 @@ def render(
     bos: str = "",
     eos: str = "",
     add_generation_prompt: bool = True,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> str:
     """The prompt text for messages. template: Jinja source, or None for CHATML. bos, eos: texts of these tokens.
+
+    tools: function descriptions for templates that show them; others leave them out.
 
     Raises UsageError for malformed messages and for those that the template refuses; FormatError for a broken template.
     """
@@ -55,7 +58,7 @@ def render(
             bos_token=bos,
             eos_token=eos,
             add_generation_prompt=add_generation_prompt,
-            tools=None,
+            tools=[dict(tool) for tool in tools] if tools else None,
             documents=None,
         )
     except _Refused as refusal:

@@ -94,8 +94,11 @@ class TokenSequence:
             finally:
                 self._synchronize(handle)
 
-    def become(self, tokens: Sequence[int]) -> None:
-        """Make `tokens` the whole sequence, with the logits of the last. A common beginning is not computed again."""
+    def become(self, tokens: Sequence[int]) -> int:
+        """Make `tokens` the whole sequence, with the logits of the last. A common beginning is not computed again.
+
+        Returns how many tokens that was.
+        """
         wanted = array("i", tokens)
         pairs = zip(self._tokens, wanted, strict=False)
         shorter = min(len(self._tokens), len(wanted))
@@ -105,7 +108,9 @@ class TokenSequence:
             self.rewind(keep)
         except UnsupportedError:  # recurrent state cannot be cut
             self.rewind(0)
-        self.append(wanted[len(self._tokens) :])
+        n_reused = len(self._tokens)
+        self.append(wanted[n_reused:])
+        return n_reused
 
     def rewind(self, n: int) -> None:
         """Cut the sequence to its first n tokens. Raises UnsupportedError for a recurrent model unless n is 0."""
@@ -118,19 +123,25 @@ class TokenSequence:
             finally:
                 self._synchronize(handle)
 
-    def sample(self, sampler: _native.SamplerHandle, epoch: int) -> tuple[int, bytes | None]:
-        """The next token and its bytes; None instead of these when it ends the answer.
+    def sample(self, sampler: _native.SamplerHandle, epoch: int, *, special: bool = False) -> tuple[int, bytes | None]:
+        """The next token and its bytes; None instead of these when it ends the answer, or a grammar allows none.
 
+        special: the bytes of control tokens too, which are empty otherwise.
         Raises UsageError when the sequence has been used for something else since `epoch`.
         """
         with self._exclusive() as handle:
             self._begin_epoch(epoch)
             token = _native.sampler_sample(sampler, handle)
-            if token < 0:
+            if token == -1:
                 raise NativeError("there are no logits to sample from")
-            if _native.engine_is_eog(handle, token):
+            if token < 0 or _native.engine_is_eog(handle, token):
                 return token, None
-            return token, _native.engine_piece(handle, token, special=False)
+            return token, _native.engine_piece(handle, token, special=special)
+
+    def logprobs(self, token: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
+        """Log-probability of a token after the sequence, and the n_top likeliest tokens with theirs."""
+        with self._exclusive() as handle:
+            return _native.engine_logprobs(handle, 0, token, n_top)
 
     def row(self, i: int) -> array[float]:
         """Logits of row i of the last computation: a copy, float32 [n_vocab]."""

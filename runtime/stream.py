@@ -4,8 +4,25 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ..errors import UsageError
+
+
+@dataclass(frozen=True)
+class Step:
+    """One token of an answer.
+
+    token: -1 for the text that was still held back when the answer ended. piece: its bytes, maybe part of a character.
+    text: what is certain now, "" if nothing is. logprob: of the token, natural, by the model itself; top: (token,
+    logprob) of the likeliest ones; None and () unless they were asked for.
+    """
+
+    token: int
+    piece: bytes
+    text: str
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
 
 
 class TextStream:

@@ -26,6 +26,7 @@ from .options import expand
 from .plan import plan
 from .replay import replay
 from .run import run
+from .serve import serve
 
 # The parser's own errors. Their class is click's or typer's copy of click's, depending on typer's version.
 _ParserError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -50,7 +51,7 @@ def _root(
         print(context.get_help())
 
 
-for _command in (chat, run, models, demo, inspect, plan, bench, replay):
+for _command in (chat, run, serve, models, demo, inspect, plan, bench, replay):
     app.command(_command.__name__)(expand(_command))
 
 

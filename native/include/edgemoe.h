@@ -316,8 +316,31 @@ typedef struct emoe_sampler_params {
 } emoe_sampler_params;
 EMOE_API emoe_status emoe_sampler_open(const emoe_sampler_params *params, emoe_sampler **out, emoe_error *err);
 EMOE_API void emoe_sampler_close(emoe_sampler *sampler);
-/* Picks a token from logits row i of the last decode call and remembers it. -1 when there is no such row. */
+/* Picks a token from logits row i of the last decode call and remembers it. -1 when there is no such row, -2 when a
+ * grammar allows no token at all (see emoe_sampler_constrain). */
 EMOE_API int32_t emoe_sampler_sample(emoe_sampler *sampler, const emoe_engine *engine, uint32_t i);
+
+/* ------------------------------------------------------------------ constraints and log-probabilities */
+
+typedef struct emoe_constraint {
+    uint32_t struct_size;
+    uint32_t n_bias;
+    const int32_t *bias_tokens; /* n_bias tokens, to whose logits bias_values are added; -INFINITY forbids one */
+    const float *bias_values;
+    float presence_penalty;  /* taken off the logit of each token among the last repeat_last_n picked; 0: off */
+    float frequency_penalty; /* the same, for each time it is among them */
+    const char *grammar;     /* GBNF: what is picked follows its rule `root`, then an end of answer; NULL: anything */
+    const char *grammar_trigger; /* the grammar holds from where this text was first written; NULL: from the start */
+} emoe_constraint;
+
+/* For a sampler that has picked nothing yet. EMOE_ERR_ARGUMENT for a grammar that llama.cpp does not take. */
+EMOE_API emoe_status emoe_sampler_constrain(emoe_sampler *sampler, const emoe_engine *engine,
+                                            const emoe_constraint *constraint, emoe_error *err);
+
+/* Natural log-probabilities of the model itself (temperature 1, no filter) in logits row i of the last decode call: of
+ * `token` in *logprob, and of the n_top likeliest tokens, likeliest first (arrays of n_top; NULL when 0). */
+EMOE_API emoe_status emoe_engine_logprobs(const emoe_engine *engine, uint32_t i, int32_t token, float *logprob,
+                                          uint32_t n_top, int32_t *top_tokens, float *top_logprobs, emoe_error *err);
 
 /* ------------------------------------------------------------------ replay */
 

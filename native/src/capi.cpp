@@ -7,6 +7,7 @@
 #include "llama/measure.h"
 #include "llama/shell.h"
 #include "pipeline/replay.h"
+#include "sampler.h"
 #include "speed.h"
 #include "text.h"
 
@@ -363,7 +364,34 @@ emoe_status emoe_sampler_open(const emoe_sampler_params *params, emoe_sampler **
 void emoe_sampler_close(emoe_sampler *sampler) { delete sampler; }
 
 int32_t emoe_sampler_sample(emoe_sampler *sampler, const emoe_engine *engine, uint32_t i) {
-    return sampler && engine ? sampler->sampler->sample(*engine->engine, i) : -1;
+    int32_t token = -1;
+    (void)guarded(nullptr, [&] {
+        if (sampler && engine) token = sampler->sampler->sample(*engine->engine, i);
+    });
+    return token;
+}
+
+emoe_status emoe_sampler_constrain(emoe_sampler *sampler, const emoe_engine *engine, const emoe_constraint *constraint,
+                                   emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(sampler, "sampler");
+        check_pointer(engine, "engine");
+        check_struct(constraint, "emoe_constraint");
+        sampler->sampler->constrain(*engine->engine, *constraint);
+    });
+}
+
+emoe_status emoe_engine_logprobs(const emoe_engine *engine, uint32_t i, int32_t token, float *logprob, uint32_t n_top,
+                                 int32_t *top_tokens, float *top_logprobs, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(engine, "engine");
+        check_pointer(logprob, "logprob");
+        if (n_top > 0) {
+            check_pointer(top_tokens, "top_tokens");
+            check_pointer(top_logprobs, "top_logprobs");
+        }
+        logprobs(*engine->engine, i, token, logprob, n_top, top_tokens, top_logprobs);
+    });
 }
 
 emoe_status emoe_storage_measure(const char *path, uint64_t block_bytes, uint32_t n_lane, uint64_t max_bytes,

@@ -9,8 +9,21 @@ import pytest
 from console import Cli
 
 WITH_MODEL = ("chat", "run", "demo", "inspect", "plan", "bench")
-COMMANDS = (*WITH_MODEL, "models")
-HEAVY = ("numpy", "llama_cpp", "gguf", "rich", "jinja2", "psutil", "pydantic", "onnx", "onnxruntime")
+COMMANDS = (*WITH_MODEL, "models", "serve", "replay")
+HEAVY = (
+    "numpy",
+    "llama_cpp",
+    "gguf",
+    "rich",
+    "jinja2",
+    "psutil",
+    "pydantic",
+    "onnx",
+    "onnxruntime",
+    "starlette",
+    "uvicorn",
+    "msgspec",
+)
 
 
 def test_help_names_every_command(cli: Cli) -> None:

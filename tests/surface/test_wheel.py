@@ -49,6 +49,7 @@ def test_symlinked_folders_library_and_data_are_real_files(wheel: Path) -> None:
         assert (package / name / "__init__.py").is_file()
     assert [path.stem for path in (package / "lib").iterdir()] == ["libedgemoe"]
     assert (package / "bench" / "passage.txt").is_file()
+    assert {path.name for path in (package / "serve" / "page").iterdir()} == {"index.html", "page.css", "page.js"}
     assert (package / "py.typed").is_file()
 
 

@@ -1,0 +1,60 @@
+"""`edgemoe serve`: an OpenAI-compatible server and its page."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..errors import NativeError
+from .options import EngineOptions, SamplingOptions
+from .status import note
+
+ModelArguments = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL...",
+        show_default=False,
+        help="GGUF files, each served under its file name or as `NAME=FILE`. One is in memory at a time.",
+    ),
+]
+
+
+def serve(
+    models: ModelArguments,
+    engine: EngineOptions,
+    sampling: SamplingOptions,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where to listen; other addresses than loopback need a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", help="0 takes any that is free.")] = 8080,
+    api_key: Annotated[
+        str,
+        typer.Option(
+            metavar="KEY", envvar="EDGEMOE_API_KEY", show_default=False, help="What clients must send to be answered."
+        ),
+    ] = "",
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", show_default="none", help="A site whose pages may use this server; repeatable."),
+    ] = None,
+    queue: Annotated[int, typer.Option(metavar="N", help="Requests that may wait; more are refused.")] = 32,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="A line for each request on stderr.")] = False,
+) -> None:
+    """Serve models to OpenAI clients, with a page to look at. Sampling options are for requests that name none."""
+    chosen = sampling.sampling()
+    options = engine.arguments()
+    memory = options.pop("memory")
+    try:
+        from ..serve.prompts import Defaults
+        from ..serve.run import Settings, serve
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn", "msgspec"):
+            raise
+        raise NativeError(
+            f"`edgemoe serve` needs the package `{error.name}`, which is not installed",
+            hint=f"`pip install {error.name}` in this Python environment",
+        ) from None
+    settings = Settings(host, port, api_key, tuple(cors_origin or ()), queue)
+    log = note if verbose else None
+    serve(models, memory, options, settings, Defaults(chosen, sampling.max_tokens), talk=note, log=log)

@@ -1,0 +1,135 @@
+"""The models that a server offers by name, one of them loaded at a time, all inside one budget.
+
+A request for another model closes the loaded one first: its memory is the other's. The conversation in it is forgotten.
+Used by the worker's thread, but for `current`, `memory` and `set_memory`, which any thread may use.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import _native
+from ..errors import UsageError
+from ..runtime.engine import Engine
+from ..runtime.load import load, plan
+from ..runtime.model import open_model
+from ..runtime.stats import Stats
+from .failures import ApiError
+
+Talk = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model on offer. created: when its file was last changed, in seconds since 1970."""
+
+    name: str
+    path: Path
+    created: int
+    n_ctx_train: int
+
+
+@dataclass
+class Totals:
+    """Counters of engines that were closed since, so that those of the server only grow."""
+
+    values: dict[str, int] = field(default_factory=dict)
+
+    def add(self, stats: Stats) -> None:
+        for name, value in stats.to_dict().items():
+            if isinstance(value, int) and not isinstance(value, bool):
+                self.values[name] = self.values.get(name, 0) + value
+
+
+class Catalog:
+    """Names to models. options: keyword arguments of `load` but `memory`."""
+
+    def __init__(
+        self, paths: Sequence[str | os.PathLike[str]], memory: str | int, options: Mapping[str, Any], talk: Talk
+    ) -> None:
+        """Reads headers. Raises UsageError for two models of one name, and what `open_model` and `plan` raise."""
+        self.memory = memory
+        self.current: tuple[str, Engine] | None = None
+        self.loading = ""
+        self.totals = Totals()
+        self._options = dict(options)
+        self._talk = talk
+        self.entries: dict[str, Entry] = {}
+        for given in paths:
+            self._add(given)
+
+    def _add(self, given: str | os.PathLike[str]) -> None:
+        name, _, path = os.fspath(given).rpartition("=")
+        if name and not Path(os.fspath(given)).exists():
+            file = Path(path).expanduser()
+        else:
+            file = Path(given).expanduser()
+            name = file.stem
+        with open_model(file) as model:
+            # Refused now rather than at the first request for it.
+            plan(model, memory=self.memory, measure=False, **_planned(self._options))
+            n_ctx_train = model.info.n_ctx_train
+        if name in self.entries:
+            raise UsageError(f"two models are called `{name}`", hint=f"name one of them: `other={file}`")
+        self.entries[name] = Entry(name, file, int(file.stat().st_mtime), n_ctx_train)
+
+    @property
+    def first(self) -> str:
+        """The model that is loaded at the start."""
+        return next(iter(self.entries))
+
+    def check(self, name: str) -> None:
+        """Raise ApiError 404 for a model that is not on offer."""
+        if name not in self.entries:
+            known = ", ".join(f"`{entry}`" for entry in self.entries)
+            raise ApiError(
+                404, f"there is no model `{name:.200}`: this server has {known}", code="model_not_found", param="model"
+            )
+
+    def engine(self, name: str) -> Engine:
+        """The engine of a model, loaded if it is not. Raises what `load` raises; then no model is loaded."""
+        if self.current and self.current[0] == name:
+            return self.current[1]
+        self.close()
+        self.loading = name
+        begin = time.monotonic()
+        try:
+            engine = load(self.entries[name].path, memory=self.memory, **self._options)
+        finally:
+            self.loading = ""
+        self.current = (name, engine)
+        share = f"{engine.plan.fraction:.0%} of its experts fit"
+        self._talk(f"{name} is loaded in {time.monotonic() - begin:.1f} s: {share}, {engine.n_ctx:,} tokens of context")
+        return engine
+
+    def close(self) -> None:
+        """Unload what is loaded and give its memory back."""
+        if self.current is None:
+            return
+        engine = self.current[1]
+        self.current = None
+        self.totals.add(engine.stats())
+        engine.close()
+        del engine
+        gc.collect()
+        _native.trim_heap()
+
+    def set_memory(self, memory: str | int) -> None:
+        """Change the budget, of the model that is loaded and of those to come. Raises BudgetError, UsageError."""
+        loaded = self.current
+        if loaded:
+            loaded[1].set_budget(memory)
+        else:
+            plan(self.entries[self.first].path, memory=memory, measure=False, **_planned(self._options))
+        self.memory = memory
+
+
+def _planned(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `load`'s options that `plan` takes as well."""
+    return {name: value for name, value in options.items() if name in ("ctx", "threads", "kv_type")}

@@ -1,0 +1,133 @@
+"""Start the server, run it until a signal, stop it in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2  # noqa: F401  (here and not at the first answer: it is memory that the plan must see)
+import uvicorn
+
+from ..errors import StorageError, UsageError
+from ..units import parse_memory
+from .app import Log, Server
+from .catalog import Catalog, Talk
+from .guard import is_loopback
+from .prompts import Defaults
+from .worker import Worker
+
+_GRACE_S = 3  # for connections to end after the answers were cancelled
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where to listen and whom to answer. port 0: any that is free. queue: requests that may wait."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    api_key: str = ""
+    origins: tuple[str, ...] = ()
+    queue: int = 32
+
+    def check(self) -> None:
+        """Raises UsageError."""
+        if not is_loopback(self.host) and not self.api_key:
+            raise UsageError(
+                f"`--host {self.host}` lets other machines in, so it needs an API key",
+                hint="set EDGEMOE_API_KEY or give `--api-key KEY`, or listen on 127.0.0.1",
+            )
+        if not 0 <= self.port <= 65535:
+            raise UsageError(f"`--port {self.port}` is no port", hint="give 1 to 65535, or 0 for any that is free")
+        if not 0 <= self.queue <= 10_000:
+            raise UsageError(f"`--queue {self.queue}` makes no sense", hint="give 0 to 10000 requests that may wait")
+        for origin in self.origins:
+            scheme, found, rest = origin.partition("://")
+            if scheme not in ("http", "https") or not found or not rest or "/" in rest:
+                raise UsageError(f"`{origin}` is no origin", hint="write it as `https://chat.example`, without a path")
+
+
+def serve(
+    models: Sequence[str],
+    memory: str | int,
+    options: Mapping[str, Any],
+    settings: Settings,
+    defaults: Defaults,
+    *,
+    talk: Talk,
+    log: Log | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM. options: of `load`. Raises what loading raises, UsageError, StorageError."""
+    settings.check()
+    parse_memory(memory)
+    with _listening(settings) as listener:
+        catalog = Catalog(models, memory, options, talk)
+        catalog.engine(catalog.first)  # what cannot be loaded is known before anybody asks
+        worker = Worker(catalog, settings.queue)
+        try:
+            asyncio.run(_run(worker, settings, defaults, listener, talk, log))
+        finally:
+            worker.close()
+
+
+@contextlib.contextmanager
+def _listening(settings: Settings) -> Iterator[socket.socket]:
+    """The socket, bound before a model is loaded: a port in use should not cost a minute."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((settings.host, settings.port))
+            listener.listen(128)
+        except (OSError, OverflowError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            where = f"{settings.host}:{settings.port}"
+            raise StorageError(f"cannot listen on {where}: {reason.lower()}", hint="choose another `--port`") from None
+        yield listener
+    finally:
+        listener.close()
+
+
+class _Uvicorn(uvicorn.Server):
+    """Leaves signals to us: uvicorn would raise them again after it has stopped."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _run(
+    worker: Worker, settings: Settings, defaults: Defaults, listener: socket.socket, talk: Talk, log: Log | None
+) -> None:
+    server = Server(worker, defaults, log)
+    config = uvicorn.Config(
+        server.app(settings.host, settings.api_key, settings.origins),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_S,
+        ws="none",
+        loop="asyncio",
+        http="h11",
+    )
+    front = _Uvicorn(config)
+
+    def stop() -> None:
+        server.stopping.set()
+        front.should_exit = True
+        # In a thread: it waits for the layer that is being computed.
+        asyncio.get_running_loop().run_in_executor(None, worker.close)
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    talk(f"serving {', '.join(worker.catalog.entries)} at http://{shown}:{port} (Ctrl-C stops)")
+    await front.serve(sockets=[listener])

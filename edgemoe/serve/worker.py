@@ -1,0 +1,169 @@
+"""The one thread that owns the engine, and the bounded queue in front of it.
+
+Jobs run one after another, in the order in which they came. What a job yields goes to the event loop that asked; a job
+whose client has gone is taken out of the queue, or ended within a layer's time when it is running. No lock is held
+while something is computed or sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator
+from typing import Any
+
+from ..errors import Cancelled, EdgeMoEError
+from ..runtime.engine import Engine
+from .catalog import Catalog
+from .failures import ApiError, of_engine
+
+Event = Any
+Work = Callable[[Engine], Iterator[Event]]
+"""Runs in the worker's thread; what it yields is handed to the client."""
+
+_END = object()
+_RETRY_AFTER_S = 5
+
+
+class Job:
+    """Work for one model, and the way back to who asked for it."""
+
+    def __init__(self, model: str, work: Work) -> None:
+        """Made on the event loop that will read `Worker.events`."""
+        self.model = model
+        self.work = work
+        self.cancelled = False
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+
+    def put(self, event: Event) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        except RuntimeError:  # the loop is closed: the server is going down
+            self.cancelled = True
+
+    async def get(self) -> Event:
+        return await self._events.get()
+
+
+class Worker:
+    """max_waiting: jobs that may wait beside the one that runs."""
+
+    def __init__(self, catalog: Catalog, max_waiting: int) -> None:
+        self.catalog = catalog
+        self.max_waiting = max_waiting
+        self.n_refused = 0
+        self._waiting: deque[Job] = deque()
+        self._active: Job | None = None
+        self._closing = False
+        self._change = threading.Condition()  # guards the three above
+        self._thread = threading.Thread(target=self._run, name="edgemoe-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def busy(self) -> bool:
+        return self._active is not None
+
+    def submit(self, job: Job) -> None:
+        """Raises ApiError 429 when the queue is full, 503 when the server is going down."""
+        with self._change:
+            if self._closing:
+                raise ApiError(503, "the server is going down", code="shutting_down")
+            if len(self._waiting) >= self.max_waiting + (self._active is None):
+                self.n_refused += 1
+                raise ApiError(
+                    429,
+                    f"{len(self._waiting)} requests are waiting already, more than that are not queued",
+                    code="queue_full",
+                    headers={"Retry-After": str(_RETRY_AFTER_S)},
+                )
+            self._waiting.append(job)
+            self._change.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Who asked has gone."""
+        with self._change:
+            job.cancelled = True
+            if job in self._waiting:
+                self._waiting.remove(job)
+            elif job is self._active and self.catalog.current:
+                # Under the lock, so that it cannot hit the next job.
+                self.catalog.current[1].cancel()
+
+    async def events(self, job: Job) -> AsyncGenerator[Event, None]:
+        """Submit a job and give what it yields. Leaving the loop, or being cancelled in it, cancels the job.
+
+        Raises ApiError.
+        """
+        self.submit(job)
+        ended = False
+        try:
+            while True:
+                event = await job.get()
+                if event is _END:
+                    ended = True
+                    return
+                if isinstance(event, ApiError):
+                    raise event
+                yield event
+        finally:
+            if not ended:
+                self.cancel(job)
+
+    def close(self, timeout_s: float = 30) -> None:
+        """End what runs and what waits, and unload the model."""
+        with self._change:
+            self._closing = True
+            for job in self._waiting:
+                job.put(ApiError(503, "the server is going down", code="shutting_down"))
+            self._waiting.clear()
+            active = self._active
+            self._change.notify()
+        if active:
+            self.cancel(active)
+        self._thread.join(timeout_s)
+
+    # ---------------------------------------------------------------- the worker's thread
+
+    def _run(self) -> None:
+        while True:
+            with self._change:
+                while not self._waiting and not self._closing:
+                    self._change.wait()
+                if self._closing:
+                    break
+                job = self._waiting.popleft()
+                self._active = job
+            try:
+                self._do(job)
+            finally:
+                with self._change:
+                    self._active = None
+                job.put(_END)
+        self.catalog.close()
+
+    def _do(self, job: Job) -> None:
+        try:
+            engine = self.catalog.engine(job.model)
+            for event in job.work(engine):
+                if job.cancelled:
+                    return
+                job.put(event)
+        except Cancelled as error:
+            if not job.cancelled:
+                job.put(of_engine(error))
+        except ApiError as error:
+            job.put(error)
+        except Exception as error:
+            if not isinstance(error, EdgeMoEError):
+                print(f"edgemoe: a request failed at {time.strftime('%H:%M:%S')}:", file=sys.stderr)
+                traceback.print_exc()
+            job.put(of_engine(error))

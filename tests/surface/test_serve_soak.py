@@ -1,0 +1,167 @@
+"""32 clients at once, many of which go away in the middle: memory stays flat, nobody gets another's answer.
+
+EDGEMOE_SOAK_S=300 ./dev test -m slow -k soak -s      # five minutes, with a line of figures; 30 s otherwise
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import serving
+import tinymoe
+from console import needs_library
+from serving import Served
+
+pytestmark = [pytest.mark.slow, needs_library]
+
+N_CLIENT = 32
+SECONDS = float(os.environ.get("EDGEMOE_SOAK_S", "30"))
+BUDGET_MIB = 160
+CHAT = "/v1/chat/completions"
+
+
+class Client(threading.Thread):
+    """Asks until told to stop. n_good: whole answers; n_left: those it left; wrong: what was not its own."""
+
+    def __init__(self, server: Served, number: int, expected: dict[str, str], stop: threading.Event) -> None:
+        super().__init__(daemon=True)
+        self.server, self.number, self.expected, self.stop = server, number, expected, stop
+        self.random = random.Random(number)
+        self.n_good = self.n_left = self.n_full = 0
+        self.wrong: list[Any] = []
+
+    def run(self) -> None:
+        while not self.stop.is_set() and not self.wrong:
+            try:
+                self.random.choice([self.marked, self.known, self.leave])()
+            except OSError as error:
+                self.wrong.append(error)
+
+    def ask(self, body: Any) -> Any:
+        status, answer = self.server.ask(CHAT, body)
+        if status == 429:
+            self.n_full += 1
+            time.sleep(0.05)
+            return None
+        if status != 200:
+            self.wrong.append((status, answer))
+            return None
+        return answer["choices"][0]["message"]["content"]
+
+    def marked(self) -> None:
+        """An answer that a grammar forces to carry this client's mark."""
+        mark = f"{self.number}-{self.random.randrange(10**9)}"
+        schema = {
+            "properties": {"mark": {"const": mark}, "word": {"type": "string", "maxLength": 8}},
+            "required": ["mark"],
+        }
+        form = {"type": "json_schema", "json_schema": {"name": "m", "schema": schema}}
+        text = self.ask(_body(f"say {mark}", response_format=form, max_tokens=120))
+        if text is not None:
+            self.note(json.loads(text).get("mark") == mark, text)
+
+    def known(self) -> None:
+        """An answer that was given before, alone."""
+        question = self.random.choice(list(self.expected))
+        text = self.ask(_body(question))
+        if text is not None:
+            self.note(text == self.expected[question], (question, text))
+
+    def leave(self) -> None:
+        """Go away after some pieces of a stream."""
+        pieces = 0
+        stream = self.server.stream(CHAT, _body(f"tell {self.random.random()}", stream=True, max_tokens=200))
+        try:
+            for _ in stream:
+                pieces += 1
+                if pieces > self.random.randrange(1, 40):
+                    self.n_left += 1
+                    break
+        except AssertionError as error:
+            if "queue_full" not in str(error):
+                raise
+            self.n_full += 1
+            time.sleep(0.05)
+        finally:
+            stream.close()
+
+    def note(self, good: bool, found: Any) -> None:
+        self.n_good += good
+        if not good:
+            self.wrong.append(found)
+
+
+def _body(question: str, **fields: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": question}]
+    return {"model": "tiny", "messages": messages, "max_tokens": 24, "cache_prompt": False, **fields}
+
+
+def _tokens(server: Served) -> float:
+    return server.metrics()["edgemoe_decode_tokens_total"]
+
+
+def _watch(server: Served, seconds: float) -> tuple[float, list[int]]:
+    """Seconds that were worked, and the server's resident memory meanwhile. While it is suspended nobody works."""
+    awake, rss = 0.0, []
+    while awake < seconds:
+        begin = time.monotonic()
+        time.sleep(0.5)
+        rss.append(server.rss_bytes())
+        awake += min(time.monotonic() - begin, 1.0)
+    return awake, rss
+
+
+def test_soak(tmp_path: Path) -> None:
+    path = tinymoe.write(tmp_path / "tiny.gguf", "qwen3moe", n_layer=4, n_expert=32, n_used=4)
+    options = ("--threads", 1, "--ctx", 512, "--memory", f"{BUDGET_MIB}MiB", "--queue", N_CLIENT)
+    with serving.serve(tmp_path / "cache", path, *options) as server:
+        questions = [
+            f"what about {word}" for word in ("the", "interior", "other", "theme", "thing", "inner", "era", "ant")
+        ]
+        expected = {}
+        for question in questions:
+            answer = server.ask(CHAT, _body(question))[1]
+            expected[question] = answer["choices"][0]["message"]["content"]
+        assert len(set(expected.values())) == len(questions)
+
+        alone = Client(server, 0, expected, threading.Event())
+        before = _tokens(server)
+        alone.start()
+        awake, _ = _watch(server, min(20, SECONDS / 3))
+        one_client = (_tokens(server) - before) / awake
+        alone.stop.set()
+        alone.join(600)
+
+        stop = threading.Event()
+        clients = [Client(server, i + 1, expected, stop) for i in range(N_CLIENT)]
+        before = _tokens(server)
+        for client in clients:
+            client.start()
+        awake, rss = _watch(server, SECONDS)
+        many_clients = (_tokens(server) - before) / awake
+        stop.set()
+        for client in clients:
+            client.join(600)
+        server.until_idle()
+
+        wrong = [found for client in [alone, *clients] for found in client.wrong]
+        assert not wrong, wrong[:3]
+        good, left = sum(c.n_good for c in clients), sum(c.n_left for c in clients)
+        assert good > N_CLIENT and left > N_CLIENT / 2
+        peak = server.live()["memory"]["peak"]
+        middle, last = max(rss[len(rss) // 4 : len(rss) // 2]), max(rss[-len(rss) // 4 :])
+        print(
+            f"\n{SECONDS:.0f} s: {good} whole answers, {left} left, {sum(c.n_full for c in clients)} refused; "
+            f"{one_client:.0f} tok/s for one client, {many_clients:.0f} for {N_CLIENT}; "
+            f"RSS {middle / 2**20:.1f} MiB in the second quarter, {last / 2**20:.1f} in the last, "
+            f"peak {peak / 2**20:.1f} of {BUDGET_MIB}"
+        )
+        assert peak <= BUDGET_MIB << 20
+        assert last < middle + (4 << 20)
