@@ -58,7 +58,9 @@ def _headers(path: Path) -> list[Header]:
     match = _SPLIT.fullmatch(path.name)
     number = gguf_header.decode(given.values.get("split.no"))
     if not match or int(match[3]) != count:
-        raise FormatError(f"`{path}` is part of a set of {count} files, but its name does not end in -of-{count:05d}.gguf")
+        raise FormatError(
+            f"`{path}` is part of a set of {count} files, but its name does not end in -of-{count:05d}.gguf"
+        )
     headers = []
     for i in range(int(count)):
         part = path.with_name(f"{match[1]}-{i + 1:05d}-of-{count:05d}.gguf")
@@ -114,7 +116,9 @@ def _stack(key: Key, found: dict[int, Rows]) -> tuple[Rows, ...]:
 def check_layers(source: Source) -> None:
     """Raises FormatError when a layer lacks a matrix, or its matrices differ in experts."""
     for layer, family in sorted({key[:2] for key in source.experts}):
-        stacks = {role: source.experts[layer, family, role] for role in ROLES if (layer, family, role) in source.experts}
+        stacks = {
+            role: source.experts[layer, family, role] for role in ROLES if (layer, family, role) in source.experts
+        }
         if "down" not in stacks or len(stacks) not in (2, 3):
             raise FormatError(f"the experts of block {layer} have the matrices {', '.join(stacks)}")
         counts = {len(stack) for stack in stacks.values()}

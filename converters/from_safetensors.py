@@ -23,7 +23,8 @@ def open_checkpoint(folder: Path, *, pre_tokenizer: str | None = None) -> Source
     """The model in a folder. Raises UsageError, StorageError, FormatError, UnsupportedError."""
     if not (folder / "config.json").is_file():
         raise UsageError(
-            f"`{folder}` is no checkpoint: it has no config.json", hint="give a GGUF file, or the folder of a checkpoint"
+            f"`{folder}` is no checkpoint: it has no config.json",
+            hint="give a GGUF file, or the folder of a checkpoint",
         )
     config = read_json(folder / "config.json")
     architecture, row = architecture_of(config)

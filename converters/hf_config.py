@@ -14,6 +14,7 @@ from ..errors import FormatError, UnsupportedError
 from .gguf_header import FLOAT32, Value, encode
 
 Config = Mapping[str, Any]
+MAX_LAYERS = 512  # llama.cpp's own bound
 SOFTMAX, SIGMOID = 1, 2  # llama.cpp's gating functions
 
 
@@ -41,7 +42,10 @@ def _mixtral(config: Config) -> dict[str, Any]:
 
 
 def _qwen2(config: Config) -> dict[str, Any]:
-    return {**_expert_width(config), "expert_shared_feed_forward_length": _int(config, "shared_expert_intermediate_size")}
+    return {
+        **_expert_width(config),
+        "expert_shared_feed_forward_length": _int(config, "shared_expert_intermediate_size"),
+    }
 
 
 def _qwen3(config: Config) -> dict[str, Any]:
@@ -150,7 +154,9 @@ def architecture_of(config: Config) -> tuple[str, Architecture]:
     name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
     if name not in ARCHITECTURES:
         known = ", ".join(key.removesuffix("ForCausalLM") for key in ARCHITECTURES)
-        raise UnsupportedError(f"checkpoints of the architecture `{name[:60]}` are not converted", hint=f"known: {known}")
+        raise UnsupportedError(
+            f"checkpoints of the architecture `{name[:60]}` are not converted", hint=f"known: {known}"
+        )
     return name, ARCHITECTURES[name]
 
 
@@ -175,6 +181,14 @@ def n_expert(config: Config) -> int:
         "`config.json` names no number of experts: this is a dense model",
         hint="edgemoe converts Mixture-of-Experts models; llama.cpp converts dense ones",
     )
+
+
+def n_layer(config: Config) -> int:
+    """Blocks of the model. The gguf package makes a table as long as that, so it is bounded before."""
+    n = _int(config, "num_hidden_layers")
+    if not 1 <= n <= MAX_LAYERS:
+        raise FormatError(f"`config.json`: `num_hidden_layers` is {n}, from 1 to {MAX_LAYERS} are possible")
+    return n
 
 
 def head_dim(config: Config) -> int:
@@ -226,7 +240,9 @@ def _rope(scaling: Mapping[str, Any], config: Config) -> dict[str, Any]:
     if kind == "default":
         return {}
     if kind not in ("linear", "yarn") or not isinstance(scaling.get("factor"), (int, float)):
-        raise UnsupportedError(f"`config.json`: rope scaling of the type {kind!r}", hint="`linear` and `yarn` are known")
+        raise UnsupportedError(
+            f"`config.json`: rope scaling of the type {kind!r}", hint="`linear` and `yarn` are known"
+        )
     out: dict[str, Any] = {"rope.scaling.type": kind, "rope.scaling.factor": float(scaling["factor"])}
     if kind == "yarn":
         # llama.cpp derives the factor of attention from the factor of the rope, as transformers does by default.

@@ -26,7 +26,9 @@ def rows_of(stored: Stored, scales: Stored | None = None) -> Rows:
         return FileRows(stored.file, stored.offset, GGML[stored.dtype], n_row, n_col)
     if stored.dtype == "F8_E4M3" and scales is not None and len(stored.shape) == 2:
         return Fp8Rows(stored, scales)
-    raise UnsupportedError(f"`{stored.name}` is stored as {stored.dtype}", hint="F32, F16, BF16 and scaled F8_E4M3 are read")
+    raise UnsupportedError(
+        f"`{stored.name}` is stored as {stored.dtype}", hint="F32, F16, BF16 and scaled F8_E4M3 are read"
+    )
 
 
 def count(shape: tuple[int, ...]) -> int:
@@ -67,7 +69,9 @@ class Fp8Rows:
     def __post_init__(self) -> None:
         blocks = tuple(-(-size // FP8_BLOCK) for size in self.stored.shape)
         if self.scales.dtype != "F32" or self.scales.shape != blocks:
-            raise FormatError(f"`{self.scales.name}` is {self.scales.dtype} {list(self.scales.shape)}, F32 {list(blocks)} is due")
+            raise FormatError(
+                f"`{self.scales.name}` is {self.scales.dtype} {list(self.scales.shape)}, F32 {list(blocks)} is due"
+            )
 
     @property
     def n_row(self) -> int:

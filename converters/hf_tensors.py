@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, UnsupportedError
-from .hf_config import Config, architecture_of, n_expert
+from .hf_config import Config, architecture_of, n_expert, n_layer
 from .hf_rows import KeyHalf, Mxfp4Rows, TransposedRows, count, rows_of, slice_of
 from .safetensors_file import Stored
 from .source import DenseTensor, FileRows, Key, PickedRows, Rows
@@ -39,7 +39,7 @@ class Mapped:
 
         _, self.row = architecture_of(config)
         self.config, self.stored = config, stored
-        self.n_layer, self.n_expert = int(config["num_hidden_layers"]), n_expert(config)
+        self.n_layer, self.n_expert = n_layer(config), n_expert(config)
         kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == self.row.gguf)
         self._names = gguf.get_tensor_name_map(kind, self.n_layer)
         self.dense: dict[str, DenseTensor] = {}
@@ -132,9 +132,7 @@ class Mapped:
             raise FormatError(f"`{tensor.name}` is {list(tensor.shape)}, its scales are {list(scales.shape)}")
         blocks, exponents = (slice_of(stored, expert, self.n_expert) for stored in (tensor, scales))
         n_row, n_block = tensor.shape[1:3]
-        return Mxfp4Rows(
-            blocks.file, blocks.offset, exponents.file, exponents.offset, n_row, 32 * n_block, first, step
-        )
+        return Mxfp4Rows(blocks.file, blocks.offset, exponents.file, exponents.offset, n_row, 32 * n_block, first, step)
 
     # ------------------------------------------------------------------ the rest
 
@@ -209,9 +207,9 @@ class Mapped:
         hidden = self.config["hidden_size"]
         width = self.config.get("moe_intermediate_size") or self.config["intermediate_size"]
         for (layer, _, role), stack in sorted(self.experts.items()):
-            if sorted(stack) != list(range(self.n_expert)):
-                missing = sorted(set(range(self.n_expert)) - set(stack))
-                what = f"lacks expert {missing[0]}" if missing else f"has {len(stack)} experts"
+            if len(stack) != self.n_expert or max(stack) != self.n_expert - 1:
+                missing = next(i for i in range(len(stack) + 1) if i not in stack)
+                what = f"lacks expert {missing}" if missing < self.n_expert else f"has {len(stack)} experts"
                 raise FormatError(f"the {role} matrices of layer {layer}: the checkpoint {what} of {self.n_expert}")
             shape = (hidden, width) if role == "down" else (width, hidden)
             for expert, rows in stack.items():

@@ -51,8 +51,11 @@ def tokenizer_values(
             values = _from_json(folder, tokenizer, settings, n_vocab, pre_tokenizer)
         else:
             raise UnsupportedError(
-                f"`{folder}` has neither tokenizer.json nor tokenizer.model", hint="copy the checkpoint's tokenizer there"
+                f"`{folder}` has neither tokenizer.json nor tokenizer.model",
+                hint="copy the checkpoint's tokenizer there",
             )
+        if isinstance(settings.get("add_prefix_space"), bool):
+            values["tokenizer.ggml.add_space_prefix"] = encode(settings["add_prefix_space"])
         values |= _special(folder, n_vocab, merges=values["tokenizer.ggml.model"] == encode("gpt2"))
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, struct.error) as error:
         raise FormatError(f"the tokenizer in `{folder}` is damaged: {str(error)[:80]}") from None
@@ -112,7 +115,7 @@ def _from_json(
         _put(names, token, name if control else name.replace("\u2581", " "))
         kinds[token] = CONTROL if control else USER_DEFINED
     if model.get("byte_fallback") and not _cuts(tokenizer.get("pre_tokenizer")):
-        return _as_sentencepiece(model, names, kinds, settings)
+        return _as_sentencepiece(model, names, kinds)
     tokens, kinds = _padded(names, kinds)
     return {
         "tokenizer.ggml.model": encode("gpt2"),
@@ -173,9 +176,7 @@ def _cut_name(folder: Path, tokenizer: dict[str, Any], settings: dict[str, Any])
 # ---------------------------------------------------------------- SentencePiece
 
 
-def _as_sentencepiece(
-    model: dict[str, Any], names: list[str | None], kinds: list[int], settings: dict[str, Any]
-) -> dict[str, Value]:
+def _as_sentencepiece(model: dict[str, Any], names: list[str | None], kinds: list[int]) -> dict[str, Value]:
     """A SentencePiece vocabulary that was stored as merges: a token's score is the place of the merge that makes it."""
     place: dict[str, int] = {}
     for i, merge in enumerate(model["merges"]):
@@ -191,29 +192,22 @@ def _as_sentencepiece(
             kinds[token] = UNKNOWN
         else:
             scores[token] = -float(place.get(name, len(place)))
-    return _spm_values(names, kinds, scores, settings)
+    return _spm_values(names, kinds, scores)
 
 
-def _spm_values(
-    names: list[str | None], kinds: list[int], scores: list[float], settings: dict[str, Any]
-) -> dict[str, Value]:
+def _spm_values(names: list[str | None], kinds: list[int], scores: list[float]) -> dict[str, Value]:
     tokens, kinds = _padded(names, kinds)
     scores = [-10000.0 if kind == UNUSED else score for kind, score in zip(kinds, scores, strict=True)]
-    out = {
+    return {
         "tokenizer.ggml.model": encode("llama"),
         "tokenizer.ggml.pre": encode("default"),
         "tokenizer.ggml.tokens": encode(tokens),
         "tokenizer.ggml.scores": encode(scores, FLOAT32),
         "tokenizer.ggml.token_type": encode(kinds, INT32),
     }
-    if isinstance(settings.get("add_prefix_space"), bool):
-        out["tokenizer.ggml.add_space_prefix"] = encode(settings["add_prefix_space"])
-    return out
 
 
-def _sentencepiece(
-    path: Path, tokenizer: dict[str, Any], settings: dict[str, Any], n_vocab: int
-) -> dict[str, Value]:
+def _sentencepiece(path: Path, tokenizer: dict[str, Any], settings: dict[str, Any], n_vocab: int) -> dict[str, Value]:
     """tokenizer.model: a protobuf whose field 1 is repeated, a piece each (1 text, 2 score, 3 kind)."""
     names: list[str | None] = [None] * n_vocab
     kinds, scores = [NORMAL] * n_vocab, [0.0] * n_vocab
@@ -237,7 +231,7 @@ def _sentencepiece(
         _put(names, token, entry["content"])
         kinds[token] = CONTROL if entry.get("special") or _looks_special(entry["content"]) else USER_DEFINED
         scores[token] = -1000.0
-    return _spm_values(names, kinds, scores, settings)
+    return _spm_values(names, kinds, scores)
 
 
 def _fields(raw: bytes) -> list[tuple[int, int | bytes]]:

@@ -36,13 +36,17 @@ class Output:
         self._pending: list[tuple[int, str]] = []
         self._unsynced, self._synced_at = 0, time.monotonic()
         self._fd = self._open()
+        self.finished: dict[int, str] = {}
         try:
             self.finished = self._resume(fingerprint, n_part)
             self.digests: dict[int, str] = dict(self.finished)
             self._check_space()
-            os.ftruncate(self._fd, self._total)
-            os.pwrite(self._fd, bytes(4), 0)
             self._journal = self._begin_journal(fingerprint)
+        except OSError as error:
+            os.close(self._fd)
+            if not self.finished:
+                self._remove()
+            raise self._cannot_write(error) from None
         except BaseException:
             os.close(self._fd)
             raise
@@ -90,7 +94,8 @@ class Output:
     def _begin_journal(self, fingerprint: str) -> int:
         if not self.finished:
             os.ftruncate(self._fd, 0)  # nothing of other work stays
-            os.ftruncate(self._fd, self._total)
+        os.ftruncate(self._fd, self._total)
+        os.pwrite(self._fd, bytes(4), 0)
         lines = [json.dumps({"fingerprint": fingerprint}) + "\n"]
         lines += [f"{index} {digest}\n" for index, digest in self.finished.items()]
         temporary = self._journal_path.with_name(self._journal_path.name + ".tmp")

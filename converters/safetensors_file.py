@@ -40,7 +40,9 @@ def read(path: Path) -> tuple[dict[str, Stored], tuple[str, int, int]]:
             raw_length = stream.read(8)
             length = struct.unpack("<Q", raw_length)[0] if len(raw_length) == 8 else 0
             if not 2 <= length <= min(MAX_HEADER, status.st_size - 8):
-                raise FormatError(f"`{path}` is no safetensors file, or is truncated: its header has no end", hint=_HINT)
+                raise FormatError(
+                    f"`{path}` is no safetensors file, or is truncated: its header has no end", hint=_HINT
+                )
             header = json.loads(stream.read(length), object_pairs_hook=_once)
     except OSError as error:
         raise StorageError(f"cannot read `{path}`: {error.strerror}") from None
@@ -64,7 +66,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _tensor(path: Path, file: SourceFile, name: str, entry: Any, base: int, room: int) -> Stored:
-    bad = FormatError(f"the header of `{path}` is damaged: `{name[:80]}` has no sound type, shape and place", hint=_HINT)
+    bad = FormatError(
+        f"the header of `{path}` is damaged: `{name[:80]}` has no sound type, shape and place", hint=_HINT
+    )
     if not isinstance(entry, dict):
         raise bad
     dtype, shape, place = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
@@ -79,7 +83,8 @@ def _tensor(path: Path, file: SourceFile, name: str, entry: Any, base: int, room
         raise bad
     if place[1] > room:
         raise FormatError(
-            f"`{path}` is truncated: tensor `{name}` ends at byte {base + place[1]}, the file at {base + room}", hint=_HINT
+            f"`{path}` is truncated: tensor `{name}` ends at byte {base + place[1]}, the file at {base + room}",
+            hint=_HINT,
         )
     return Stored(name, file, dtype, tuple(shape), base + place[0])
 
@@ -95,5 +100,7 @@ def _check_overlaps(path: Path, tensors: dict[str, Stored]) -> None:
         for size in tensor.shape:
             n_bytes *= size
         if tensor.offset < end and n_bytes:
-            raise FormatError(f"the header of `{path}` is damaged: `{tensor.name}` lies inside another tensor", hint=_HINT)
+            raise FormatError(
+                f"the header of `{path}` is damaged: `{tensor.name}` lies inside another tensor", hint=_HINT
+            )
         end = max(end, tensor.offset + n_bytes)

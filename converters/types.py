@@ -83,7 +83,9 @@ class FileTypes:
         return found
 
     def expert(self, key: Key, expert: int, rows: Rows) -> str:
-        return self._of(expert_name(key, expert)) or self._of(expert_name(key)) or self._missing(expert_name(key, expert))
+        return (
+            self._of(expert_name(key, expert)) or self._of(expert_name(key)) or self._missing(expert_name(key, expert))
+        )
 
     def dense(self, tensor: DenseTensor) -> str:
         return self._of(tensor.name) or self._missing(tensor.name)

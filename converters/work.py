@@ -77,8 +77,10 @@ def _chunk_rows(job: Job) -> int:
 def _job_bytes(job: Job) -> int:
     rows = job.part.rows
     n = min(rows.n_row, _chunk_rows(job))
-    return rows.whole_bytes + n * (2 * row_bytes(rows.type, rows.n_col) + 4 * rows.n_col) + n * row_bytes(
-        job.tensor.type, rows.n_col
+    return (
+        rows.whole_bytes
+        + n * (2 * row_bytes(rows.type, rows.n_col) + 4 * rows.n_col)
+        + n * row_bytes(job.tensor.type, rows.n_col)
     )
 
 

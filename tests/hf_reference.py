@@ -18,7 +18,8 @@ import tinyhf
 
 GOLDEN = Path(__file__).parent / "golden" / "hf_logits.json"
 POSITIONS, N_LOGIT = (7, 39), 40
-TOKENS = [random.Random(3).randrange(0, 256) for _ in range(40)]
+_generator = random.Random(3)
+TOKENS = [_generator.randrange(0, 256) for _ in range(40)]
 
 
 def main() -> None:

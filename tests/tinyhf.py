@@ -168,7 +168,11 @@ def _ffn(arch: str, config: Mapping[str, Any], layer: int) -> Shapes:
         out: Shapes = {"block_sparse_moe.gate.weight": (N_EXPERT, HIDDEN)}
         for expert in range(N_EXPERT):
             p = f"block_sparse_moe.experts.{expert}"
-            out |= {f"{p}.w1.weight": (WIDTH, HIDDEN), f"{p}.w3.weight": (WIDTH, HIDDEN), f"{p}.w2.weight": (HIDDEN, WIDTH)}
+            out |= {
+                f"{p}.w1.weight": (WIDTH, HIDDEN),
+                f"{p}.w3.weight": (WIDTH, HIDDEN),
+                f"{p}.w2.weight": (HIDDEN, WIDTH),
+            }
         return out
     out = {"mlp.gate.weight": (N_EXPERT, HIDDEN)}
     for expert in range(N_EXPERT):

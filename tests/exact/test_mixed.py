@@ -149,4 +149,3 @@ def test_experts_that_are_missing_double_or_of_another_shape_are_refused(
         bad.write_bytes(content + bytes(data_bytes))
         with pytest.raises(EdgeMoEError, match=expected):
             _native.model_close(_native.model_open(str(bad)))
-
