@@ -152,12 +152,20 @@ typedef struct emoe_engine_params {
     uint32_t policy;      /* EMOE_POLICY_* */
     uint32_t buffered;    /* 1: do not try O_DIRECT */
     uint32_t reader;      /* EMOE_READER_* */
-    uint32_t reserved;
+    uint32_t prefetch;    /* EMOE_PREFETCH_* */
     uint64_t read_bytes_per_s; /* throttle of the reader for experiments; 0 = none */
     emoe_context_params context;
 } emoe_engine_params;
-#define EMOE_POLICY_LFRU 0    /* evict the largest age / (1 + uses); the default */
-#define EMOE_POLICY_LRU 1     /* evict the least recently used */
+/* Which expert a full cache gives up. */
+#define EMOE_POLICY_NEXT_USE 0 /* the one expected to be needed again last; the default */
+#define EMOE_POLICY_LFRU 1     /* the largest age / (1 + uses) */
+#define EMOE_POLICY_LRU 2      /* the least recently used */
+#define EMOE_POLICY_LFU 3      /* the least often used */
+#define EMOE_POLICY_MRS 4      /* the smallest recent router score (HybriMoE) */
+/* Whether experts are read before a router asks for them. The output is the same. */
+#define EMOE_PREFETCH_AUTO 0 /* where it measures faster */
+#define EMOE_PREFETCH_OFF 1
+#define EMOE_PREFETCH_ON 2
 #define EMOE_READER_AUTO 0    /* io_uring where the kernel allows it, else threads */
 #define EMOE_READER_THREADS 1 /* threads that block in pread */
 #define EMOE_READER_URING 2   /* io_uring or EMOE_ERR_UNSUPPORTED */
@@ -217,13 +225,53 @@ typedef struct emoe_stats {
     uint64_t prefill_bytes;
     uint32_t reader; /* EMOE_READER_* in force */
     uint32_t reserved;
-    uint64_t n_streamed; /* expert uses in prefill that passed through without staying (cache too small) */
+    uint64_t n_streamed;      /* expert uses in prefill that passed through without staying (cache too small) */
+    uint64_t n_late;          /* hits that were still on their way: read ahead, but not early enough */
+    uint64_t n_prefetch;      /* experts read ahead, whole or in part */
+    uint64_t n_prefetch_used; /* of them used before they were given up */
+    uint64_t prefetch_bytes;  /* of read_bytes: read ahead */
+    uint64_t drive_ns;        /* time with a read under way */
+    uint32_t prefetch_paused; /* 1: found slower than not reading ahead, and stopped for now */
+    uint32_t prefetch_depth;  /* layers looked ahead now */
+    float prefetch_threshold; /* least probability of use for which an expert is read ahead now */
+    uint32_t reserved2;
+    uint64_t with_ns;    /* mean time of the last tokens computed with reading ahead; 0: none */
+    uint64_t without_ns; /* and without: the comparison that switches it */
 } emoe_stats;
 /* Any thread. */
 EMOE_API emoe_status emoe_engine_get_stats(const emoe_engine *engine, emoe_stats *stats, emoe_error *err);
 
 /* Number of cached experts of MoE layer `index` (as in emoe_model_get_layer). Any thread. */
 EMOE_API uint32_t emoe_engine_resident(const emoe_engine *engine, uint32_t index);
+
+/* State of each expert of MoE layer `index` in states: EMOE_EXPERT_* bits. Returns their number, 0 when there is no such
+ * layer; when it exceeds cap nothing was written. USED, MISSED and PREFETCHED are of the layer's last visit. Any thread. */
+#define EMOE_EXPERT_RESIDENT 1
+#define EMOE_EXPERT_USED 2
+#define EMOE_EXPERT_MISSED 4
+#define EMOE_EXPERT_PREFETCHED 8
+EMOE_API uint32_t emoe_engine_experts(const emoe_engine *engine, uint32_t index, uint8_t *states, uint32_t cap);
+
+#define EMOE_MAX_DEPTH 4
+typedef struct emoe_accuracy {
+    uint32_t struct_size;
+    uint32_t reserved;
+    uint64_t n_used[EMOE_MAX_DEPTH];  /* experts the layer used in tokens for which it was guessed d + 1 layers before */
+    uint64_t n_found[EMOE_MAX_DEPTH]; /* of them among the k likeliest of the guess */
+} emoe_accuracy;
+/* How well MoE layer `index` has been predicted. Any thread. */
+EMOE_API emoe_status emoe_engine_accuracy(const emoe_engine *engine, uint32_t index, emoe_accuracy *accuracy,
+                                          emoe_error *err);
+
+/* How often a token uses each expert, all layers in turn: what the cache has learned, for the next run's
+ * emoe_engine_warm_start. Returns their number (0: the policy keeps none); when it exceeds cap nothing was written. */
+EMOE_API uint64_t emoe_engine_rates(const emoe_engine *engine, float *rates, uint64_t cap);
+/* Before the first decode call. Ignored when n is not the model's number of experts. */
+EMOE_API void emoe_engine_warm_start(emoe_engine *engine, const float *rates, uint64_t n);
+
+/* Records routing, residency, reads and stalls into a file (docs/trace.md) until called again; path NULL ends it.
+ * header: JSON, kept with the file. Between decode calls. A traced run is no benchmark. */
+EMOE_API emoe_status emoe_engine_trace(emoe_engine *engine, const char *path, const char *header, emoe_error *err);
 
 /* For tests: the n-th read from now (0 = the next) goes wrong once, or with n = UINT64_MAX no read does.
  * FAIL: EIO. SHORT: half the bytes arrive, the rest when asked again. TRUNCATE: the file ends early. DELAY: 50 ms. */
@@ -268,6 +316,29 @@ EMOE_API emoe_status emoe_sampler_open(const emoe_sampler_params *params, emoe_s
 EMOE_API void emoe_sampler_close(emoe_sampler *sampler);
 /* Picks a token from logits row i of the last decode call and remembers it. -1 when there is no such row. */
 EMOE_API int32_t emoe_sampler_sample(emoe_sampler *sampler, const emoe_engine *engine, uint32_t i);
+
+/* ------------------------------------------------------------------ replay */
+
+typedef struct emoe_replay_params {
+    uint32_t struct_size;
+    uint32_t n_layer;
+    const uint32_t *n_expert; /* [n_layer] */
+    uint32_t n_expert_used;
+    uint32_t policy;       /* EMOE_POLICY_*, or EMOE_REPLAY_BELADY: evict what is used again last */
+    uint32_t per_layer;    /* 1: each layer has n_slot / n_layer slots of its own */
+    uint32_t n_slot;       /* experts that fit, all taken to be of one size */
+    uint64_t n_visit;      /* in the order in which they were made */
+    const uint32_t *layer; /* [n_visit] */
+    const uint32_t *n_token; /* [n_visit] */
+    const uint32_t *n_use;   /* [n_visit] */
+    const uint32_t *expert;  /* [sum of n_use]: number in its layer */
+    const uint32_t *n_row;   /* [sum of n_use]: tokens routed to it */
+    const float *weight;     /* [sum of n_use]: its router weight */
+    uint64_t from;           /* visits before this one fill the cache and are not counted */
+} emoe_replay_params;
+#define EMOE_REPLAY_BELADY 100
+/* What a cache would have had of recorded routing. */
+EMOE_API emoe_status emoe_replay(const emoe_replay_params *params, uint64_t *n_use, uint64_t *n_miss, emoe_error *err);
 
 /* ------------------------------------------------------------------ measuring */
 

@@ -6,6 +6,7 @@
 #include "llama/log.h"
 #include "llama/measure.h"
 #include "llama/shell.h"
+#include "pipeline/replay.h"
 #include "speed.h"
 #include "text.h"
 
@@ -126,9 +127,10 @@ emoe_status emoe_model_get_info(const emoe_model *model, emoe_model_info *info, 
         i.identity = m.identity;
         for (ExpertLayer const &layer : m.layout.layers) {
             i.n_expert = std::max(i.n_expert, layer.n_expert);
-            i.slot_bytes += layer.slot_bytes * layer.n_expert;
         }
-        i.slot_min_bytes = slot_min_bytes(m.layout);
+        SlotClasses const classes = slot_classes(m.layout);
+        i.slot_bytes = classes.max_bytes();
+        i.slot_min_bytes = classes.min_bytes();
         copy_text(i.architecture, sizeof i.architecture, m.architecture);
         copy_text(i.name, sizeof i.name, m.name);
         *info = i;
@@ -148,7 +150,7 @@ emoe_status emoe_model_get_layer(const emoe_model *model, uint32_t index, emoe_l
         i.layer = layer.layer;
         i.n_expert = layer.n_expert;
         i.n_matrix = static_cast<uint32_t>(layer.matrices.size());
-        i.slot_bytes = layer.slot_bytes;
+        for (Place const &place : layer.places) i.slot_bytes = std::max(i.slot_bytes, place.slot_bytes);
         uint64_t bytes = 0;
         for (Slice const &s : layer.slices) bytes += s.bytes;
         i.expert_bytes = bytes / layer.n_expert;
@@ -211,7 +213,8 @@ emoe_status emoe_engine_open(const emoe_model *model, const char *shell_path, co
         check_pointer(out, "out");
         check_struct(params, "emoe_engine_params");
         check_context(params->context);
-        if (params->policy > EMOE_POLICY_LRU) fail(EMOE_ERR_ARGUMENT, "unknown eviction policy %u", params->policy);
+        if (params->policy >= k_n_policy) fail(EMOE_ERR_ARGUMENT, "unknown eviction policy %u", params->policy);
+        if (params->prefetch > EMOE_PREFETCH_ON) fail(EMOE_ERR_ARGUMENT, "unknown prefetch mode %u", params->prefetch);
         if (params->reader > EMOE_READER_URING) fail(EMOE_ERR_ARGUMENT, "unknown reader %u", params->reader);
         if (params->n_read_lane > 64) fail(EMOE_ERR_ARGUMENT, "%u reads at once: at most 64", params->n_read_lane);
         auto engine = std::make_unique<emoe_engine>();
@@ -265,6 +268,76 @@ emoe_status emoe_engine_get_stats(const emoe_engine *engine, emoe_stats *stats, 
 
 uint32_t emoe_engine_resident(const emoe_engine *engine, uint32_t index) {
     return engine ? engine->engine->streamer().resident(index) : 0;
+}
+
+uint32_t emoe_engine_experts(const emoe_engine *engine, uint32_t index, uint8_t *states, uint32_t cap) {
+    if (!engine) return 0;
+    std::vector<uint8_t> const found = engine->engine->streamer().expert_states(index);
+    if (states && found.size() <= cap) std::copy(found.begin(), found.end(), states);
+    return static_cast<uint32_t>(found.size());
+}
+
+emoe_status emoe_engine_accuracy(const emoe_engine *engine, uint32_t index, emoe_accuracy *accuracy, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(engine, "engine");
+        check_struct(accuracy, "emoe_accuracy");
+        static_assert(EMOE_MAX_DEPTH == k_max_depth, "one depth");
+        Accuracy const a = engine->engine->streamer().accuracy(index);
+        std::copy_n(a.n_used, k_max_depth, accuracy->n_used);
+        std::copy_n(a.n_found, k_max_depth, accuracy->n_found);
+    });
+}
+
+uint64_t emoe_engine_rates(const emoe_engine *engine, float *rates, uint64_t cap) {
+    if (!engine) return 0;
+    std::vector<float> const found = engine->engine->streamer().rates();
+    if (rates && found.size() <= cap) std::copy(found.begin(), found.end(), rates);
+    return found.size();
+}
+
+void emoe_engine_warm_start(emoe_engine *engine, const float *rates, uint64_t n) {
+    if (engine && rates) engine->engine->streamer().warm_start(std::vector<float>(rates, rates + n));
+}
+
+emoe_status emoe_engine_trace(emoe_engine *engine, const char *path, const char *header, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(engine, "engine");
+        engine->engine->streamer().trace_to(path ? std::make_unique<Trace>(path, header ? header : "{}") : nullptr);
+    });
+}
+
+emoe_status emoe_replay(const emoe_replay_params *params, uint64_t *n_use, uint64_t *n_miss, emoe_error *err) {
+    return guarded(err, [&] {
+        check_struct(params, "emoe_replay_params");
+        check_pointer(n_use, "n_use");
+        check_pointer(n_miss, "n_miss");
+        emoe_replay_params const &p = *params;
+        bool const belady = p.policy == EMOE_REPLAY_BELADY;
+        if (!belady && p.policy >= k_n_policy) fail(EMOE_ERR_ARGUMENT, "unknown eviction policy %u", p.policy);
+        if (p.n_layer == 0 || p.n_slot == 0) fail(EMOE_ERR_ARGUMENT, "no layers or no slots to replay with");
+        PolicyShape shape;
+        shape.n_expert_used = p.n_expert_used;
+        shape.first.push_back(0);
+        for (uint32_t l = 0; l < p.n_layer; l++) shape.first.push_back(shape.first.back() + p.n_expert[l]);
+        std::vector<RecordedVisit> visits(p.n_visit);
+        std::vector<Use> uses;
+        for (uint64_t v = 0; v < p.n_visit; v++) {
+            uint32_t const l = p.layer[v];
+            if (l >= p.n_layer) fail(EMOE_ERR_FORMAT, "visit %llu is of layer %u of %u", (unsigned long long)v, l, p.n_layer);
+            visits[v] = RecordedVisit{l, std::max(1u, p.n_token[v]), uses.size(), p.n_use[v]};
+            for (uint32_t i = 0; i < p.n_use[v]; i++) {
+                size_t const j = uses.size();
+                if (p.expert[j] >= p.n_expert[l])
+                    fail(EMOE_ERR_FORMAT, "visit %llu uses expert %u of %u", (unsigned long long)v, p.expert[j], p.n_expert[l]);
+                uses.push_back(Use{shape.first[l] + p.expert[j], p.n_row[j], p.weight[j]});
+            }
+        }
+        ReplayResult const r = belady ? replay_belady(shape, visits, uses, p.n_slot, p.from)
+                                      : replay(shape, visits, uses, static_cast<PolicyKind>(p.policy), p.n_slot,
+                                               p.per_layer != 0, p.from);
+        *n_use = r.n_use;
+        *n_miss = r.n_miss;
+    });
 }
 
 void emoe_engine_inject_fault(emoe_engine *engine, uint32_t kind, uint64_t n) {

@@ -14,8 +14,10 @@ namespace {
 // What a cancelled visit gives as its reason.
 constexpr const char *k_cancelled = "cancelled";
 
-Streamer::Params streamer_params(const emoe_engine_params &p) {
+Streamer::Params streamer_params(const ModelIndex &index, const emoe_engine_params &p) {
     Streamer::Params s;
+    s.n_embd = index.n_router_input;
+    s.prefetch = static_cast<PrefetchMode>(p.prefetch);
     s.cache_bytes = p.cache_bytes;
     s.policy = static_cast<PolicyKind>(p.policy);
     s.reader.kind = static_cast<ReaderKind>(p.reader);
@@ -28,7 +30,7 @@ Streamer::Params streamer_params(const emoe_engine_params &p) {
 } // namespace
 
 Engine::Engine(const ModelIndex &index, const std::string &shell_path, const emoe_engine_params &params)
-    : params_(params), streamer_(std::make_unique<Streamer>(index.layout, streamer_params(params))) {
+    : params_(params), streamer_(std::make_unique<Streamer>(index.layout, streamer_params(index, params))) {
     check_unchanged(index); // the streamer has opened the files by name, the index is from before
     load(index, shell_path);
 }
@@ -112,7 +114,7 @@ void Engine::decode(const int32_t *tokens, uint32_t n, bool want_all) {
     n_output_ = 0;
     uint64_t const extra = work_.extra_bytes(n);
     if (extra != 0) lend(extra);
-    streamer_->begin_batch();
+    streamer_->begin_batch(n);
     if (cancelled_.load()) streamer_->fail_visit(k_cancelled); // between the last call and this one's begin_batch
     uint64_t const t0 = now_ns();
     try {
@@ -233,6 +235,16 @@ void Engine::stats(emoe_stats *out) const {
     out->decode_bytes = work_.decode_bytes();
     out->prefill_bytes = work_.extra_bytes(work_.n_ubatch());
     out->n_streamed = s.n_streamed;
+    out->n_late = s.n_late;
+    out->n_prefetch = s.n_prefetch;
+    out->n_prefetch_used = s.n_prefetch_used;
+    out->prefetch_bytes = s.prefetch_bytes;
+    out->drive_ns = s.drive_ns;
+    out->prefetch_paused = s.prefetch_paused ? 1 : 0;
+    out->prefetch_depth = s.prefetch_depth;
+    out->prefetch_threshold = s.prefetch_threshold;
+    out->with_ns = static_cast<uint64_t>(s.with_ns);
+    out->without_ns = static_cast<uint64_t>(s.without_ns);
 }
 
 } // namespace emoe

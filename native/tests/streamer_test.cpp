@@ -5,6 +5,7 @@
 
 #include "check.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <random>
@@ -20,6 +21,18 @@ constexpr uint32_t k_n_expert = 8;
 constexpr uint32_t k_n_used = 2;
 constexpr uint32_t k_bytes[3] = {1000, 1000, 2300}; // odd sizes: slices begin anywhere
 constexpr uint32_t k_n_thread = 3;
+constexpr uint32_t k_n_embd = 16;
+
+// How the experts lie in the file.
+enum class Form {
+    split,      // matrix by matrix, as in an ordinary GGUF
+    contiguous, // expert by expert, their sizes mixed
+};
+Form g_form = Form::split;
+
+uint32_t bytes_of(uint32_t expert, uint32_t matrix) {
+    return g_form == Form::split ? k_bytes[matrix] : k_bytes[matrix] * (1 + 20 * (expert % 3));
+}
 
 char byte_of(uint32_t layer, uint32_t expert, uint32_t matrix, uint32_t i) {
     return static_cast<char>(layer * 101 + expert * 31 + matrix * 7 + i * 3);
@@ -41,15 +54,14 @@ struct TestModel {
             layer.first = layout.n_expert_total;
             layer.matrices.resize(3);
             layer.slices.resize(k_n_expert * 3);
-            for (uint32_t m = 0; m < 3; m++) {
-                layer.matrices[m].n_col = k_bytes[m];
-                layer.matrices[m].n_row = 1;
-                for (uint32_t e = 0; e < k_n_expert; e++) {
-                    Slice &s = layer.slices[e * 3 + m];
-                    s.offset = content.size();
-                    s.bytes = k_bytes[m];
-                    for (uint32_t i = 0; i < k_bytes[m]; i++) content += byte_of(l, e, m, i);
-                }
+            for (uint32_t i = 0; i < 3 * k_n_expert; i++) {
+                uint32_t const m = g_form == Form::split ? i / k_n_expert : i % 3;
+                uint32_t const e = g_form == Form::split ? i % k_n_expert : i / 3;
+                Slice &s = layer.slices[e * 3 + m];
+                s.offset = content.size();
+                s.bytes = bytes_of(e, m);
+                for (uint32_t j = 0; j < s.bytes; j++) content += byte_of(l, e, m, j);
+                if (g_form == Form::contiguous && m == 2) content.resize((content.size() + 4095) / 4096 * 4096);
             }
             layout.n_expert_total += k_n_expert;
             layout.layers.push_back(layer);
@@ -63,8 +75,8 @@ struct TestModel {
 // Checks the weights of every (expert, chunk) instead of multiplying; counts the rows that were computed.
 class CheckingWork final : public ProductWork {
 public:
-    CheckingWork(Streamer &s, uint32_t layer, uint32_t matrix, const std::vector<int32_t> &ids)
-        : streamer_(s), layer_(layer), matrix_(matrix), ids_(ids) {
+    CheckingWork(Streamer &s, uint32_t layer, uint32_t matrix, const std::vector<int32_t> &ids, const float *input)
+        : streamer_(s), layer_(layer), matrix_(matrix), ids_(ids), input_(input) {
         n_prepare = 5;
         n_chunk = 2;
     }
@@ -75,13 +87,15 @@ public:
         r.n_token = static_cast<uint32_t>(ids_.size()) / k_n_used;
         r.rank_stride = 4;
         r.token_stride = 4 * k_n_used;
+        if (r.n_token == 1) r.input = input_;
         return streamer_.begin_product(layer_, matrix_, r);
     }
     void prepare(uint32_t) override { n_prepared++; }
     void compute(uint32_t index, uint32_t chunk, uint32_t) override {
         VisitExpert const &e = streamer_.expert(index);
         const uint8_t *w = streamer_.weights(index);
-        for (uint32_t i = chunk * k_bytes[matrix_] / 2; i < (chunk + 1) * k_bytes[matrix_] / 2; i++)
+        uint32_t const bytes = bytes_of(e.expert, matrix_);
+        for (uint32_t i = chunk * bytes / 2; i < (chunk + 1) * bytes / 2; i++)
             if (static_cast<char>(w[i]) != byte_of(layer_, e.expert, matrix_, i)) n_wrong++;
         for (uint32_t r = 0; r < e.n_row; r++) {
             Row const row = streamer_.rows()[e.first_row + r];
@@ -95,21 +109,49 @@ private:
     Streamer &streamer_;
     uint32_t layer_, matrix_;
     const std::vector<int32_t> &ids_;
+    const float *input_;
 };
 
+// Routers of fixed pseudo-random rows, the same for every layer: what one layer chooses, the next does too.
+std::vector<float> router_rows() {
+    std::mt19937 random(99);
+    std::vector<float> rows(k_n_expert * k_n_embd);
+    for (float &x : rows) x = static_cast<float>(random() % 2001) / 1000.0f - 1.0f;
+    return rows;
+}
+
+// The two experts that a router chooses.
+void choose(const std::vector<float> &rows, const float *input, std::vector<int32_t> *ids) {
+    float score[k_n_expert] = {};
+    for (uint32_t e = 0; e < k_n_expert; e++)
+        for (uint32_t i = 0; i < k_n_embd; i++) score[e] += rows[e * k_n_embd + i] * input[i];
+    for (uint32_t k = 0; k < k_n_used; k++) {
+        auto const best = static_cast<int32_t>(std::max_element(score, score + k_n_expert) - score);
+        ids->push_back(best);
+        score[best] = -1e9f;
+    }
+}
+
+enum class Guesses { right, wrong }; // of the routers: right is what they choose, wrong is chance
+
 // One graph: all products of all layers, each met by all threads. False when the visit failed.
-bool compute_graph(Streamer &s, uint32_t n_token, std::mt19937 &random, bool expect_complete = true) {
-    s.begin_batch();
+bool compute_graph(Streamer &s, uint32_t n_token, std::mt19937 &random, bool expect_complete = true,
+                   Guesses guesses = Guesses::wrong) {
+    std::vector<float> const rows = router_rows();
+    s.begin_batch(n_token);
+    float input[k_n_embd];
+    for (float &x : input) x = static_cast<float>(random() % 2001) / 1000.0f - 1.0f;
     for (uint32_t l = 0; l < k_n_layer && !s.failed(); l++) {
         std::vector<int32_t> ids;
-        for (uint32_t t = 0; t < n_token; t++) {
+        if (guesses == Guesses::right) choose(rows, input, &ids);
+        for (uint32_t t = 0; t < n_token && guesses == Guesses::wrong; t++) {
             auto const a = static_cast<int32_t>(random() % k_n_expert);
             ids.push_back(a);
             ids.push_back((a + 1 + static_cast<int32_t>(random() % (k_n_expert - 1))) % k_n_expert);
         }
         for (uint32_t m = 0; m < 3 && !s.failed(); m++) {
             Product product(s);
-            CheckingWork work(s, l, m, ids);
+            CheckingWork work(s, l, m, ids, input);
             CHECK(product.arm());
             std::vector<std::thread> threads;
             for (uint32_t t = 0; t < k_n_thread; t++)
@@ -128,45 +170,95 @@ bool compute_graph(Streamer &s, uint32_t n_token, std::mt19937 &random, bool exp
 }
 
 ReaderKind g_kind = ReaderKind::threads;
+PrefetchMode g_prefetch = PrefetchMode::off;
 
 Streamer::Params params(uint64_t cache_bytes) {
     Streamer::Params p;
     p.cache_bytes = cache_bytes;
     p.reader.kind = g_kind;
     p.reader.n_lane = 2;
+    p.prefetch = g_prefetch;
+    p.n_embd = k_n_embd;
     return p;
+}
+
+void give_routers(Streamer &s) {
+    std::vector<float> const rows = router_rows();
+    for (uint32_t l = 0; l < k_n_layer; l++) s.set_router(l, rows.data(), nullptr);
+}
+
+// Of the largest class: what all classes together need at least for `n` experts.
+uint64_t bytes_for(uint32_t n) {
+    TestModel const model;
+    Layout layout = model.layout;
+    place_experts(&layout, 512);
+    SlotClasses const classes = slot_classes(layout);
+    return classes.classes.back().slot_bytes * n;
 }
 
 void weights_are_right_at_every_cache_size() {
     TestModel const model;
-    Streamer const probe(model.layout, params(1 << 20));
-    uint64_t const slot = probe.layout().layers[0].slot_bytes;
     for (uint32_t n_slot = 4; n_slot <= k_n_layer * k_n_expert; n_slot += 5) {
-        Streamer s(model.layout, params(slot * n_slot));
+        Streamer s(model.layout, params(bytes_for(n_slot)));
+        give_routers(s);
         std::mt19937 random(n_slot);
         for (uint32_t i = 0; i < 20; i++) CHECK(compute_graph(s, i % 5 == 4 ? 30 : 1, random));
         StreamerStats const st = s.stats();
-        CHECK_EQ(st.n_slot, n_slot);
         CHECK(st.n_miss > 0);
-        CHECK(st.n_hit > 0 || n_slot == 4); // four slots are less than one token's experts
-        CHECK((st.n_evict > 0) == (n_slot < k_n_layer * k_n_expert));
-        CHECK((st.n_streamed > 0) == (n_slot < k_n_expert)); // 30 tokens use all experts of a layer
+        if (g_form == Form::split) CHECK_EQ(st.n_slot, n_slot);
+        if (g_form == Form::split && g_prefetch == PrefetchMode::off) {
+            CHECK(st.n_hit > 0 || n_slot == 4); // four slots are less than one token's experts
+            CHECK((st.n_evict > 0) == (n_slot < k_n_layer * k_n_expert));
+            CHECK((st.n_streamed > 0) == (n_slot < k_n_expert)); // 30 tokens use all experts of a layer
+        }
+        if (g_prefetch == PrefetchMode::off) CHECK_EQ(st.n_prefetch, 0u);
+        if (g_prefetch == PrefetchMode::on && n_slot >= 9) CHECK(st.n_prefetch > 0);
     }
+}
+
+// Three layers that choose alike, and room for a third of the experts: what is read ahead is used.
+void right_guesses_are_read_ahead_and_used() {
+    TestModel const model;
+    Streamer::Params p = params(bytes_for(g_form == Form::split ? 12 : 5));
+    p.prefetch = PrefetchMode::on;
+    Streamer s(model.layout, p);
+    give_routers(s);
+    std::mt19937 random(11);
+    for (uint32_t i = 0; i < 200; i++) CHECK(compute_graph(s, 1, random, true, Guesses::right));
+    StreamerStats const st = s.stats();
+    CHECK(st.n_prefetch > 20);
+    CHECK(st.n_prefetch_used * 2 > st.n_prefetch);
+    Accuracy const a = s.accuracy(2);
+    CHECK(a.n_used[0] > 100);
+    CHECK(a.n_found[0] * 10 > a.n_used[0] * 8);
+    uint32_t n_used = 0;
+    for (uint8_t state : s.expert_states(1)) n_used += (state & k_state_used) != 0 ? 1 : 0;
+    CHECK_EQ(n_used, k_n_used);
+}
+
+void a_next_layer_is_read_ahead_of_a_batch() {
+    TestModel const model;
+    Streamer::Params p = params(bytes_for(g_form == Form::split ? 20 : 10));
+    p.prefetch = PrefetchMode::on;
+    Streamer s(model.layout, p);
+    std::mt19937 random(12);
+    for (uint32_t i = 0; i < 6; i++) CHECK(compute_graph(s, 60, random));
+    CHECK(s.stats().n_prefetch > 0);
+    CHECK(s.stats().n_prefetch_used > 0);
 }
 
 void each_byte_is_read_once_when_everything_fits() {
     TestModel const model;
-    Streamer s(model.layout, params(1 << 20));
+    Streamer s(model.layout, params(1 << 23));
     std::mt19937 random(1);
     for (uint32_t i = 0; i < 10; i++) CHECK(compute_graph(s, 40, random));
-    CHECK_EQ(s.stats().n_read, uint64_t{k_n_layer} * k_n_expert * 3);
+    CHECK_EQ(s.stats().n_read, uint64_t{k_n_layer} * k_n_expert * (g_form == Form::split ? 3 : 1));
     CHECK_EQ(s.stats().n_evict, 0u);
 }
 
 void a_streamed_visit_reads_each_expert_once() {
     TestModel const model;
-    Streamer const probe(model.layout, params(1 << 20));
-    Streamer s(model.layout, params(probe.layout().layers[0].slot_bytes * 4));
+    Streamer s(model.layout, params(bytes_for(4)));
     std::mt19937 random(2);
     CHECK(compute_graph(s, 60, random));
     CHECK_EQ(s.stats().n_read, uint64_t{k_n_layer} * k_n_expert * 3);
@@ -175,8 +267,8 @@ void a_streamed_visit_reads_each_expert_once() {
 
 void after_any_failed_read_the_next_graph_is_right(uint32_t kind, bool is_error, uint32_t n_token) {
     TestModel const model;
-    Streamer const probe(model.layout, params(1 << 20));
-    Streamer s(model.layout, params(probe.layout().layers[0].slot_bytes * 5));
+    Streamer s(model.layout, params(bytes_for(5)));
+    give_routers(s);
     std::mt19937 random(3);
     uint32_t n_failed = 0;
     for (uint64_t n = 0; n < 40; n++) {
@@ -194,7 +286,7 @@ void after_any_failed_read_the_next_graph_is_right(uint32_t kind, bool is_error,
 
 void cancelling_ends_a_graph_and_nothing_else() {
     TestModel const model;
-    Streamer::Params p = params(1 << 20);
+    Streamer::Params p = params(1 << 23);
     p.reader.bytes_per_s = 200000; // slow enough to be caught in the middle
     Streamer s(model.layout, p);
     std::mt19937 random(4);
@@ -210,8 +302,9 @@ void cancelling_ends_a_graph_and_nothing_else() {
 
 void budgets_change_while_computing() {
     TestModel const model;
-    Streamer s(model.layout, params(1 << 20));
-    uint64_t const slot = s.layout().layers[0].slot_bytes;
+    Streamer s(model.layout, params(1 << 23));
+    uint64_t const slot = bytes_for(1);
+    give_routers(s);
     std::atomic<bool> stop{false};
     std::thread other([&] {
         std::mt19937 random(5);
@@ -228,13 +321,14 @@ void budgets_change_while_computing() {
     other.join();
     CHECK(s.stats().n_evict > 0);
     s.set_cache_bytes(slot * 6);
-    CHECK_EQ(s.stats().n_slot, 6u);
-    CHECK(s.stats().n_slot_used <= 6u);
+    if (g_form == Form::split) CHECK_EQ(s.stats().n_slot, 6u);
+    CHECK(s.stats().cache_bytes <= slot * 6);
+    CHECK(s.stats().n_slot_used <= s.stats().n_slot);
 }
 
 void too_small_a_cache_is_refused() {
     TestModel const model;
-    Streamer s(model.layout, params(1 << 20));
+    Streamer s(model.layout, params(1 << 23));
     bool refused = false;
     try {
         s.set_cache_bytes(1000);
@@ -246,7 +340,7 @@ void too_small_a_cache_is_refused() {
 
 void the_same_weights_twice_in_a_graph_are_noticed() {
     TestModel const model;
-    Streamer s(model.layout, params(1 << 20));
+    Streamer s(model.layout, params(1 << 23));
     Product product(s);
     CHECK(product.arm());
     CHECK(!product.arm());
@@ -254,8 +348,12 @@ void the_same_weights_twice_in_a_graph_are_noticed() {
 
 void everything() {
     weights_are_right_at_every_cache_size();
-    each_byte_is_read_once_when_everything_fits();
-    a_streamed_visit_reads_each_expert_once();
+    right_guesses_are_read_ahead_and_used();
+    a_next_layer_is_read_ahead_of_a_batch();
+    if (g_prefetch == PrefetchMode::off) {
+        each_byte_is_read_once_when_everything_fits();
+        a_streamed_visit_reads_each_expert_once();
+    }
     for (uint32_t n_token : {1u, 30u}) {
         after_any_failed_read_the_next_graph_is_right(EMOE_FAULT_FAIL, true, n_token);
         after_any_failed_read_the_next_graph_is_right(EMOE_FAULT_TRUNCATE, true, n_token);
@@ -275,12 +373,20 @@ bool has_uring() {
 } // namespace
 
 int main() {
-    everything();
-    if (has_uring()) {
-        g_kind = ReaderKind::uring;
-        everything();
-    }
+    for (Form form : {Form::split, Form::contiguous})
+        for (PrefetchMode prefetch : {PrefetchMode::off, PrefetchMode::on, PrefetchMode::automatic}) {
+            g_form = form;
+            g_prefetch = prefetch;
+            g_kind = ReaderKind::threads;
+            everything();
+            if (has_uring()) {
+                g_kind = ReaderKind::uring;
+                everything();
+            }
+        }
+    g_form = Form::split;
     g_kind = ReaderKind::threads;
+    g_prefetch = PrefetchMode::on;
     cancelling_ends_a_graph_and_nothing_else();
     too_small_a_cache_is_refused();
     the_same_weights_twice_in_a_graph_are_noticed();

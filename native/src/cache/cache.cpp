@@ -3,9 +3,16 @@
 #include "base/error.h"
 
 #include <algorithm>
-#include <cassert>
+#include <cstring>
 
 namespace emoe {
+
+namespace {
+// Victims ranked at once: more than a visit needs as a rule.
+constexpr size_t k_rank = 64;
+// An expert expected within a few visits is worse to lose than any that is only likely.
+constexpr double k_expected = -1e9;
+} // namespace
 
 void require_cache_bytes(uint64_t bytes, uint64_t least) {
     if (bytes < least)
@@ -13,34 +20,37 @@ void require_cache_bytes(uint64_t bytes, uint64_t least) {
              static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(least));
 }
 
-ExpertCache::ExpertCache(std::vector<SlotClass> classes, std::vector<uint8_t> class_of,
-                         std::unique_ptr<EvictionPolicy> policy)
-    : class_of_(std::move(class_of)), slot_of_(class_of_.size(), -1), policy_(std::move(policy)) {
-    for (SlotClass const &spec : classes) {
+ExpertCache::ExpertCache(SlotClasses classes, std::unique_ptr<EvictionPolicy> policy)
+    : classes_spec_(std::move(classes)), slot_of_(classes_spec_.class_of.size()),
+      expected_by_(classes_spec_.class_of.size(), 0), policy_(std::move(policy)) {
+    for (SlotClass const &spec : classes_spec_.classes) {
         Class c;
         c.spec = spec;
-        c.arena = Arena(spec.slot_bytes * spec.n_expert);
-        c.slots.resize(spec.n_expert);
+        uint32_t const most = std::max(spec.n_expert, spec.n_min);
+        c.arena = Arena(spec.slot_bytes * most);
+        c.slots.resize(most);
         classes_.push_back(std::move(c));
     }
-}
-
-uint64_t ExpertCache::min_bytes() const {
-    uint64_t sum = 0;
-    for (Class const &c : classes_) sum += c.spec.slot_bytes * c.spec.n_min;
-    return sum;
-}
-
-uint64_t ExpertCache::max_bytes() const {
-    uint64_t sum = 0;
-    for (Class const &c : classes_) sum += c.spec.slot_bytes * c.spec.n_expert;
-    return sum;
 }
 
 uint64_t ExpertCache::bytes() const {
     uint64_t sum = 0;
     for (Class const &c : classes_) sum += c.spec.slot_bytes * c.limit;
     return sum;
+}
+
+void ExpertCache::set_limit(Class &c, uint32_t limit) {
+    for (uint32_t s = limit; s < c.limit; s++)
+        if (c.slots[s].expert != k_no_expert) {
+            forget(c.slots[s], SlotId{index_of(c), s});
+            n_evict_++;
+        }
+    c.arena.release(limit * c.spec.slot_bytes, c.arena.size());
+    c.limit = limit;
+    c.free.clear();
+    c.victims.clear();
+    for (uint32_t s = c.limit; s-- > 0;) // lowest slots first out: memory fills from the bottom
+        if (c.slots[s].expert == k_no_expert && !c.slots[s].pinned) c.free.push_back(s);
 }
 
 bool ExpertCache::set_bytes(uint64_t bytes) {
@@ -51,99 +61,207 @@ bool ExpertCache::set_bytes(uint64_t bytes) {
         most == least ? 1.0 : static_cast<double>(std::min(bytes, most) - least) / static_cast<double>(most - least);
     std::vector<uint32_t> limits;
     for (Class const &c : classes_) {
-        auto const more = static_cast<uint32_t>(share * (c.spec.n_expert - c.spec.n_min));
-        limits.push_back(c.spec.n_min + more);
+        uint32_t const n_most = static_cast<uint32_t>(c.slots.size());
+        limits.push_back(c.spec.n_min + static_cast<uint32_t>(share * (n_most - c.spec.n_min)));
     }
     for (size_t i = 0; i < classes_.size(); i++)
         for (uint32_t s = limits[i]; s < classes_[i].limit; s++)
             if (classes_[i].slots[s].pinned || classes_[i].slots[s].pending != 0) return false;
-    for (size_t i = 0; i < classes_.size(); i++) {
-        Class &c = classes_[i];
-        for (uint32_t s = limits[i]; s < c.limit; s++)
-            if (c.slots[s].expert != k_no_expert) {
-                forget(c.slots[s]);
-                n_evict_++;
-            }
-        c.arena.release(limits[i] * c.spec.slot_bytes, c.arena.size());
-        c.limit = limits[i];
-        c.free.clear();
-        for (uint32_t s = c.limit; s-- > 0;) // lowest slots first out: memory fills from the bottom
-            if (c.slots[s].expert == k_no_expert && !c.slots[s].pinned) c.free.push_back(s);
-    }
+    for (size_t i = 0; i < classes_.size(); i++) set_limit(classes_[i], limits[i]);
     return true;
 }
 
+// Classes compete by the badness of what they give up: where the given-up experts would have been needed sooner
+// (lower badness), a slot is worth more. The slot that goes is the last of its class; its expert moves to the place
+// of the class's worst.
+void ExpertCache::rebalance() {
+    if (classes_.size() < 2) return;
+    Class *poor = nullptr, *rich = nullptr;
+    for (Class &c : classes_) {
+        bool const full = c.free.empty() && c.limit > 0;
+        if (c.limit < c.spec.n_expert && c.given_up != 0 && (!poor || c.given_up < poor->given_up)) poor = &c;
+        double const worst = full ? c.given_up : 1e18; // what is empty is no loss
+        if (c.limit > c.spec.n_min && (!rich || worst > (rich->free.empty() ? rich->given_up : 1e18))) rich = &c;
+    }
+    if (!poor || !rich || poor == rich) return;
+    if (rich->free.empty() && rich->given_up < 1.25 * poor->given_up) return;
+    // As many slots of rich as one of poor takes.
+    uint64_t const need = poor->spec.slot_bytes;
+    auto const n = static_cast<uint32_t>((need + rich->spec.slot_bytes - 1) / rich->spec.slot_bytes);
+    if (rich->limit < rich->spec.n_min + n) return;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t const last = rich->limit - 1;
+        Slot &s = rich->slots[last];
+        if (s.pinned || s.pending != 0) return;
+        if (s.expert != k_no_expert) {
+            rank(*rich);
+            if (!rich->victims.empty() && rich->victims.back().slot != last) {
+                Slot &to = rich->slots[rich->victims.back().slot];
+                uint32_t const place = rich->victims.back().slot;
+                forget(to, SlotId{index_of(*rich), place});
+                n_evict_++;
+                memcpy(rich->arena.data() + place * rich->spec.slot_bytes,
+                       rich->arena.data() + last * rich->spec.slot_bytes, rich->spec.slot_bytes);
+                to = s;
+                slot_of_[to.expert].slot = place;
+                s = Slot{};
+            }
+        }
+        set_limit(*rich, last);
+    }
+    auto const more = std::max<uint64_t>(1, n * rich->spec.slot_bytes / need);
+    set_limit(*poor, std::min(static_cast<uint32_t>(poor->slots.size()), poor->limit + static_cast<uint32_t>(more)));
+}
+
 bool ExpertCache::find(ExpertIndex expert, SlotId *id) const {
-    if (slot_of_[expert] < 0) return false;
-    *id = SlotId{class_of_[expert], static_cast<uint32_t>(slot_of_[expert])};
+    if (slot_of_[expert].none()) return false;
+    *id = slot_of_[expert];
+    return true;
+}
+
+void ExpertCache::on_visit(uint32_t layer, uint32_t n_token, const Use *uses, size_t n_use) {
+    now_++;
+    policy_->on_visit(layer, n_token, uses, n_use);
+}
+
+void ExpertCache::expect(ExpertIndex expert, uint32_t n_visit) { expected_by_[expert] = now_ + n_visit; }
+
+double ExpertCache::badness(ExpertIndex expert) const {
+    if (expected_by_[expert] > now_) return k_expected + static_cast<double>(expected_by_[expert] - now_);
+    return policy_->badness(expert);
+}
+
+bool ExpertCache::fits(const uint32_t (&n)[k_max_class]) const {
+    uint64_t wanted = 0, available = 0; // of this class and larger
+    for (size_t c = classes_.size(); c-- > 0;) {
+        wanted += n[c];
+        if (n[c] != 0 || wanted != 0) {
+            available += classes_[c].free.size();
+            for (uint32_t s = 0; s < classes_[c].limit; s++) available += evictable(classes_[c].slots[s]) ? 1 : 0;
+            if (wanted > available) return false;
+        }
+    }
     return true;
 }
 
 uint32_t ExpertCache::n_available(uint32_t cls) const {
-    Class const &c = classes_[cls];
-    auto n = static_cast<uint32_t>(c.free.size());
-    for (uint32_t s = 0; s < c.limit; s++) n += evictable(c.slots[s]) ? 1 : 0;
-    return n;
+    size_t n = 0;
+    for (size_t c = cls; c < classes_.size(); c++) {
+        n += classes_[c].free.size();
+        for (uint32_t s = 0; s < classes_[c].limit; s++) n += evictable(classes_[c].slots[s]) ? 1 : 0;
+    }
+    return static_cast<uint32_t>(n);
 }
 
-void ExpertCache::take(uint32_t cls, uint32_t n, std::vector<SlotId> *taken) {
-    Class &c = classes_[cls];
-    if (n > c.free.size()) {
-        size_t const n_victim = n - c.free.size();
-        ranking_.clear();
-        for (uint32_t s = 0; s < c.limit; s++)
-            if (evictable(c.slots[s])) ranking_.emplace_back(policy_->badness(c.slots[s].expert, now_), s);
-        assert(ranking_.size() >= n_victim);
-        std::nth_element(ranking_.begin(), ranking_.begin() + static_cast<ptrdiff_t>(n_victim) - 1, ranking_.end(),
-                         [](auto const &a, auto const &b) { return a.first > b.first; });
-        for (size_t i = 0; i < n_victim; i++) {
-            forget(c.slots[ranking_[i].second]);
+void ExpertCache::rank(Class &c) {
+    c.victims_of = now_;
+    c.victims.clear();
+    for (uint32_t s = 0; s < c.limit; s++)
+        if (evictable(c.slots[s])) c.victims.push_back(Victim{badness(c.slots[s].expert), s, c.slots[s].expert});
+    auto const worse = [](Victim const &a, Victim const &b) { return a.badness > b.badness; };
+    if (c.victims.size() > k_rank) {
+        std::nth_element(c.victims.begin(), c.victims.begin() + k_rank, c.victims.end(), worse);
+        c.victims.resize(k_rank);
+    }
+    std::sort(c.victims.begin(), c.victims.end(), [](Victim const &a, Victim const &b) { return a.badness < b.badness; });
+}
+
+bool ExpertCache::evict(Class &c, uint32_t cls, bool gently, SlotId *id) {
+    for (int round = 0; round < 2; round++) {
+        if (round == 1 || c.victims_of != now_) rank(c);
+        while (!c.victims.empty()) {
+            Victim const v = c.victims.back();
+            c.victims.pop_back();
+            if (gently && expected_by_[v.expert] > now_) continue; // maybe since it was ranked
+            Slot &s = c.slots[v.slot];
+            if (s.expert != v.expert || !evictable(s)) continue; // since it was ranked
+            forget(s, SlotId{cls, v.slot});
             n_evict_++;
-            c.free.push_back(ranking_[i].second);
+            c.given_up += 0.05 * (std::max(0.0, v.badness) - c.given_up);
+            s.pinned = true;
+            *id = SlotId{cls, v.slot};
+            return true;
         }
     }
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t const s = c.free.back();
-        c.free.pop_back();
-        c.slots[s].pinned = true;
-        taken->push_back(SlotId{cls, s});
-    }
+    return false;
 }
 
-void ExpertCache::assign(SlotId id, ExpertIndex expert, uint32_t n_pending) {
+SlotId ExpertCache::take(uint32_t cls, bool gently) {
+    for (uint32_t k = cls; k < classes_.size(); k++) {
+        Class &c = classes_[k];
+        SlotId id;
+        if (!c.free.empty()) {
+            id = SlotId{k, c.free.back()};
+            c.free.pop_back();
+            slot(id).pinned = true;
+            return id;
+        }
+        if (evict(c, k, gently, &id)) return id;
+        if (gently) break;
+    }
+    return SlotId{};
+}
+
+void ExpertCache::assign(SlotId id, ExpertIndex expert) {
     Slot &s = slot(id);
+    bool const pinned = s.pinned;
+    s = Slot{};
+    s.pinned = pinned;
     s.expert = expert;
-    s.pending = static_cast<uint8_t>(n_pending);
-    s.ready = 0;
-    s.failed = false;
-    slot_of_[expert] = static_cast<int32_t>(id.slot);
+    slot_of_[expert] = id;
     n_used_++;
 }
 
-void ExpertCache::arrived(SlotId id, uint32_t matrix) {
+void ExpertCache::ask(SlotId id, uint32_t matrices) {
     Slot &s = slot(id);
-    s.pending--;
-    s.ready = static_cast<uint8_t>(s.ready | 1u << matrix);
+    s.asked = static_cast<uint8_t>(s.asked | matrices);
+    s.pending++;
 }
 
-void ExpertCache::set_failed(SlotId id, uint32_t) {
+void ExpertCache::arrived(SlotId id, uint32_t matrices) {
+    Slot &s = slot(id);
+    s.pending--;
+    s.ready = static_cast<uint8_t>(s.ready | matrices);
+    settle(id);
+}
+
+void ExpertCache::set_failed(SlotId id) {
     Slot &s = slot(id);
     s.pending--;
     s.failed = true;
+    detach(s, id);
+    settle(id);
+}
+
+void ExpertCache::abandon(SlotId id) {
+    slot(id).abandoned = true;
+    detach(slot(id), id);
+    settle(id);
 }
 
 void ExpertCache::unpin(SlotId id) {
-    Slot &s = slot(id);
-    s.pinned = false;
-    if (s.failed) forget(s);
-    if (s.expert == k_no_expert) classes_[id.cls].free.push_back(id.slot);
+    slot(id).pinned = false;
+    if (slot(id).expert == k_no_expert)
+        classes_[id.cls].free.push_back(id.slot);
+    else
+        settle(id);
 }
 
-void ExpertCache::forget(Slot &s) {
-    slot_of_[s.expert] = -1;
-    s.expert = k_no_expert;
-    s.ready = 0;
-    s.failed = false;
+void ExpertCache::settle(SlotId id) {
+    Slot &s = slot(id);
+    if (s.pinned || s.pending != 0 || s.expert == k_no_expert || (!s.failed && !s.abandoned)) return;
+    forget(s, id);
+    classes_[id.cls].free.push_back(id.slot);
+}
+
+// Nobody finds the expert here any more; reads may still be writing.
+void ExpertCache::detach(Slot const &s, SlotId id) {
+    if (s.expert != k_no_expert && slot_of_[s.expert] == id) slot_of_[s.expert] = SlotId{};
+}
+
+void ExpertCache::forget(Slot &s, SlotId id) {
+    detach(s, id);
+    s = Slot{};
     n_used_--;
 }
 

@@ -284,6 +284,12 @@ void add_layers(ModelIndex *index, const std::vector<TensorInfo> &tensors) {
 
 } // namespace
 
+bool parse_router_name(const std::string &name, uint32_t *block) {
+    int end = 0;
+    return sscanf(name.c_str(), "blk.%u.ffn_gate_inp.weight%n", block, &end) == 1 &&
+           end == static_cast<int>(name.size());
+}
+
 bool meta_text(const gguf_context *g, const char *key, std::string *text) {
     int64_t const id = gguf_find_key(g, key);
     if (id < 0) return false;
@@ -388,6 +394,16 @@ std::unique_ptr<ModelIndex> index_model(const std::string &path) {
         if (untied && t.name == "token_embd.weight") index->dense_token_bytes -= t.bytes;
 
     add_layers(index.get(), experts);
+    for (TensorInfo const &t : index->dense) {
+        uint32_t block = 0;
+        if (!parse_router_name(t.name, &block)) continue;
+        auto const n = static_cast<uint32_t>(t.ne[0]);
+        if (index->n_router_input != 0 && index->n_router_input != n) {
+            index->n_router_input = 0;
+            break;
+        }
+        index->n_router_input = n;
+    }
     layout.n_expert_used = static_cast<uint32_t>(index->number("expert_used_count", 0));
     if (layout.n_expert_used == 0)
         fail(EMOE_ERR_FORMAT, "`%s` does not say how many experts a token uses (key `%s.expert_used_count`)",
@@ -399,7 +415,7 @@ std::unique_ptr<ModelIndex> index_model(const std::string &path) {
         index->alignment = std::max(index->alignment, file.alignment());
         index->direct_io = index->direct_io && file.direct();
     }
-    place_regions(&layout, index->alignment);
+    place_experts(&layout, index->alignment);
     for (ExpertLayer const &layer : layout.layers) {
         uint64_t bytes_of_layer = 0;
         for (Slice const &s : layer.slices) bytes_of_layer += s.bytes;

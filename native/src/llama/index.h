@@ -32,7 +32,7 @@ struct ModelIndex {
     GgufPtr meta; // of the first file
     std::string architecture;
     std::string name;
-    Layout layout; // regions placed for the files' alignment
+    Layout layout; // experts placed for the files' alignment
     std::vector<TensorInfo> dense;
     std::vector<TensorInfo> experts; // as llama.cpp knows them: one tensor of all experts of a matrix
     uint64_t file_bytes = 0;
@@ -40,6 +40,7 @@ struct ModelIndex {
     uint64_t dense_token_bytes = 0;
     uint64_t expert_bytes = 0;
     uint64_t token_bytes = 0;
+    uint32_t n_router_input = 0; // length of a router's input, 0 when the layers differ or have none by the usual name
     uint64_t identity = 0;
     uint32_t alignment = 4096;
     bool direct_io = false;
@@ -53,6 +54,9 @@ std::unique_ptr<ModelIndex> index_model(const std::string &path);
 
 // Throws EMOE_ERR_IO when a file is no longer the one that was indexed (replaced, edited).
 void check_unchanged(const ModelIndex &index);
+
+// "blk.3.ffn_gate_inp.weight": the router of block 3.
+bool parse_router_name(const std::string &name, uint32_t *block);
 
 // Scalar metadata as text; false when absent or an array.
 bool meta_text(const gguf_context *meta, const char *key, std::string *text);

@@ -1,13 +1,16 @@
 #include "llama/interposer.h"
 
 #include "base/error.h"
+#include "llama/index.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
+#include <vector>
 
 namespace emoe {
 
-Interposer::Interposer(Streamer &streamer, DenseMover &dense) : dense_(dense) {
+Interposer::Interposer(Streamer &streamer, DenseMover &dense) : dense_(dense), streamer_(streamer) {
     // ggml_custom_4d packs function, threads and user data into op_params in a layout of its own: a node made by it
     // serves as the template.
     ggml_init_params params = {};
@@ -15,9 +18,11 @@ Interposer::Interposer(Streamer &streamer, DenseMover &dense) : dense_(dense) {
     params.no_alloc = true;
     ggml_context *ctx = ggml_init(params);
     Layout const &layout = streamer.layout();
-    for (uint32_t l = 0; l < layout.layers.size(); l++)
+    for (uint32_t l = 0; l < layout.layers.size(); l++) {
+        routers_.emplace(layout.layers[l].layer, Router{l, nullptr, nullptr});
         for (uint32_t m = 0; m < layout.layers[l].matrices.size(); m++) {
             auto site = std::make_unique<Site>(streamer, scratch_, l, m);
+            site->block = layout.layers[l].layer;
             ggml_tensor *source = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, 1);
             ggml_tensor *node =
                 ggml_custom_4d(ctx, GGML_TYPE_F32, 1, 1, 1, 1, &source, 1, compute, GGML_N_TASKS_MAX, site.get());
@@ -25,6 +30,7 @@ Interposer::Interposer(Streamer &streamer, DenseMover &dense) : dense_(dense) {
             sites_.emplace(layout.layers[l].matrices[m].name, std::move(site));
             ggml_reset(ctx);
         }
+    }
     ggml_free(ctx);
 }
 
@@ -50,6 +56,7 @@ void Interposer::release_work() {
 
 void Interposer::begin_graph() {
     compute_buffers_.clear();
+    for (auto &router : routers_) router.second.input = router.second.weights = nullptr;
     for (auto const &site : sites_) site.second->product.disarm();
 }
 
@@ -86,6 +93,9 @@ void Interposer::see(ggml_tensor *node) {
             if (!site->product.arm() && violation_.empty())
                 violation_ = std::string("`") + ggml_get_name(node->src[0]) + "` is used twice in one graph";
             site->work.dst = node;
+            Router const &router = routers_.at(site->block);
+            site->work.router_input = router.input;
+            site->work.router_weights = router.weights;
             node->op = GGML_OP_CUSTOM;
             memcpy(node->op_params, site->op_params, sizeof site->op_params);
             n_rewritten_++;
@@ -101,6 +111,53 @@ void Interposer::see(ggml_tensor *node) {
                          "` is used by " + ggml_op_desc(node) + ", not by the common mixture block";
         if (!source->view_src) dense_.visit(source);
     }
+    note_router(node);
+}
+
+// Prediction and traces want the router's input and its weights for the chosen experts. Where a graph names them
+// otherwise, nothing is predicted or traced of them; the output does not depend on it.
+void Interposer::note_router(const ggml_tensor *node) {
+    uint32_t block = 0;
+    int end = 0;
+    if (node->op == GGML_OP_MUL_MAT && parse_router_name(ggml_get_name(node->src[0]), &block)) {
+        auto const known = routers_.find(block);
+        if (known == routers_.end()) return;
+        known->second.input = node->src[1];
+        if (streamer_.wants_router(known->second.layer)) give_router(known->second.layer, node);
+    } else if (sscanf(ggml_get_name(node), "ffn_moe_weights%*[a-z_]-%u%n", &block, &end) == 1 ||
+               sscanf(ggml_get_name(node), "ffn_moe_weights-%u%n", &block, &end) == 1) {
+        auto const known = routers_.find(block);
+        if (known == routers_.end() || end == 0 || ggml_get_name(node)[end] != 0) return;
+        // The last of them that is no sum is what multiplies the experts' results.
+        if (!strstr(ggml_get_name(node), "_sum") && node->type == GGML_TYPE_F32 && ggml_is_contiguous(node))
+            known->second.weights = node;
+    }
+}
+
+void Interposer::give_router(uint32_t layer, const ggml_tensor *node) {
+    ggml_tensor const *weights = node->src[0];
+    ggml_to_float_t const to_float = ggml_get_type_traits(weights->type)->to_float;
+    auto const on_host = [](const ggml_tensor *t) { return t->data && (!t->buffer || ggml_backend_buffer_is_host(t->buffer)); };
+    if (!on_host(weights) || (weights->type != GGML_TYPE_F32 && !to_float)) return;
+    if (weights->ne[1] != streamer_.layout().layers[layer].n_expert) return;
+    auto const n = static_cast<size_t>(weights->ne[0]);
+    std::vector<float> rows(n * static_cast<size_t>(weights->ne[1]));
+    for (int64_t e = 0; e < weights->ne[1]; e++) {
+        auto const *row = static_cast<const char *>(weights->data) + static_cast<size_t>(e) * weights->nb[1];
+        if (weights->type == GGML_TYPE_F32)
+            memcpy(rows.data() + static_cast<size_t>(e) * n, row, n * sizeof(float));
+        else
+            to_float(row, rows.data() + static_cast<size_t>(e) * n, weights->ne[0]);
+    }
+    // The weight of the norm before it, when the graph shows one.
+    ggml_tensor const *input = node->src[1];
+    while (input && (input->op == GGML_OP_RESHAPE || input->op == GGML_OP_VIEW || input->op == GGML_OP_CONT))
+        input = input->src[0];
+    const float *norm = nullptr;
+    if (input && input->op == GGML_OP_MUL && input->src[1]->type == GGML_TYPE_F32 &&
+        input->src[1]->op == GGML_OP_NONE && ggml_nelements(input->src[1]) == weights->ne[0] && on_host(input->src[1]))
+        norm = static_cast<const float *>(input->src[1]->data);
+    streamer_.set_router(layer, rows.data(), norm);
 }
 
 } // namespace emoe

@@ -39,6 +39,7 @@ private:
     struct Site { // one streamed tensor: its product and the op_params that make a node call it
         Site(Streamer &streamer, KernelScratch &scratch, uint32_t layer, uint32_t matrix)
             : product(streamer), work(streamer, scratch, layer, matrix) {}
+        uint32_t block = 0;
         Product product;
         ExpertProduct work;
         char op_params[GGML_MAX_OP_PARAMS] = {};
@@ -47,11 +48,21 @@ private:
     void see(ggml_tensor *node);
     Site *site_of(const ggml_tensor *weights);
     void note_buffer(const ggml_tensor *node);
+    void note_router(const ggml_tensor *node);
+    void give_router(uint32_t layer, const ggml_tensor *node);
 
     DenseMover &dense_;
     KernelScratch scratch_;
     std::unordered_map<std::string, std::unique_ptr<Site>> sites_; // by tensor name
     std::unordered_map<const ggml_tensor *, Site *> known_;        // nullptr: not streamed
+    // By block: what its router multiplies and what it gives the chosen experts, in the graph under way.
+    struct Router {
+        uint32_t layer; // in the layout
+        const ggml_tensor *input;
+        const ggml_tensor *weights;
+    };
+    std::unordered_map<uint32_t, Router> routers_;
+    Streamer &streamer_;
     std::vector<ggml_backend_buffer_t> compute_buffers_;           // of the graph under way: valid until the next
     uint32_t n_rewritten_ = 0;
     std::string violation_;

@@ -65,6 +65,9 @@ public:
         : streamer_(streamer), scratch_(scratch), layer_(layer), matrix_(matrix) {}
 
     ggml_tensor *dst = nullptr; // set before Product::run by every thread alike: [n_row, n_rank, n_token] F32
+    // Of the layer, in this graph; nullptr when it shows none.
+    const ggml_tensor *router_input = nullptr;
+    const ggml_tensor *router_weights = nullptr;
 
     bool plan(uint32_t n_thread) override;
     void prepare(uint32_t item) override;

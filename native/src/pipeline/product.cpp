@@ -14,6 +14,7 @@ bool Product::arm() {
     next_prepare_.store(0, std::memory_order_relaxed);
     n_prepared_.store(0, std::memory_order_relaxed);
     next_ticket_.store(0, std::memory_order_relaxed);
+    n_computed_.store(0, std::memory_order_relaxed);
     return fresh;
 }
 
@@ -60,6 +61,7 @@ void Product::run(uint32_t thread, uint32_t n_thread, ProductWork &work) {
         auto const i = static_cast<uint32_t>(index);
         work.compute(i, t % work.n_chunk, thread);
         if (n_chunk_done_[i].fetch_add(1, std::memory_order_acq_rel) + 1 == work.n_chunk) streamer_.release(i);
+        if (n_computed_.fetch_add(1, std::memory_order_acq_rel) + 1 == n_ticket) streamer_.end_product();
     }
 }
 

@@ -48,6 +48,7 @@ private:
     std::atomic<uint32_t> next_prepare_{0};
     std::atomic<uint32_t> n_prepared_{0};
     std::atomic<uint32_t> next_ticket_{0};
+    std::atomic<uint32_t> n_computed_{0};             // tickets
     std::vector<std::atomic<uint32_t>> n_chunk_done_; // by expert index
     std::mutex mutex_;                                // guards the sleep in wait()
     std::condition_variable changed_;

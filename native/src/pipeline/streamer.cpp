@@ -4,18 +4,22 @@
 #include "base/error.h"
 
 #include <algorithm>
-#include <numeric>
 
 namespace emoe {
 
 namespace {
 
 // A read's tag: what to do with its completion.
-// Into the cache: class, slot, matrix. Passing through: k_streamed and the index in the visit.
+// Into the cache: class, slot, read ahead or not, matrices. Passing through: k_streamed and the index in the visit.
 constexpr uint64_t k_streamed = uint64_t{1} << 63;
-uint64_t slot_tag(SlotId id, uint32_t matrix) { return uint64_t{id.cls} << 40 | uint64_t{id.slot} << 8 | matrix; }
-SlotId tag_slot(uint64_t tag) { return SlotId{static_cast<uint32_t>(tag >> 40), static_cast<uint32_t>(tag >> 8)}; }
-uint32_t tag_matrix(uint64_t tag) { return static_cast<uint32_t>(tag & 0xff); }
+uint64_t slot_tag(SlotId id, uint32_t matrices, bool ahead) {
+    return uint64_t{id.cls} << 48 | uint64_t{id.slot} << 16 | uint64_t{ahead} << 8 | matrices;
+}
+SlotId tag_slot(uint64_t tag) {
+    return SlotId{static_cast<uint32_t>(tag >> 48), static_cast<uint32_t>(tag >> 16)};
+}
+bool tag_ahead(uint64_t tag) { return (tag >> 8 & 1) != 0; }
+uint32_t tag_matrices(uint64_t tag) { return static_cast<uint32_t>(tag & 0xff); }
 
 // Reads in passage at least, when a visit streams: two, so that one is read while the other is computed.
 constexpr uint32_t k_min_passage = 2;
@@ -24,33 +28,20 @@ constexpr uint32_t k_min_passage = 2;
 // core from the reader's threads.
 constexpr int k_spin = 400;
 
-void slot_classes(const Layout &layout, std::vector<SlotClass> *classes, std::vector<uint8_t> *class_of) {
-    class_of->resize(layout.n_expert_total);
-    for (ExpertLayer const &layer : layout.layers) {
-        size_t c = 0;
-        while (c < classes->size() && (*classes)[c].slot_bytes != layer.slot_bytes) c++;
-        if (c == 256) fail(EMOE_ERR_UNSUPPORTED, "experts of more than 256 different sizes");
-        if (c == classes->size()) classes->push_back(SlotClass{layer.slot_bytes, 0, 0});
-        SlotClass &cls = (*classes)[c];
-        cls.n_expert += layer.n_expert;
-        uint32_t const least = std::max(layout.n_expert_used, 2 * k_min_passage);
-        cls.n_min = std::max(cls.n_min, std::min(layer.n_expert, least));
-        std::fill_n(class_of->begin() + layer.first, layer.n_expert, static_cast<uint8_t>(c));
-    }
+// Visits between two looks at how the cache is divided among classes of slots.
+constexpr uint64_t k_rebalance = 64;
+
+uint32_t largest_layer(const Layout &layout) {
+    uint32_t most = 0;
+    for (ExpertLayer const &layer : layout.layers) most = std::max(most, layer.n_expert);
+    return most;
 }
 
 } // namespace
 
-uint64_t slot_min_bytes(const Layout &layout) {
-    std::vector<SlotClass> classes;
-    std::vector<uint8_t> class_of;
-    slot_classes(layout, &classes, &class_of);
-    uint64_t sum = 0;
-    for (SlotClass const &c : classes) sum += c.slot_bytes * c.n_min;
-    return sum;
-}
-
-Streamer::Streamer(Layout layout, const Params &params) : layout_(std::move(layout)) {
+Streamer::Streamer(Layout layout, const Params &params)
+    : layout_(std::move(layout)), n_lane_(params.reader.n_lane), states_(layout_.n_expert_total, 0),
+      governor_(params.prefetch), planned_(layout_.n_expert_total, 0), groups_(largest_layer(layout_)) {
     direct_io_ = true;
     alignment_ = 512;
     for (std::string const &path : layout_.paths) {
@@ -58,18 +49,15 @@ Streamer::Streamer(Layout layout, const Params &params) : layout_(std::move(layo
         alignment_ = std::max(alignment_, files_.back()->alignment());
         direct_io_ = direct_io_ && files_.back()->direct();
     }
-    place_regions(&layout_, alignment_);
-
-    std::vector<SlotClass> classes;
-    std::vector<uint8_t> class_of;
-    slot_classes(layout_, &classes, &class_of);
-    cache_ = std::make_unique<ExpertCache>(classes, class_of, make_policy(params.policy, layout_.n_expert_total));
-    min_bytes_ = cache_->min_bytes();
-    max_bytes_ = cache_->max_bytes();
+    place_experts(&layout_, alignment_);
+    layer_of_.resize(layout_.n_expert_total);
+    for (uint32_t l = 0; l < layout_.layers.size(); l++)
+        for (uint32_t e = 0; e < layout_.layers[l].n_expert; e++) layer_of_[layout_.layers[l].first + e] = l;
+    PolicyShape const shape = layout_.shape();
+    cache_ = std::make_unique<ExpertCache>(slot_classes(layout_), make_policy(params.policy, shape));
     cache_->set_bytes(params.cache_bytes);
-    uint32_t most = 0;
-    for (ExpertLayer const &layer : layout_.layers) most = std::max(most, layer.n_expert);
-    index_of_.assign(most, -1);
+    if (params.n_embd != 0 && params.prefetch != PrefetchMode::off)
+        predictor_ = std::make_unique<Predictor>(shape, params.n_embd);
     ReaderParams reader = params.reader;
     if (!direct_io_) reader.kind = ReaderKind::threads; // a buffered file's pages are dropped after each pread
     reader_ = make_reader(reader, faults_, *this);
@@ -77,16 +65,27 @@ Streamer::Streamer(Layout layout, const Params &params) : layout_(std::move(layo
 
 Streamer::~Streamer() = default;
 
-void Streamer::begin_batch() {
+// ---------------------------------------------------------------- control
+
+void Streamer::begin_batch(uint32_t n_token) {
     std::lock_guard<std::mutex> lock(mutex_);
     in_batch_ = true;
+    n_batch_token_ = n_token;
+    reads_ahead_ = governor_.reads_ahead(n_token);
     failure_.clear();
     failed_.store(false, std::memory_order_release);
     apply_budget();
+    batch_begin_ns_ = now_ns();
+    batch_drive_ns_ = drive_ns(batch_begin_ns_);
 }
 
 void Streamer::end_batch() {
     std::unique_lock<std::mutex> lock(mutex_);
+    uint64_t const now = now_ns();
+    if (n_batch_token_ == 1 && !failed_.load(std::memory_order_relaxed))
+        governor_.end_token(now - batch_begin_ns_, drive_ns(now) - batch_drive_ns_);
+    if (trace_) trace_->batch(n_batch_token_, batch_begin_ns_, now, reads_ahead_);
+    drop_plans();
     // After a failure reads may still be writing into slots; nothing may be given up under them.
     n_sleeping_++;
     changed_.wait(lock, [this] { return n_in_flight_ == 0 || !failed_.load(std::memory_order_relaxed); });
@@ -110,9 +109,13 @@ void Streamer::fail_visit(const std::string &why) {
 }
 
 void Streamer::set_cache_bytes(uint64_t bytes) {
-    require_cache_bytes(bytes, min_bytes_);
-    std::lock_guard<std::mutex> lock(mutex_);
+    require_cache_bytes(bytes, cache_->min_bytes());
+    std::unique_lock<std::mutex> lock(mutex_);
     wanted_bytes_ = bytes;
+    if (in_batch_) return;
+    n_sleeping_++; // for reads ahead that a batch has left under way
+    changed_.wait(lock, [this] { return n_in_flight_ == 0 || in_batch_; });
+    n_sleeping_--;
     if (!in_batch_) apply_budget();
 }
 
@@ -126,64 +129,155 @@ StreamerStats Streamer::stats() const {
     s.n_evict = cache_->n_evict();
     s.n_read = reader_->n_read();
     s.read_bytes = reader_->read_bytes();
+    s.drive_ns = drive_ns(now_ns());
     s.cache_bytes = cache_->bytes();
     s.n_slot = cache_->n_slot();
     s.n_slot_used = cache_->n_used();
     s.direct_io = direct_io_;
     s.reader = reader_->kind();
+    s.prefetch_paused = governor_.paused();
+    s.prefetch_threshold = governor_.threshold();
+    s.prefetch_depth = governor_.depth();
+    s.with_ns = governor_.with_ns();
+    s.without_ns = governor_.without_ns();
     return s;
 }
 
 uint32_t Streamer::resident(uint32_t layer) const {
-    if (layer >= layout_.layers.size()) return 0;
-    std::lock_guard<std::mutex> lock(mutex_);
-    ExpertLayer const &spec = layout_.layers[layer];
     uint32_t n = 0;
-    SlotId id;
-    for (uint32_t e = 0; e < spec.n_expert; e++) n += cache_->find(spec.first + e, &id) ? 1 : 0;
+    for (uint8_t s : expert_states(layer)) n += s & k_state_resident;
     return n;
 }
 
-// Collects the rows of each distinct expert: experts_ in order of first appearance, rows_ grouped.
-void Streamer::group(const ExpertLayer &spec, const Routing &routing) {
-    for (VisitExpert const &e : experts_) index_of_[e.expert] = -1;
-    experts_.clear();
-    for (uint32_t t = 0; t < routing.n_token; t++)
-        for (uint32_t k = 0; k < routing.n_rank; k++) {
-            auto const e = static_cast<uint32_t>(routing.at(t, k));
-            if (e >= spec.n_expert) continue; // a token that routes nowhere (masked rank)
-            if (index_of_[e] < 0) {
-                index_of_[e] = static_cast<int32_t>(experts_.size());
-                experts_.push_back(VisitExpert{e, 0, 0});
-            }
-            experts_[index_of_[e]].n_row++;
-        }
-    uint32_t first = 0;
-    for (VisitExpert &e : experts_) {
-        e.first_row = first;
-        first += e.n_row;
-        e.n_row = 0;
+std::vector<uint8_t> Streamer::expert_states(uint32_t layer) const {
+    if (layer >= layout_.layers.size()) return {};
+    std::lock_guard<std::mutex> lock(mutex_);
+    ExpertLayer const &spec = layout_.layers[layer];
+    std::vector<uint8_t> states(spec.n_expert);
+    SlotId id;
+    for (uint32_t e = 0; e < spec.n_expert; e++) {
+        states[e] = states_[spec.first + e];
+        if (cache_->find(spec.first + e, &id) && cache_->at(id).ready == spec.all_matrices())
+            states[e] |= k_state_resident;
     }
-    rows_.resize(first);
-    for (uint32_t t = 0; t < routing.n_token; t++)
-        for (uint32_t k = 0; k < routing.n_rank; k++) {
-            auto const id = static_cast<uint32_t>(routing.at(t, k));
-            if (id >= spec.n_expert) continue;
-            VisitExpert &e = experts_[index_of_[id]];
-            rows_[e.first_row + e.n_row++] = Row{t, k};
-        }
-    // Experts with many rows first, so that the threads that share them end together.
-    by_rows_.resize(experts_.size());
-    std::iota(by_rows_.begin(), by_rows_.end(), 0u);
-    if (routing.n_token > 1)
-        std::stable_sort(by_rows_.begin(), by_rows_.end(),
-                         [this](uint32_t a, uint32_t b) { return experts_[a].n_row > experts_[b].n_row; });
+    return states;
 }
+
+std::vector<float> Streamer::rates() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return cache_->policy().rates();
+}
+
+void Streamer::warm_start(const std::vector<float> &rates) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    cache_->policy().warm_start(rates);
+}
+
+void Streamer::trace_to(std::unique_ptr<Trace> trace) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    trace_.swap(trace);
+    asked_.clear();
+    if (trace) trace->close();
+}
+
+// ---------------------------------------------------------------- reads
+
+uint64_t Streamer::drive_ns(uint64_t now) const {
+    return stats_.drive_ns + (n_in_flight_ != 0 ? now - drive_since_ns_ : 0);
+}
+
+void Streamer::submit() {
+    if (requests_.empty()) return;
+    uint64_t const now = now_ns();
+    if (n_in_flight_ == 0) drive_since_ns_ = now;
+    n_in_flight_ += static_cast<uint32_t>(requests_.size());
+    if (trace_)
+        for (ReadRequest const &r : requests_) asked_[r.tag] = now;
+    reader_->submit(requests_.data(), requests_.size());
+    requests_.clear();
+}
+
+// Reads of the pieces of an expert that bring any of these matrices and have not been asked for.
+void Streamer::ask_pieces(SlotId id, ExpertIndex expert, uint32_t matrices, bool ahead) {
+    ExpertLayer const &layer = layout_.layers[layer_of_[expert]];
+    Place const &place = layer.places[expert - layer.first];
+    for (uint32_t i = 0; i < place.n_piece; i++) {
+        Piece const &piece = layer.pieces[place.first_piece + i];
+        if ((piece.matrices & matrices) == 0 || (piece.matrices & cache_->at(id).asked) != 0) continue;
+        cache_->ask(id, piece.matrices);
+        ReadRequest r;
+        r.file = files_[piece.file].get();
+        r.offset = piece.offset;
+        r.bytes = piece.bytes;
+        r.need = piece.need;
+        r.alignment = alignment_;
+        r.dst = cache_->data(id) + piece.slot_offset;
+        r.tag = slot_tag(id, piece.matrices, ahead);
+        requests_.push_back(r);
+        if (ahead) {
+            stats_.prefetch_bytes += piece.bytes;
+            return; // one at a time: what is needed meanwhile shall not wait long
+        }
+    }
+}
+
+void Streamer::on_read(uint64_t tag, const std::string &error) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    uint64_t const now = --n_in_flight_ == 0 || trace_ ? now_ns() : 0;
+    if (n_in_flight_ == 0) stats_.drive_ns += now - drive_since_ns_;
+    bool const passing = (tag & k_streamed) != 0;
+    SlotId const id = passing ? SlotId{} : tag_slot(tag);
+    bool const ahead = !passing && tag_ahead(tag);
+    if (trace_) trace_read(tag, now);
+    // A read ahead that went wrong is nobody's failure yet: whoever needs the expert reads it again.
+    bool const matters = !ahead || cache_->at(id).pinned;
+    if (!error.empty() && matters && in_batch_ && !failed_.load(std::memory_order_relaxed)) {
+        failure_ = error;
+        failed_.store(true, std::memory_order_release);
+    }
+    bool const on = error.empty() && !failed_.load(std::memory_order_relaxed);
+    if (passing) {
+        if (on) make_ready(static_cast<uint32_t>(tag & ~k_streamed));
+    } else if (!error.empty()) {
+        cache_->set_failed(id);
+    } else {
+        uint32_t const matrices = tag_matrices(tag);
+        bool const pinned = cache_->at(id).pinned;
+        cache_->arrived(id, matrices);
+        if (on && pinned && layer_ != UINT32_MAX && (matrices >> matrix_ & 1) != 0)
+            for (uint32_t i = 0; i < slots_.size(); i++) // at most a layer's experts; a read takes far longer
+                if (!streamed_[i] && slots_[i] == id) make_ready(i);
+    }
+    if (on) pump();
+    if (n_sleeping_ != 0) changed_.notify_all();
+}
+
+void Streamer::trace_read(uint64_t tag, uint64_t now) {
+    auto const asked = asked_.find(tag);
+    if (asked == asked_.end()) return;
+    if (tag & k_streamed) {
+        VisitExpert const &e = groups_.experts[tag & ~k_streamed];
+        trace_->read(spec_->first + e.expert, static_cast<uint8_t>(1u << matrix_), false,
+                     spec_->slice(e.expert, matrix_).bytes, asked->second, now);
+    } else {
+        ExpertIndex const expert = cache_->at(tag_slot(tag)).expert;
+        ExpertLayer const &layer = layout_.layers[layer_of_[expert]];
+        Place const &place = layer.places[expert - layer.first];
+        for (uint32_t i = 0; i < place.n_piece; i++) {
+            Piece const &piece = layer.pieces[place.first_piece + i];
+            if (piece.matrices == tag_matrices(tag))
+                trace_->read(expert, piece.matrices, tag_ahead(tag), piece.bytes, asked->second, now);
+        }
+    }
+    asked_.erase(asked);
+}
+
+// ---------------------------------------------------------------- the visit
 
 void Streamer::end_visit() {
     for (SlotId id : passage_) cache_->unpin(id);
     for (SlotId id : in_passage_)
-        if (id.slot != UINT32_MAX) cache_->unpin(id);
+        if (!id.none()) cache_->unpin(id);
     for (SlotId id : pinned_) cache_->unpin(id);
     passage_.clear();
     in_passage_.clear();
@@ -193,79 +287,98 @@ void Streamer::end_visit() {
     done_mask_ = 0;
 }
 
-void Streamer::add_read(SlotId id, uint32_t expert, uint32_t matrix, uint64_t tag) {
-    Slice const &s = spec_->slice(expert, matrix);
-    Span const span = aligned_span(s, alignment_);
-    ReadRequest r;
-    r.file = files_[s.file].get();
-    r.offset = span.offset;
-    r.bytes = span.bytes;
-    r.need = span.need;
-    r.alignment = alignment_;
-    r.dst = cache_->data(id) + spec_->matrices[matrix].slot_offset;
-    r.tag = tag;
-    requests_.push_back(r);
-    n_in_flight_++;
-}
-
 void Streamer::begin_visit(uint32_t layer, const Routing &routing) {
     end_visit();
+    governor_.at_layer(static_cast<uint32_t>(plans_.size()), n_in_flight_ == 0);
+    drop_plans();
     apply_budget();
     layer_ = layer;
     visit_++;
     spec_ = &layout_.layers[layer];
-    group(*spec_, routing);
-    cache_->tick();
+    groups_.group(routing, spec_->n_expert);
+    uses_.clear();
+    for (VisitExpert const &e : groups_.experts) uses_.push_back(Use{spec_->first + e.expert, e.n_row, e.weight});
+    cache_->on_visit(layer, routing.n_token, uses_.data(), uses_.size());
+    if (visit_ % k_rebalance == 0) cache_->rebalance();
+    look_up(routing.n_token);
+    settle_ahead(routing.n_token);
+    plan_ahead(routing);
+    pump();
+}
 
-    size_t const n = experts_.size();
+// Pins what is here or on its way, takes slots for the rest and asks for all that is missing.
+void Streamer::look_up(uint32_t n_token) {
+    size_t const n = groups_.experts.size();
+    uint32_t const all = spec_->all_matrices();
     slots_.assign(n, SlotId{});
     streamed_.assign(n, 0);
-    in_passage_.assign(n, SlotId{0, UINT32_MAX});
-    std::vector<uint32_t> missing;
-    uint32_t n_hit = 0;
+    in_passage_.assign(n, SlotId{});
+    missing_.clear();
+    std::fill_n(states_.begin() + spec_->first, spec_->n_expert, uint8_t{0});
+    if (trace_) trace_->visit(layer_, n_token, now_ns(), n);
+    uint32_t wanted[k_max_class] = {};
     for (uint32_t i = 0; i < n; i++) {
-        ExpertIndex const e = spec_->first + experts_[i].expert;
-        cache_->on_use(e);
-        if (cache_->find(e, &slots_[i])) {
+        ExpertIndex const e = spec_->first + groups_.experts[i].expert;
+        bool const found = cache_->find(e, &slots_[i]);
+        TraceState state = TraceState::miss;
+        if (found) {
+            ExpertCache::Slot const &s = cache_->at(slots_[i]);
+            if (s.asked == all) state = s.ready == all ? TraceState::hit : TraceState::late;
+            if (s.speculative) stats_.n_prefetch_used++;
+            states_[e] |= s.speculative ? k_state_prefetched : uint8_t{0};
+            cache_->set_speculative(slots_[i], false);
             cache_->pin(slots_[i]);
-            n_hit++;
         } else {
-            missing.push_back(i);
+            missing_.push_back(i);
+            wanted[cache_->class_of(e)]++;
         }
+        states_[e] |= k_state_used;
+        (state == TraceState::miss ? stats_.n_miss : stats_.n_hit)++;
+        if (state == TraceState::miss) states_[e] |= k_state_missed;
+        if (state == TraceState::late) stats_.n_late++;
+        if (trace_)
+            trace_->use(static_cast<uint16_t>(groups_.experts[i].expert), groups_.experts[i].n_row,
+                        groups_.experts[i].weight, state);
     }
-    stats_.n_hit += n_hit;
-    stats_.n_miss += missing.size();
-
-    uint32_t const cls = cache_->class_of(spec_->first);
-    uint32_t available = cache_->n_available(cls);
-    if (missing.size() > available) {
-        // Streams. Hits stay, unless they leave too little room for the others to pass.
-        for (uint32_t i = static_cast<uint32_t>(n); i-- > 0 && available < k_min_passage;) {
-            if (std::find(missing.begin(), missing.end(), i) != missing.end()) continue;
-            cache_->unpin(slots_[i]);
-            missing.push_back(i);
-            available++;
-        }
-        for (uint32_t i : missing) streamed_[i] = 1;
-        stats_.n_streamed += missing.size();
-        cache_->take(cls, std::min<uint32_t>(available, static_cast<uint32_t>(missing.size())), &passage_);
+    if (!cache_->fits(wanted)) {
+        stream_visit();
     } else {
-        std::vector<SlotId> taken;
-        cache_->take(cls, static_cast<uint32_t>(missing.size()), &taken);
-        auto const n_matrix = static_cast<uint32_t>(spec_->matrices.size());
-        for (size_t j = 0; j < missing.size(); j++) {
-            slots_[missing[j]] = taken[j];
-            cache_->assign(taken[j], spec_->first + experts_[missing[j]].expert, n_matrix);
+        // The largest first: what remains of their class is for the smaller ones.
+        std::stable_sort(missing_.begin(), missing_.end(), [this](uint32_t a, uint32_t b) {
+            return cache_->class_of(spec_->first + groups_.experts[a].expert) >
+                   cache_->class_of(spec_->first + groups_.experts[b].expert);
+        });
+        for (uint32_t i : missing_) {
+            ExpertIndex const e = spec_->first + groups_.experts[i].expert;
+            slots_[i] = cache_->take(cache_->class_of(e));
+            cache_->assign(slots_[i], e);
         }
-        // In the order of need: the first product's matrices of all experts, then the second's, then the third's.
-        requests_.clear();
-        for (uint32_t m = 0; m < n_matrix; m++)
-            for (size_t j = 0; j < missing.size(); j++)
-                add_read(taken[j], experts_[missing[j]].expert, m, slot_tag(taken[j], m));
-        reader_->submit(requests_.data(), requests_.size());
     }
+    // In the order of need: the first product's matrices of all experts, then the second's, then the third's.
+    for (uint32_t m = 0; m < spec_->matrices.size(); m++)
+        for (uint32_t i = 0; i < n; i++)
+            if (!streamed_[i]) ask_pieces(slots_[i], spec_->first + groups_.experts[i].expert, 1u << m, false);
+    submit();
     for (uint32_t i = 0; i < n; i++)
         if (!streamed_[i]) pinned_.push_back(slots_[i]);
+}
+
+// Hits stay, unless they leave too little room for the others to pass.
+void Streamer::stream_visit() {
+    uint32_t cls = 0;
+    for (uint32_t i : missing_) cls = std::max(cls, cache_->class_of(spec_->first + groups_.experts[i].expert));
+    uint32_t available = cache_->n_available(cls);
+    for (auto i = static_cast<uint32_t>(groups_.experts.size()); i-- > 0 && available < k_min_passage;) {
+        if (slots_[i].none() || slots_[i].cls < cls || cache_->at(slots_[i]).pending != 0) continue;
+        cache_->unpin(slots_[i]);
+        slots_[i] = SlotId{};
+        missing_.push_back(i);
+        available++;
+    }
+    for (uint32_t i : missing_) streamed_[i] = 1;
+    stats_.n_streamed += missing_.size();
+    for (uint32_t i = std::min<uint32_t>(available, static_cast<uint32_t>(missing_.size())); i-- > 0;)
+        passage_.push_back(cache_->take(cls));
 }
 
 bool Streamer::begin_product(uint32_t layer, uint32_t matrix, const Routing &routing) {
@@ -274,14 +387,15 @@ bool Streamer::begin_product(uint32_t layer, uint32_t matrix, const Routing &rou
     if (layer != layer_ || (done_mask_ >> matrix & 1) != 0) begin_visit(layer, routing);
     done_mask_ |= 1u << matrix;
     matrix_ = matrix;
-    weights_.assign(experts_.size(), nullptr);
-    ready_.assign(experts_.size(), 0); // full length at once: others read it while it is filled
+    if (trace_) product_begin_ns_ = now_ns();
+    weights_.assign(groups_.experts.size(), nullptr);
+    ready_.assign(groups_.experts.size(), 0); // full length at once: others read it while it is filled
     n_ready_.store(0, std::memory_order_relaxed);
     queue_.clear();
-    for (uint32_t i : by_rows_) {
+    for (uint32_t i : groups_.by_rows) {
         if (streamed_[i])
             queue_.push_back(i);
-        else if (cache_->is_ready(slots_[i], matrix))
+        else if ((cache_->at(slots_[i]).ready >> matrix & 1) != 0)
             make_ready(i);
     }
     std::reverse(queue_.begin(), queue_.end());
@@ -290,48 +404,35 @@ bool Streamer::begin_product(uint32_t layer, uint32_t matrix, const Routing &rou
 }
 
 void Streamer::issue_streamed() {
-    requests_.clear();
     while (!queue_.empty() && !passage_.empty()) {
         uint32_t const i = queue_.back();
         queue_.pop_back();
         in_passage_[i] = passage_.back();
         passage_.pop_back();
-        add_read(in_passage_[i], experts_[i].expert, matrix_, k_streamed | i);
+        Slice const &s = spec_->slice(groups_.experts[i].expert, matrix_);
+        Span const span = aligned_span(s, alignment_);
+        ReadRequest r;
+        r.file = files_[s.file].get();
+        r.offset = span.offset;
+        r.bytes = span.bytes;
+        r.need = span.need;
+        r.alignment = alignment_;
+        r.dst = cache_->data(in_passage_[i]);
+        r.tag = k_streamed | i;
+        requests_.push_back(r);
     }
-    reader_->submit(requests_.data(), requests_.size());
+    submit();
 }
 
 void Streamer::make_ready(uint32_t index) {
-    SlotId const id = streamed_[index] ? in_passage_[index] : slots_[index];
-    Slice const &s = spec_->slice(experts_[index].expert, matrix_);
-    weights_[index] = cache_->data(id) + spec_->matrices[matrix_].slot_offset + aligned_span(s, alignment_).skip;
+    uint32_t const expert = groups_.experts[index].expert;
+    weights_[index] =
+        streamed_[index]
+            ? cache_->data(in_passage_[index]) + aligned_span(spec_->slice(expert, matrix_), alignment_).skip
+            : cache_->data(slots_[index]) + spec_->places[expert].at[matrix_];
     uint32_t const position = n_ready_.load(std::memory_order_relaxed);
     ready_[position] = index;
     n_ready_.store(position + 1, std::memory_order_release);
-}
-
-void Streamer::on_read(uint64_t tag, const std::string &error) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    n_in_flight_--;
-    if (!error.empty() && !failed_.load(std::memory_order_relaxed)) {
-        failure_ = error;
-        failed_.store(true, std::memory_order_release);
-    }
-    if (tag & k_streamed) {
-        if (error.empty() && !failed_.load(std::memory_order_relaxed))
-            make_ready(static_cast<uint32_t>(tag & ~k_streamed));
-    } else {
-        SlotId const id = tag_slot(tag);
-        uint32_t const m = tag_matrix(tag);
-        if (error.empty())
-            cache_->arrived(id, m);
-        else
-            cache_->set_failed(id, m);
-        if (error.empty() && m == matrix_ && layer_ != UINT32_MAX && !failed_.load(std::memory_order_relaxed))
-            for (uint32_t i = 0; i < experts_.size(); i++) // at most a layer's experts; a read takes far longer
-                if (!streamed_[i] && slots_[i].cls == id.cls && slots_[i].slot == id.slot) make_ready(i);
-    }
-    if (n_sleeping_ != 0) changed_.notify_all();
 }
 
 int32_t Streamer::wait_ready(uint32_t position) {
@@ -347,7 +448,9 @@ int32_t Streamer::wait_ready(uint32_t position) {
         return n_ready_.load(std::memory_order_relaxed) > position || failed_.load(std::memory_order_relaxed);
     });
     n_sleeping_--;
-    stats_.stall_ns += now_ns() - begin;
+    uint64_t const end = now_ns();
+    stats_.stall_ns += end - begin;
+    if (trace_) trace_->stall(layer_, matrix_, begin, end);
     if (n_ready_.load(std::memory_order_relaxed) <= position) return -1;
     return static_cast<int32_t>(ready_[position]);
 }
@@ -356,8 +459,13 @@ void Streamer::release(uint32_t index) {
     if (!streamed_[index]) return;
     std::lock_guard<std::mutex> lock(mutex_);
     passage_.push_back(in_passage_[index]);
-    in_passage_[index] = SlotId{0, UINT32_MAX};
+    in_passage_[index] = SlotId{};
     if (!failed_.load(std::memory_order_relaxed)) issue_streamed();
+}
+
+void Streamer::end_product() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (trace_) trace_->product(layer_, matrix_, product_begin_ns_, now_ns());
 }
 
 } // namespace emoe

@@ -5,72 +5,70 @@
 // and issues all their reads at once, in the order in which the products need them; the experts stay pinned until
 // the next visit begins. Experts become *ready* for a product in the order: those here already, then arrivals.
 //
+// Behind the reads that somebody needs now go those that somebody will probably need soon (prefetch): one small queue,
+// planned at each visit for the next layers, from which a read starts only when no needed read waits. What is planned
+// and not begun is dropped when its layer comes. Streamer says when; Predictor and Governor say what and how much.
+//
 // When a batch routes to more experts than the cache has slots (a long prefill on a small budget), the visit
 // *streams*: hits stay, the others pass one matrix at a time through the remaining slots, each byte still read once.
 #pragma once
 
 #include "cache/cache.h"
 #include "io/reader.h"
+#include "pipeline/governor.h"
 #include "pipeline/layout.h"
+#include "pipeline/predictor.h"
+#include "pipeline/routing.h"
+#include "pipeline/trace.h"
 
 #include <atomic>
 #include <condition_variable>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 namespace emoe {
-
-// The routing of a batch: expert of token t in rank k is ids[t * token_stride + k * rank_stride] (strides in bytes).
-struct Routing {
-    const uint8_t *ids = nullptr; // int32_t values
-    uint32_t n_token = 0;
-    uint32_t n_rank = 0; // top-k
-    uint64_t token_stride = 0;
-    uint64_t rank_stride = 0;
-    int32_t at(uint32_t token, uint32_t rank) const {
-        return *reinterpret_cast<const int32_t *>(ids + token * token_stride + rank * rank_stride);
-    }
-};
-
-struct Row { // one (token, rank) pair
-    uint32_t token;
-    uint32_t rank;
-};
-
-// An expert of the visit and the rows routed to it: rows()[first_row .. first_row + n_row).
-struct VisitExpert {
-    uint32_t expert;
-    uint32_t first_row;
-    uint32_t n_row;
-};
-
-// Bytes of the smallest cache with which every layer can be computed.
-uint64_t slot_min_bytes(const Layout &layout);
 
 struct StreamerStats {
     uint64_t n_hit = 0;
     uint64_t n_miss = 0;
     uint64_t n_streamed = 0;
+    uint64_t n_late = 0; // hits that were still on their way
     uint64_t n_evict = 0;
     uint64_t n_read = 0;
     uint64_t read_bytes = 0;
-    uint64_t stall_ns = 0; // summed over threads
+    uint64_t prefetch_bytes = 0;   // of read_bytes: read ahead
+    uint64_t n_prefetch = 0;       // experts read ahead, whole or in part
+    uint64_t n_prefetch_used = 0;  // of them used before they were given up
+    uint64_t stall_ns = 0;         // summed over threads
+    uint64_t drive_ns = 0;         // time with a read under way
     uint64_t cache_bytes = 0;
     uint32_t n_slot = 0;
     uint32_t n_slot_used = 0;
     bool direct_io = false;
     ReaderKind reader = ReaderKind::threads;
+    bool prefetch_paused = false;
+    float prefetch_threshold = 0;
+    uint32_t prefetch_depth = 0;
+    double with_ns = 0, without_ns = 0; // mean token, with and without reading ahead
 };
+
+// Bits of Streamer::expert_states.
+constexpr uint8_t k_state_resident = EMOE_EXPERT_RESIDENT, k_state_used = EMOE_EXPERT_USED,
+                  k_state_missed = EMOE_EXPERT_MISSED, k_state_prefetched = EMOE_EXPERT_PREFETCHED;
 
 class Streamer final : public ReadSink {
 public:
     struct Params {
         uint64_t cache_bytes = 0;
-        PolicyKind policy = PolicyKind::lfru;
+        PolicyKind policy = PolicyKind::next_use;
+        PrefetchMode prefetch = PrefetchMode::automatic;
         ReaderParams reader;
         bool buffered = false; // do not try O_DIRECT
+        uint32_t n_embd = 0;   // length of router inputs; 0: nothing can be predicted
     };
     Streamer(Layout layout, const Params &params);
     ~Streamer() override;
@@ -80,29 +78,39 @@ public:
     // False when the visit cannot go on; failure() says why.
     bool begin_product(uint32_t layer, uint32_t matrix, const Routing &routing);
     uint64_t visit() const { return visit_; } // number of the visit under way
-    uint32_t n_expert() const { return static_cast<uint32_t>(experts_.size()); }
-    const std::vector<Row> &rows() const { return rows_; }
+    uint32_t n_expert() const { return static_cast<uint32_t>(groups_.experts.size()); }
+    const std::vector<Row> &rows() const { return groups_.rows; }
     // Waits until `position` experts + 1 are ready. Returns which (index into experts), or -1 after a failure.
     int32_t wait_ready(uint32_t position);
-    VisitExpert const &expert(uint32_t index) const { return experts_[index]; }
+    VisitExpert const &expert(uint32_t index) const { return groups_.experts[index]; }
     const uint8_t *weights(uint32_t index) const { return weights_[index]; }
-    Slice const &slice(uint32_t index) const { return spec_->slice(experts_[index].expert, matrix_); }
+    Slice const &slice(uint32_t index) const { return spec_->slice(groups_.experts[index].expert, matrix_); }
     // Every row of the expert at this index has been computed: its place may be used again.
     void release(uint32_t index);
+    void end_product(); // by the last thread; for the trace
 
     // --- the control side ----------------------------------------------------------------------------------------
     // Brackets a decode call. end_batch unpins everything, and after a failure waits for the reads under way.
-    void begin_batch();
+    void begin_batch(uint32_t n_token = 1);
     void end_batch();
     bool failed() const { return failed_.load(std::memory_order_acquire); }
     std::string failure() const;
     void fail_visit(const std::string &why); // any thread: cancels the visit, wakes the waiting
 
     void set_cache_bytes(uint64_t bytes); // any thread
-    StreamerStats stats() const;          // any thread
+    StreamerStats stats() const; // any thread
     uint32_t resident(uint32_t layer) const;
-    uint64_t min_bytes() const { return min_bytes_; }
-    uint64_t max_bytes() const { return max_bytes_; }
+    // One byte for each expert of a layer: EMOE_EXPERT_* bits. Any thread.
+    std::vector<uint8_t> expert_states(uint32_t layer) const;
+    Accuracy accuracy(uint32_t layer) const;     // any thread
+    std::vector<float> rates() const;            // any thread
+    void warm_start(const std::vector<float> &); // before the first batch
+    void trace_to(std::unique_ptr<Trace> trace); // between batches; nullptr ends the trace
+    // The router of a layer: see Predictor::set_router. Before the first batch or between batches.
+    void set_router(uint32_t layer, const float *rows, const float *norm);
+    bool wants_router(uint32_t layer) const;
+    uint64_t min_bytes() const { return cache_->min_bytes(); }
+    uint64_t max_bytes() const { return cache_->max_bytes(); }
     Layout const &layout() const { return layout_; }
     FaultPlan &faults() { return faults_; }
 
@@ -110,43 +118,71 @@ public:
 
 private:
     void begin_visit(uint32_t layer, const Routing &routing);
+    void look_up(uint32_t n_token);
     void end_visit();
-    void group(const ExpertLayer &spec, const Routing &routing);
-    void add_read(SlotId id, uint32_t expert, uint32_t matrix, uint64_t tag);
+    void stream_visit();
     void issue_streamed();
     void make_ready(uint32_t index);
+    void ask_pieces(SlotId id, ExpertIndex expert, uint32_t matrices, bool ahead);
+    void submit(); // requests_
+    uint64_t drive_ns(uint64_t now) const;
+    void trace_read(uint64_t tag, uint64_t now);
     void apply_budget();
+    // ahead.cpp
+    void settle_ahead(uint32_t n_token);
+    void plan_ahead(const Routing &routing);
+    void plan_layer(uint32_t layer, uint32_t d, const float *p);
+    void plan_batch(uint32_t layer, uint32_t n_token);
+    void plan_wishes(uint32_t region);
+    void drop_plans();
+    void pump(); // starts planned reads while nothing else waits
 
     Layout layout_;
-    uint64_t min_bytes_ = 0;
-    uint64_t max_bytes_ = 0;
     uint32_t alignment_ = 4096;
     bool direct_io_ = false;
+    uint32_t n_lane_ = 4;
     std::vector<std::unique_ptr<File>> files_;
+    std::vector<uint32_t> layer_of_; // by ExpertIndex
     FaultPlan faults_;
+    std::vector<uint8_t> states_; // by ExpertIndex: bits of the last visit of its layer
 
-    mutable std::mutex mutex_; // guards everything below but the atomics; experts_, rows_, weights_ are also read
-                               // without it by the threads of a product, which begin_product precedes
+    mutable std::mutex mutex_; // guards everything below but the atomics; groups_, weights_ are also read without it
+                               // by the threads of a product, which begin_product precedes
     std::condition_variable changed_;
     std::unique_ptr<ExpertCache> cache_;
+    std::unique_ptr<Predictor> predictor_; // nullptr: nothing can be predicted
+    Governor governor_;
+    std::unique_ptr<Trace> trace_;
     StreamerStats stats_;
     uint64_t wanted_bytes_ = 0; // by set_cache_bytes, not yet in force; 0 when none
     bool in_batch_ = false;
+    bool reads_ahead_ = false; // this batch
+    uint32_t n_batch_token_ = 0;
+    uint64_t batch_begin_ns_ = 0, batch_drive_ns_ = 0;
     std::string failure_;
     std::atomic<bool> failed_{false};
-    uint32_t n_in_flight_ = 0;
+    uint32_t n_in_flight_ = 0; // given to the reader
+    uint64_t drive_since_ns_ = 0;
     uint32_t n_sleeping_ = 0;
+
+    // Reading ahead.
+    std::deque<ExpertIndex> plans_;                     // to be read, the most wanted first
+    std::vector<uint8_t> planned_;                      // by ExpertIndex
+    std::vector<ExpertIndex> ahead_;                    // read ahead, their layer not yet come
+    std::vector<std::pair<float, ExpertIndex>> wishes_; // scratch
+    std::vector<float> habit_;                          // scratch
+    std::unordered_map<uint64_t, uint64_t> asked_;      // tag to time, while tracing
 
     // The visit.
     const ExpertLayer *spec_ = nullptr;
     uint32_t layer_ = UINT32_MAX;
     uint64_t visit_ = 0;
     uint32_t matrix_ = 0;
+    uint64_t product_begin_ns_ = 0;
     uint32_t done_mask_ = 0; // matrices that have been multiplied by in this visit
-    std::vector<Row> rows_;
-    std::vector<VisitExpert> experts_;
-    std::vector<uint32_t> by_rows_; // indices, those with most rows first
-    std::vector<int32_t> index_of_; // by expert of the layer: index into experts_, -1
+    RoutingGroups groups_;
+    std::vector<Use> uses_;         // scratch
+    std::vector<uint32_t> missing_; // indices without a slot
     std::vector<SlotId> slots_;     // by index; valid where !streamed_
     std::vector<uint8_t> streamed_; // by index: passes through
     std::vector<SlotId> pinned_;    // slots pinned by the visit

@@ -1,0 +1,151 @@
+// Reading ahead: what Streamer plans for the next layers at each visit, and when a planned read may begin.
+#include "pipeline/streamer.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace emoe {
+
+namespace {
+
+// Of the slots, at most this part holds experts that were read ahead and not yet used: guesses shall not displace
+// what has proved useful.
+constexpr uint32_t k_region_decode = 4, k_region_batch = 2;
+// An expert in the cache that will be used with this probability by one of the next layers is given up last.
+constexpr float k_expect = 0.3f;
+// In a batch, an expert that some token will use with this probability is read ahead.
+constexpr double k_batch_probability = 0.9;
+// Bytes read ahead at once at most, or two reads: enough to keep a drive at work, little to wait for.
+constexpr uint64_t k_ahead_bytes = 1 << 20;
+
+} // namespace
+
+bool Streamer::wants_router(uint32_t layer) const { return predictor_ && !predictor_->has_router(layer); }
+
+void Streamer::set_router(uint32_t layer, const float *rows, const float *norm) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (predictor_) predictor_->set_router(layer, rows, norm);
+}
+
+Accuracy Streamer::accuracy(uint32_t layer) const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return predictor_ && layer < layout_.layers.size() ? predictor_->accuracy(layer) : Accuracy{};
+}
+
+void Streamer::drop_plans() {
+    for (ExpertIndex e : plans_) planned_[e] = 0;
+    plans_.clear();
+}
+
+// The visit's layer has come: guesses for it were right or wrong. Wrong ones that are complete stay like any other
+// expert, under the policy; what is half read is freed.
+void Streamer::settle_ahead(uint32_t n_token) {
+    if (predictor_ && n_token == 1) predictor_->learn(layer_, uses_.data(), uses_.size());
+    auto const mine = [this](ExpertIndex e) {
+        if (layer_of_[e] != layer_) return false;
+        SlotId id;
+        if (!cache_->find(e, &id) || !cache_->at(id).speculative) return true;
+        cache_->set_speculative(id, false);
+        states_[e] |= k_state_prefetched;
+        if (cache_->at(id).ready != spec_->all_matrices()) cache_->abandon(id);
+        return true;
+    };
+    ahead_.erase(std::remove_if(ahead_.begin(), ahead_.end(), mine), ahead_.end());
+}
+
+void Streamer::plan_ahead(const Routing &routing) {
+    // A smaller cache is waited for: slots that are being filled would hold it up.
+    if (!reads_ahead_ || wanted_bytes_ != 0 || !passage_.empty()) return;
+    auto const n_layer = static_cast<uint32_t>(layout_.layers.size());
+    if (routing.n_token > 1) {
+        if (layer_ + 1 < n_layer) plan_batch(layer_ + 1, routing.n_token);
+        return;
+    }
+    uint32_t const depth = governor_.depth();
+    if (predictor_ && predictor_->has_router(layer_) && routing.input) predictor_->set_input(layer_, routing.input);
+    for (uint32_t d = 1; d <= depth; d++) {
+        if (layer_ + d < n_layer) {
+            if (const float *p = predictor_ && routing.input ? predictor_->guess(layer_, d) : nullptr)
+                plan_layer(layer_ + d, d, p);
+        } else if (layer_ + d - n_layer < n_layer) {
+            // The next token's first layers: only habit tells.
+            ExpertLayer const &next = layout_.layers[layer_ + d - n_layer];
+            habit_.resize(next.n_expert);
+            for (uint32_t e = 0; e < next.n_expert; e++)
+                habit_[e] = static_cast<float>(cache_->policy().probability(next.first + e));
+            plan_layer(layer_ + d - n_layer, d, habit_.data());
+        }
+    }
+}
+
+// p: probability of use, by expert of the layer, which comes in d visits.
+void Streamer::plan_layer(uint32_t layer, uint32_t d, const float *p) {
+    ExpertLayer const &spec = layout_.layers[layer];
+    float const threshold = governor_.threshold();
+    wishes_.clear();
+    SlotId id;
+    for (uint32_t e = 0; e < spec.n_expert; e++) {
+        if (p[e] < std::min(k_expect, threshold)) continue;
+        ExpertIndex const expert = spec.first + e;
+        if (p[e] >= k_expect) cache_->expect(expert, d + 1);
+        if (p[e] >= threshold && !(cache_->find(expert, &id) && cache_->at(id).asked == spec.all_matrices()))
+            wishes_.emplace_back(p[e], expert);
+    }
+    plan_wishes(cache_->n_slot() / k_region_decode);
+}
+
+void Streamer::plan_batch(uint32_t layer, uint32_t n_token) {
+    ExpertLayer const &spec = layout_.layers[layer];
+    wishes_.clear();
+    SlotId id;
+    for (uint32_t e = 0; e < spec.n_expert; e++) {
+        double const rate = cache_->policy().probability(spec.first + e);
+        double const p = 1 - std::pow(1 - std::min(1.0, rate), n_token);
+        if (p < k_batch_probability) continue;
+        cache_->expect(spec.first + e, 2);
+        if (!(cache_->find(spec.first + e, &id) && cache_->at(id).asked == spec.all_matrices()))
+            wishes_.emplace_back(static_cast<float>(rate), spec.first + e);
+    }
+    plan_wishes(cache_->n_slot() / k_region_batch);
+}
+
+void Streamer::plan_wishes(uint32_t region) {
+    std::sort(wishes_.begin(), wishes_.end(), [](auto const &a, auto const &b) { return a.first > b.first; });
+    for (auto const &wish : wishes_) {
+        if (plans_.size() + ahead_.size() >= region) return;
+        if (planned_[wish.second]) continue;
+        planned_[wish.second] = 1;
+        plans_.push_back(wish.second);
+    }
+}
+
+void Streamer::pump() {
+    while (!plans_.empty() && !failed_.load(std::memory_order_relaxed)) {
+        ExpertIndex const e = plans_.front();
+        ExpertLayer const &layer = layout_.layers[layer_of_[e]];
+        uint64_t const bytes = layer.pieces[layer.places[e - layer.first].first_piece].bytes;
+        uint64_t const at_once = std::clamp<uint64_t>(k_ahead_bytes / bytes, 2, std::max(2u, n_lane_));
+        if (n_in_flight_ >= at_once) return;
+        SlotId id;
+        bool const begun = cache_->find(e, &id);
+        if (!begun) {
+            id = cache_->take(cache_->class_of(e), true);
+            if (!id.none()) {
+                cache_->assign(id, e);
+                cache_->set_speculative(id, true);
+                stats_.n_prefetch++;
+                ahead_.push_back(e);
+            }
+        }
+        if (!id.none()) {
+            ask_pieces(id, e, layer.all_matrices(), true);
+            if (!begun) cache_->unpin(id); // reads under way keep it
+            submit();
+            if (cache_->at(id).asked != layer.all_matrices()) continue;
+        }
+        planned_[e] = 0;
+        plans_.pop_front();
+    }
+}
+
+} // namespace emoe

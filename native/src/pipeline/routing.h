@@ -1,0 +1,51 @@
+// The routing of a batch through one layer, grouped by expert.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace emoe {
+
+// Expert of token t in rank k is ids[t * token_stride + k * rank_stride] (strides in bytes).
+struct Routing {
+    const uint8_t *ids = nullptr; // int32_t values
+    uint32_t n_token = 0;
+    uint32_t n_rank = 0; // top-k
+    uint64_t token_stride = 0;
+    uint64_t rank_stride = 0;
+    const float *weights = nullptr; // router weights [n_token][n_rank], nullptr when they are not at hand
+    const float *input = nullptr;   // router input of a single token [n_embd], nullptr when it is not at hand
+    int32_t at(uint32_t token, uint32_t rank) const {
+        return *reinterpret_cast<const int32_t *>(ids + token * token_stride + rank * rank_stride);
+    }
+};
+
+struct Row { // one (token, rank) pair
+    uint32_t token;
+    uint32_t rank;
+};
+
+// An expert of the visit and the rows routed to it: rows[first_row .. first_row + n_row).
+struct VisitExpert {
+    uint32_t expert;
+    uint32_t first_row;
+    uint32_t n_row;
+    float weight; // router weight, mean over its rows; 0 when unknown
+};
+
+class RoutingGroups {
+public:
+    // n_expert: of the largest layer.
+    explicit RoutingGroups(uint32_t n_expert) : index_of_(n_expert, -1) {}
+    // Collects the rows of each distinct expert, in order of first appearance. n_expert: of this layer.
+    void group(const Routing &routing, uint32_t n_expert);
+
+    std::vector<VisitExpert> experts;
+    std::vector<Row> rows;
+    std::vector<uint32_t> by_rows; // indices of experts, those with most rows first
+
+private:
+    std::vector<int32_t> index_of_; // by expert of the layer: index into experts, -1
+};
+
+} // namespace emoe
