@@ -19,6 +19,7 @@ from .. import __version__
 from ..errors import EdgeMoEError
 from .bench import bench
 from .chat import chat
+from .eval import eval
 from .inspect import inspect
 from .options import expand
 from .plan import plan
@@ -47,7 +48,7 @@ def _root(
         print(context.get_help())
 
 
-for _command in (chat, run, inspect, plan, bench):
+for _command in (chat, run, inspect, plan, bench, eval):
     app.command(_command.__name__)(expand(_command))
 
 
