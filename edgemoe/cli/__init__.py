@@ -18,6 +18,7 @@ import typer
 from .. import __version__
 from ..errors import EdgeMoEError
 from .bench import bench
+from .calibrate import calibrate
 from .chat import chat
 from .eval import eval
 from .inspect import inspect
@@ -48,7 +49,7 @@ def _root(
         print(context.get_help())
 
 
-for _command in (chat, run, inspect, plan, bench, eval):
+for _command in (chat, run, inspect, plan, bench, eval, calibrate):
     app.command(_command.__name__)(expand(_command))
 
 

@@ -125,7 +125,7 @@ def open_reference(path: Path) -> Reference:
         raise StorageError(f"cannot read `{path}`: {error.strerror}") from None
     try:
         facts = json.loads(header)
-        n_row = facts["n_window"] * (facts["n_ctx"] - 1 - facts["n_ctx"] // 2)
+        n_row = facts["n_row"]
         if os.fstat(stream.fileno()).st_size == _HEADER_BYTES + n_row * facts["n_vocab"] * 4:
             return Reference(stream, facts)
     except (ValueError, KeyError, TypeError):
@@ -141,6 +141,7 @@ def _write(stream: IO[bytes], engine: Engine, windows: Windows, progress: Progre
         "n_vocab": engine.n_vocab,
         "n_ctx": windows.n_ctx,
         "n_window": len(windows),
+        "n_row": len(windows) * windows.n_scored,
         "text": _digest(windows),
     }
     stream.write(json.dumps(facts).encode().ljust(_HEADER_BYTES))
@@ -154,7 +155,7 @@ def _write(stream: IO[bytes], engine: Engine, windows: Windows, progress: Progre
 
 def _digest(windows: Windows) -> str:
     """Changes with the tokens, the cutting and the BOS."""
-    value = np.array([windows.n_ctx, windows.bos, *windows.tokens], dtype="<i4")
+    value = np.array([windows.n_ctx, windows.n_given, windows.bos, *windows.tokens], dtype="<i4")
     return hashlib.sha256(value.tobytes()).hexdigest()
 
 

@@ -28,11 +28,15 @@ _CHARS_PER_TOKEN = 16  # more than any text takes; the tokenizer's memory grows 
 
 @dataclass(frozen=True)
 class Windows:
-    """A text to score. tokens: of all windows, without the BOS that replaces each window's first. bos: -1 for none."""
+    """A text to score. tokens: of all windows, without the BOS that replaces each window's first. bos: -1 for none.
+
+    n_given: tokens of a window that are not scored. A window's predictions are scored from the token after these on.
+    """
 
     tokens: tuple[int, ...]
     n_ctx: int
     bos: int
+    n_given: int
 
     def __len__(self) -> int:
         return len(self.tokens) // self.n_ctx
@@ -40,14 +44,14 @@ class Windows:
     @property
     def n_scored(self) -> int:
         """Tokens scored in each window."""
-        return self.n_ctx - 1 - self.n_ctx // 2
+        return self.n_ctx - 1 - self.n_given
 
     def window(self, i: int) -> tuple[int, ...]:
         return self.tokens[i * self.n_ctx : (i + 1) * self.n_ctx]
 
     def targets(self, i: int) -> tuple[int, ...]:
         """The scored tokens of window i."""
-        return self.window(i)[self.n_ctx // 2 + 1 :]
+        return self.window(i)[self.n_given + 1 :]
 
 
 def cut(engine: Engine, text: str, n_ctx: int, n_window: int | None = None) -> Windows:
@@ -64,7 +68,7 @@ def cut(engine: Engine, text: str, n_ctx: int, n_window: int | None = None) -> W
             hint="give a longer text, fewer `--windows`, or a smaller `--ctx`",
         )
     n = n_window or n
-    return Windows(tuple(tokens[: n * n_ctx]), n_ctx, beginning[0] if beginning else -1)
+    return Windows(tuple(tokens[: n * n_ctx]), n_ctx, beginning[0] if beginning else -1, n_ctx // 2)
 
 
 def log_probabilities(engine: Engine, windows: Windows, i: int) -> Iterator[F32]:
@@ -73,9 +77,8 @@ def log_probabilities(engine: Engine, windows: Windows, i: int) -> Iterator[F32]
     if windows.bos >= 0:
         tokens[0] = windows.bos
     engine.reset()
-    half = windows.n_ctx // 2
-    engine.eval(tokens[:half])
-    yield from log_rows(engine, tokens[half:-1])
+    engine.eval(tokens[: windows.n_given])
+    yield from log_rows(engine, tokens[windows.n_given : -1])
 
 
 def log_rows(engine: Engine, tokens: Sequence[int]) -> Iterator[F32]:
