@@ -18,8 +18,10 @@ import typer
 from .. import __version__
 from ..errors import EdgeMoEError
 from .bench import bench
+from .calibrate import calibrate
 from .chat import chat
 from .convert import convert
+from .eval import eval
 from .inspect import inspect
 from .options import expand
 from .plan import plan
@@ -48,7 +50,7 @@ def _root(
         print(context.get_help())
 
 
-for _command in (chat, run, inspect, plan, bench, convert):
+for _command in (chat, run, inspect, plan, bench, eval, calibrate, convert):
     app.command(_command.__name__)(expand(_command))
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import StorageError, UsageError
+from ..errors import UsageError
 from ..units import format_rate, format_size
-from .options import ModelArgument, at_least
+from .options import ModelArgument, at_least, output_file
 from .status import note
 
 _ROWS = (
@@ -79,7 +78,7 @@ def bench(
         at_least(option, value, least)
     if against not in (None, "llama.cpp"):
         raise UsageError(f"cannot compare with `{against}`", hint="use `--against llama.cpp`")
-    out = _output(json_file)
+    out = output_file(json_file)
 
     from ..bench.compare import compare
     from ..bench.runner import Workload, passage, read_text
@@ -107,21 +106,6 @@ def bench(
     if out:
         out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     _print(report)
-
-
-def _output(name: str | None) -> Path | None:
-    """The file for the report, tried before an hour is spent measuring."""
-    if name is None:
-        return None
-    path = Path(name).expanduser()
-    existed = path.exists()
-    try:
-        path.touch()
-        if not existed:
-            path.unlink()
-    except OSError as error:
-        raise StorageError(f"cannot write `{path}`: {error.strerror}", hint="choose another place") from None
-    return path
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 // edgemoe.h implemented: argument checks, exceptions to statuses, nothing else.
 #include "base/error.h"
 #include "engine.h"
+#include "llama/collect.h"
 #include "llama/index.h"
 #include "llama/kernels.h"
 #include "llama/log.h"
@@ -24,6 +25,7 @@ struct emoe_model {
     std::unique_ptr<ModelIndex> index;
 };
 struct emoe_engine {
+    std::unique_ptr<Collector> collector; // outlives the engine, which may be told of it
     std::unique_ptr<Engine> engine;
 };
 struct emoe_sampler {
@@ -345,6 +347,49 @@ void emoe_engine_inject_fault(emoe_engine *engine, uint32_t kind, uint64_t n) {
     FaultPlan &plan = engine->engine->streamer().faults();
     plan.kind.store(kind);
     plan.countdown.store(n);
+}
+
+uint64_t emoe_collect_bytes(const emoe_engine *engine, uint32_t n_sample) {
+    uint64_t n = 0;
+    (void)guarded(nullptr, [&] {
+        check_pointer(engine, "engine");
+        n = Collector::bytes(engine->engine->streamer().layout(), n_sample);
+    });
+    return n;
+}
+
+emoe_status emoe_collect_begin(emoe_engine *engine, uint32_t n_sample, uint32_t sample_stride, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(engine, "engine");
+        auto made = std::make_unique<Collector>(engine->engine->streamer().layout(), n_sample, sample_stride);
+        engine->engine->set_collector(made.get());
+        engine->collector = std::move(made);
+    });
+}
+
+void emoe_collect_end(emoe_engine *engine) {
+    if (!engine) return;
+    engine->engine->set_collector(nullptr);
+    engine->collector.reset();
+}
+
+emoe_status emoe_collect_noise(emoe_engine *engine, uint32_t index, float share, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(engine, "engine");
+        if (!engine->collector) fail(EMOE_ERR_ARGUMENT, "nothing is collected");
+        if (!(share >= 0 && share <= 100)) fail(EMOE_ERR_ARGUMENT, "noise of %g times the output", double{share});
+        engine->collector->set_noise(index, share);
+    });
+}
+
+emoe_status emoe_collect_read(const emoe_engine *engine, uint32_t index, uint32_t kind, float *out, uint64_t n,
+                              emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(engine, "engine");
+        check_pointer(out, "out");
+        if (!engine->collector) fail(EMOE_ERR_ARGUMENT, "nothing is collected");
+        engine->collector->read(index, kind, out, n);
+    });
 }
 
 int64_t emoe_engine_tokenize(const emoe_engine *engine, const char *text, uint64_t text_bytes, uint32_t add_special,

@@ -8,7 +8,7 @@ import sys
 import pytest
 from console import Cli
 
-COMMANDS = ("chat", "run", "inspect", "plan", "bench")
+COMMANDS = ("chat", "run", "inspect", "plan", "bench", "eval", "calibrate")
 HEAVY = ("numpy", "llama_cpp", "gguf", "rich", "jinja2", "psutil", "pydantic", "onnx", "onnxruntime")
 
 

@@ -136,6 +136,7 @@ bool ExpertProduct::plan(uint32_t n_thread) {
     if (router_weights && ggml_nelements(router_weights) == int64_t{routing.n_rank} * routing.n_token)
         routing.weights = static_cast<const float *>(router_weights->data);
     if (!streamer_.begin_product(layer_, matrix_, routing)) return false;
+    if (scratch_.collector && matrix_ == 0) scratch_.collector->begin_layer(layer_, activations, routing);
 
     n_type_ = 0;
     uint32_t most_rows = 0;
@@ -201,19 +202,27 @@ const uint8_t *ExpertProduct::activation(ggml_type vec_dot_type, Row row) const 
 
 void ExpertProduct::compute(uint32_t expert_index, uint32_t chunk, uint32_t thread) {
     VisitExpert const &e = streamer_.expert(expert_index);
+    auto const n = static_cast<uint32_t>(dst->ne[0]);
+    uint32_t const group = e.n_row >= k_batched_rows ? k_row_group : 16;
+    uint32_t const per_chunk = ((n + n_chunk - 1) / n_chunk + group - 1) / group * group;
+    uint32_t const begin = std::min(n, chunk * per_chunk);
+    uint32_t const end = std::min(n, begin + per_chunk);
+    if (begin < end) multiply(expert_index, begin, end, thread);
+    if (!scratch_.collector) return;
+    const Row *rows = streamer_.rows().data() + e.first_row;
+    scratch_.collector->input(layer_, matrix_, dst->src[1], e.expert, rows, e.n_row, chunk, n_chunk);
+    if (begin < end) scratch_.collector->output(layer_, matrix_, dst, e.expert, rows, e.n_row, begin, end);
+}
+
+void ExpertProduct::multiply(uint32_t expert_index, uint32_t begin, uint32_t end, uint32_t thread) {
+    VisitExpert const &e = streamer_.expert(expert_index);
     auto const type = static_cast<ggml_type>(streamer_.slice(expert_index).type);
     auto const *traits = ggml_get_type_traits_cpu(type);
     bool const batched = e.n_row >= k_batched_rows;
     auto const k = static_cast<uint32_t>(dst->src[0]->ne[0]);
-    auto const n = static_cast<uint32_t>(dst->ne[0]);
-    uint32_t const group = batched ? k_row_group : 16;
-    uint32_t const per_chunk = ((n + n_chunk - 1) / n_chunk + group - 1) / group * group;
-    uint32_t const begin = std::min(n, chunk * per_chunk);
-    uint32_t const end = std::min(n, begin + per_chunk);
-    if (begin == end) return;
+    const Row *rows = streamer_.rows().data() + e.first_row;
     size_t const row_bytes = ggml_row_size(type, k);
     const uint8_t *weights = streamer_.weights(expert_index) + begin * row_bytes;
-    const Row *rows = streamer_.rows().data() + e.first_row;
     auto const to = [&](Row row) {
         return reinterpret_cast<float *>(static_cast<char *>(dst->data) + row.rank * dst->nb[1] +
                                          row.token * dst->nb[2]);

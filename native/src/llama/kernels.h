@@ -6,6 +6,7 @@
 #pragma once
 
 #include "base/arena.h"
+#include "llama/collect.h"
 #include "pipeline/product.h"
 
 #include <ggml.h>
@@ -47,7 +48,8 @@ public:
     uint64_t visit = 0;
     uint32_t n_type = 0;
     ggml_type types[k_max_dot_type] = {};
-    void release(); // the pages, between computations
+    Collector *collector = nullptr; // of calibration
+    void release();                 // the pages, between computations
 
 private:
     std::vector<std::unique_ptr<Batched>> batched_;
@@ -74,6 +76,8 @@ public:
     void compute(uint32_t expert_index, uint32_t chunk, uint32_t thread) override;
 
 private:
+    // Rows begin..end of the expert's matrix with all its tokens.
+    void multiply(uint32_t expert_index, uint32_t begin, uint32_t end, uint32_t thread);
     const uint8_t *activation(ggml_type vec_dot_type, Row row) const;
 
     Streamer &streamer_;
