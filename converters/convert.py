@@ -1,8 +1,10 @@
-"""Conversion from beginning to end: source, types, plan, work, file. Everything is checked before anything is written."""
+"""A conversion from beginning to end: source, types, plan, work, file. All is checked before anything is written."""
 
 from __future__ import annotations
 
 import os
+import resource
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -174,10 +176,9 @@ def _threads(options: Options) -> int:
 
 
 def _held_bytes() -> int:
-    import psutil
-
-    held: int = psutil.Process().memory_info().rss
-    return held
+    """The most that the process has held so far: more than it holds now, never less."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _weights(job: work.Job) -> int:

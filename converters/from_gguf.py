@@ -17,7 +17,7 @@ _DROPPED = ("split.", "general.alignment", "edgemoe.")  # facts of the source's 
 
 
 def open_gguf(path: Path) -> Source:
-    """The model in a file, or in the set that the file belongs to. Raises StorageError, FormatError, UnsupportedError."""
+    """The model in a file, or in the set that it belongs to. Raises StorageError, FormatError, UnsupportedError."""
     headers = _headers(path)
     first = headers[0]
     architecture = gguf_header.decode(first.values.get("general.architecture"))

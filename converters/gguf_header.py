@@ -148,17 +148,17 @@ class _Cursor:
                 raise self.bad(f"it ends in the middle, at byte {len(self._have)}")
             self._have += block
 
-    def bytes(self, n: int) -> bytes:
+    def take(self, n: int) -> bytes:
         self.need(n)
         self.at += n
         return bytes(self._have[self.at - n : self.at])
 
     def number(self, code: str) -> int:
-        value: int = struct.unpack("<" + code, self.bytes(struct.calcsize(code)))[0]
+        value: int = struct.unpack("<" + code, self.take(struct.calcsize(code)))[0]
         return value
 
     def string(self) -> bytes:
-        return self.bytes(self.number("Q"))
+        return self.take(self.number("Q"))
 
     def skip_string(self) -> None:
         self.need(8)
@@ -172,7 +172,7 @@ class _Cursor:
 
 def _parse(cursor: _Cursor, identity: tuple[str, int, int]) -> Header:
     path = cursor.path
-    if cursor.file_bytes < 4 or cursor.bytes(4) != MAGIC:
+    if cursor.file_bytes < 4 or cursor.take(4) != MAGIC:
         raise FormatError(f'`{path}` is not a GGUF file: it does not begin with "GGUF"')
     version = cursor.number("I")
     if version not in (2, 3):
@@ -204,7 +204,7 @@ def _values(cursor: _Cursor, n: int) -> dict[str, Value]:
             raise cursor.bad(f"two values are called `{key}`")
         kind, begin = cursor.number("I"), cursor.at
         if kind in _SCALARS:
-            cursor.bytes(struct.calcsize(_SCALARS[kind]))
+            cursor.take(struct.calcsize(_SCALARS[kind]))
         elif kind == STRING:
             cursor.skip_string()
         elif kind == ARRAY:
@@ -218,7 +218,7 @@ def _values(cursor: _Cursor, n: int) -> dict[str, Value]:
 def _skip_array(cursor: _Cursor, key: str) -> None:
     kind, n = cursor.number("I"), cursor.number("Q")
     if kind in _SCALARS:
-        cursor.bytes(n * struct.calcsize(_SCALARS[kind]))
+        cursor.take(n * struct.calcsize(_SCALARS[kind]))
     elif kind == STRING and n * 8 <= cursor.file_bytes:
         for _ in range(n):
             cursor.skip_string()

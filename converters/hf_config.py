@@ -22,7 +22,7 @@ SOFTMAX, SIGMOID = 1, 2  # llama.cpp's gating functions
 class Architecture:
     """One row of ARCHITECTURES.
 
-    gguf: llama.cpp's name. permuted: query and key rows are reordered, since llama.cpp rotates neighbouring pairs there.
+    gguf: llama.cpp's name. permuted: query and key rows are reordered, since llama.cpp rotates neighbours there.
     fixed: settings that llama.cpp does not vary, with what it takes them for; a config that says otherwise is refused.
     values: keys beyond the common ones, without the prefix.
     """
@@ -117,33 +117,38 @@ def _deepseek(config: Config) -> dict[str, Any]:
 
 
 _SILU = {"hidden_act": ("silu",)}
-_EVERY_LAYER = {"decoder_sparse_step": (1,), "mlp_only_layers": ([], None), "use_sliding_window": (False, None)}
+_NO_BIAS = {"attention_bias": (False,)}
+_EVERY_LAYER: dict[str, tuple[Any, ...]] = {
+    "decoder_sparse_step": (1,),
+    "mlp_only_layers": ([], None),
+    "use_sliding_window": (False, None),
+}
 
 ARCHITECTURES: dict[str, Architecture] = {
     "MixtralForCausalLM": Architecture("llama", {**_SILU, "sliding_window": (None,)}, _mixtral, permuted=True),
     "Qwen2MoeForCausalLM": Architecture("qwen2moe", {**_SILU, **_EVERY_LAYER, "norm_topk_prob": (False,)}, _qwen2),
     "Qwen3MoeForCausalLM": Architecture(
-        "qwen3moe", {**_SILU, **_EVERY_LAYER, "norm_topk_prob": (True,), "attention_bias": (False,)}, _qwen3
+        "qwen3moe", {**_SILU, **_EVERY_LAYER, "norm_topk_prob": (True,), **_NO_BIAS}, _qwen3
     ),
     "OlmoeForCausalLM": Architecture(
-        "olmoe", {**_SILU, "norm_topk_prob": (False,), "clip_qkv": (None,), "attention_bias": (False,)}, lambda config: {}
+        "olmoe", {**_SILU, "norm_topk_prob": (False,), "clip_qkv": (None,), **_NO_BIAS}, lambda config: {}
     ),
     "DeepseekV2ForCausalLM": Architecture(
-        "deepseek2", {**_SILU, "moe_layer_freq": (1,), "attention_bias": (False,)}, _deepseek
+        "deepseek2", {**_SILU, "moe_layer_freq": (1,), **_NO_BIAS}, _deepseek
     ),
     "DeepseekV3ForCausalLM": Architecture(
-        "deepseek2", {**_SILU, "moe_layer_freq": (1,), "attention_bias": (False,), "rope_interleave": (True,)}, _deepseek
+        "deepseek2", {**_SILU, "moe_layer_freq": (1,), **_NO_BIAS, "rope_interleave": (True,)}, _deepseek
     ),
-    "GraniteMoeForCausalLM": Architecture("granitemoe", {**_SILU, "attention_bias": (False,)}, _granite, permuted=True),
+    "GraniteMoeForCausalLM": Architecture("granitemoe", {**_SILU, **_NO_BIAS}, _granite, permuted=True),
     "GraniteMoeSharedForCausalLM": Architecture(
-        "granitemoe", {**_SILU, "attention_bias": (False,)}, _granite, permuted=True
+        "granitemoe", {**_SILU, **_NO_BIAS}, _granite, permuted=True
     ),
     "GptOssForCausalLM": Architecture("gpt-oss", {}, _gpt_oss),
 }  # fmt: skip
 """By the first of config.json's `architectures`."""
 
 # What transformers takes for a setting that the file does not name, where it is not what llama.cpp fixes.
-_DEFAULTS = {"Qwen3MoeForCausalLM": {"norm_topk_prob": False}}
+_DEFAULTS: dict[str, dict[str, Any]] = {"Qwen3MoeForCausalLM": {"norm_topk_prob": False}}
 _ROPE_THETA = {"MixtralForCausalLM": 1e6, "GptOssForCausalLM": 150000.0}
 _EPS = {"OlmoeForCausalLM": 1e-5, "MixtralForCausalLM": 1e-5, "GptOssForCausalLM": 1e-5}
 
@@ -219,8 +224,8 @@ def metadata(config: Config, n_vocab: int) -> dict[str, Value]:
         "feed_forward_length": _int(config, "intermediate_size"),
         "attention.head_count": _int(config, "num_attention_heads"),
         "attention.head_count_kv": _int(config, "num_key_value_heads", _int(config, "num_attention_heads")),
-        "attention.layer_norm_rms_epsilon": float(config.get("rms_norm_eps", _EPS.get(name, 1e-6))),
-        "rope.freq_base": float(scaling.get("rope_theta", config.get("rope_theta", _ROPE_THETA.get(name, 10000.0)))),
+        "attention.layer_norm_rms_epsilon": _float(config, "rms_norm_eps", _EPS.get(name, 1e-6)),
+        "rope.freq_base": _float(scaling, "rope_theta", _float(config, "rope_theta", _ROPE_THETA.get(name, 10000.0))),
         "expert_count": n_expert(config),
         "expert_used_count": _int(config, "num_experts_per_tok"),
         "vocab_size": n_vocab,
@@ -258,6 +263,14 @@ def _rope(scaling: Mapping[str, Any], config: Config) -> dict[str, Any]:
             if isinstance(scaling.get(name), (int, float)):
                 out[f"rope.scaling.{key}"] = float(scaling[name])
     return out
+
+
+def _float(config: Config, key: str, default: float) -> float:
+    value = config.get(key)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise FormatError(f"`config.json`: `{key}` is {value!r}, a number is due")
+    return float(value)
 
 
 def _int(config: Config, key: str, default: int | None = None) -> int:

@@ -164,8 +164,9 @@ class KeyHalf:
 class Mxfp4Rows:
     """gpt-oss's packed experts as ggml's MXFP4: bits are moved, none is lost.
 
-    Stored: 16 bytes a block of 32, byte i holds weights 2i (low half) and 2i+1; the exponents lie apart. In ggml a block is
-    its exponent, then 16 bytes of which byte i holds weights i and i + 16. Rows first, first + step, ... are taken.
+    Stored: 16 bytes a block of 32, byte i holds weights 2i (low half) and 2i+1; the exponents lie apart. In ggml a
+    block is its exponent, then 16 bytes of which byte i holds weights i and i + 16. Rows first, first + step, ... are
+    taken.
     """
 
     file: SourceFile

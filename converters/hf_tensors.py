@@ -1,7 +1,7 @@
 """Tensors of a checkpoint under their GGUF names, with the form that llama.cpp wants.
 
-Names of dense tensors come from the gguf package's map. Experts come one a tensor (Mixtral, Qwen, OLMoE, DeepSeek), stacked
-with gate and up in one (newer Qwen, Granite), or packed in MXFP4 and interleaved (gpt-oss).
+Names of dense tensors come from the gguf package's map. Experts come one a tensor (Mixtral, Qwen, OLMoE, DeepSeek),
+stacked with gate and up in one (newer Qwen, Granite), or packed in MXFP4 and interleaved (gpt-oss).
 """
 
 from __future__ import annotations
@@ -215,8 +215,8 @@ class Mapped:
             for expert, rows in stack.items():
                 if (rows.n_row, rows.n_col) != shape:
                     raise FormatError(
-                        f"{role} of expert {expert} in layer {layer} is {rows.n_row} x {rows.n_col}, `config.json` says "
-                        f"{shape[0]} x {shape[1]}"
+                        f"{role} of expert {expert} in layer {layer} is {rows.n_row} x {rows.n_col}, "
+                        f"`config.json` says {shape[0]} x {shape[1]}"
                     )
         layers: dict[int, set[str]] = {layer: set() for layer in range(self.n_layer)}
         for name in self.dense:

@@ -1,7 +1,7 @@
 """A checkpoint's tokenizer and chat template as GGUF metadata.
 
-Merges, special tokens and the template are read by the gguf package. How text is cut before merging is told llama.cpp by a
-name; it is found here from the expressions that tokenizer.json itself names, not by running the tokenizer.
+Merges, special tokens and the template are read by the gguf package. How text is cut before merging is told llama.cpp
+by a name; it is found here from the expressions that tokenizer.json itself names, not by running the tokenizer.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ _CUTS: dict[tuple[str, ...], str] = {
     (r"\p{N}", "gpt2"): "refact",
 }
 # Those whose expressions are long lists of letters: told by one of them.
-_MARKS = (("[一-龥぀-ゟ゠-ヿ]+", "deepseek-v3"), (r"\s?\p{L}+", "deepseek-coder"), ("[一-龥ࠀ-一가-퟿]+", "deepseek-llm"))
+_MARKS = (
+    ("[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", "deepseek-v3"),
+    (r"\s?\p{L}+", "deepseek-coder"),
+    ("[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+", "deepseek-llm"),
+)
 
 
 def tokenizer_values(
@@ -138,7 +142,7 @@ def _padded(names: list[str | None], kinds: list[int]) -> tuple[list[str], list[
 
 
 def _looks_special(name: str) -> bool:
-    return (name.startswith("<|") and name.endswith("|>")) or (name.startswith("<｜") and name.endswith("｜>"))
+    return (name.startswith("<|") and name.endswith("|>")) or (name.startswith("<\uff5c") and name.endswith("\uff5c>"))
 
 
 # ---------------------------------------------------------------- how text is cut
@@ -226,7 +230,7 @@ def _sentencepiece(path: Path, tokenizer: dict[str, Any], settings: dict[str, An
     added = {int(token): entry for token, entry in decoder.items()}
     added |= {entry["id"]: entry for entry in tokenizer.get("added_tokens") or []}
     for token, entry in added.items():
-        if kinds[token] == UNKNOWN or token < len(pieces) and kinds[token] == CONTROL:
+        if kinds[token] == UNKNOWN or (token < len(pieces) and kinds[token] == CONTROL):
             continue
         _put(names, token, entry["content"])
         kinds[token] = CONTROL if entry.get("special") or _looks_special(entry["content"]) else USER_DEFINED

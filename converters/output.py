@@ -1,7 +1,7 @@
 """A file that appears whole or not at all, and whose writing goes on where a dead process left it.
 
-OUT.partial holds the data; its header stays zero until everything else is on the disk, so no reader of GGUF ever takes it
-for a model. OUT.partial.journal says which parts are safely there: data is synced before the journal names it.
+OUT.partial holds the data; its header stays zero until everything else is on the disk, so no reader of GGUF ever takes
+it for a model. OUT.partial.journal says which parts are safely there: data is synced before the journal names it.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Output:
 
     def write(self, offset: int, data: Bytes) -> None:
         """Put rows at an offset of the data. Any thread."""
-        view, at = memoryview(data).cast("B"), self._header_bytes + offset
+        view, at = data.reshape(-1).data, self._header_bytes + offset
         while view:
             try:
                 n = os.pwrite(self._fd, view, at)

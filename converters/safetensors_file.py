@@ -72,7 +72,10 @@ def _tensor(path: Path, file: SourceFile, name: str, entry: Any, base: int, room
     if not isinstance(entry, dict):
         raise bad
     dtype, shape, place = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not (isinstance(dtype, str) and _naturals(shape) and _naturals(place) and len(place) == 2 and len(shape) <= 8):
+    if not (isinstance(dtype, str) and _naturals(shape) and _naturals(place)):
+        raise bad
+    assert isinstance(shape, list) and isinstance(place, list)
+    if len(place) != 2 or len(shape) > 8:
         raise bad
     if dtype not in SIZES:
         raise FormatError(f"`{name}` in `{path}` has the unknown type {dtype[:20]}")

@@ -1,4 +1,4 @@
-"""What a conversion reads: metadata, dense tensors and experts, each a matrix of rows that is read a few rows at a time.
+"""What a conversion reads: metadata, dense tensors and experts, each a matrix that is read a few rows at a time.
 
 Rows come from files by `pread`, not through a mapping: a failed read is an error in words and not the end of the
 process, and what a conversion holds is what it asked for.
@@ -30,11 +30,11 @@ class Rows(Protocol):
     """A matrix that can be read. type: the ggml type its rows come in."""
 
     @property
-    def n_row(self) -> int: ...  # noqa: D102
+    def n_row(self) -> int: ...
     @property
-    def n_col(self) -> int: ...  # noqa: D102
+    def n_col(self) -> int: ...
     @property
-    def type(self) -> str: ...  # noqa: D102
+    def type(self) -> str: ...
     @property
     def whole_bytes(self) -> int:
         """What `load` holds beside its result, however few rows are asked for."""
@@ -89,7 +89,7 @@ class SourceFile:
     def read(self, offset: int, n_bytes: int) -> Bytes:
         """Exactly these bytes. Raises StorageError."""
         out = np.empty(n_bytes, np.uint8)
-        view, done = memoryview(out), 0
+        view, done = out.data, 0
         while done < n_bytes:
             try:
                 got = os.preadv(self._fd, [view[done:]], offset + done)

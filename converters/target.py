@@ -30,7 +30,7 @@ Importance = Callable[[Key, int], Floats | None]
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive rows of a tensor that come from one place: one unit of work. name: of the matrix in a file of ours."""
+    """Consecutive rows of a tensor from one place: one unit of work. name: of the matrix in a file of ours."""
 
     name: str
     rows: Rows
@@ -147,8 +147,7 @@ def _stacked(source: Source, chosen: Mapping[Key, tuple[str, ...]], weigh: Impor
             if len(set(chosen[key])) > 1:
                 raise UsageError(
                     f"`{expert_name(key)}` has experts of the types {', '.join(sorted(set(chosen[key])))}",
-                    hint="`--uniform-per-layer` needs one type for a matrix of a layer: give `--type`, or an allocation "
-                    "by layer",
+                    hint="`--uniform-per-layer` needs one type for a matrix of a layer: give `--type`, or `--bits`",
                 )
             parts = tuple(Part(expert_name(key, expert), rows, weigh(key, expert)) for expert, rows in enumerate(stack))
             ne = (stack[0].n_col, stack[0].n_row, len(stack))

@@ -24,8 +24,8 @@ _EXACT = ("_norm", "ffn_gate_inp", "exp_probs_b", "attn_sinks", "shortconv.conv"
 class Types(Protocol):
     """Names the type of every tensor of the new file."""
 
-    def expert(self, key: Key, expert: int, rows: Rows) -> str: ...  # noqa: D102
-    def dense(self, tensor: DenseTensor) -> str: ...  # noqa: D102
+    def expert(self, key: Key, expert: int, rows: Rows) -> str: ...
+    def dense(self, tensor: DenseTensor) -> str: ...
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Checks a finished file against its source: every tensor, every byte.
 
-Rows that were copied are compared as they are. Rows that were quantized are quantized again and compared byte for byte (the
-quantizers are deterministic), and what they stand for is compared with the source's values.
+Rows that were copied are compared as they are. Rows that were quantized are quantized again and compared byte for byte
+(the quantizers are deterministic), and what they stand for is compared with the source's values.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The work of a conversion and of its verification: parts of tensors, each read, converted and handed on, on all cores.
+"""The work of a conversion and of its verification: parts of tensors, each read, converted, handed on, on all cores.
 
-A part is one matrix of one expert, or a dense tensor. A worker takes it through a few rows at a time, so that what is in
-memory does not depend on the size of a tensor: a few megabytes a worker, and the budget decides how many workers.
+A part is one matrix of one expert, or a dense tensor. A worker takes it through a few rows at a time, so that what is
+in memory does not depend on the size of a tensor: a few megabytes a worker, and the budget decides how many workers.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _convert(job: Job, take: Take, stop: threading.Event) -> str:
         if stop.is_set():
             raise _Stopped
         raw = rows.load(begin, min(rows.n_row, begin + step))
-        digest.update(np.ascontiguousarray(raw))
+        digest.update(np.ascontiguousarray(raw).data)
         at = job.offset + begin * stride
         if kind == rows.type:
             take(job, at, np.ascontiguousarray(raw), None)

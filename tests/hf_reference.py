@@ -24,8 +24,9 @@ TOKENS = [_generator.randrange(0, 256) for _ in range(40)]
 
 def main() -> None:
     """Compute and store the logits of the architectures named, or of all."""
-    import torch
-    import transformers
+    import importlib
+
+    torch, transformers = (importlib.import_module(name) for name in ("torch", "transformers"))
 
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {"logits": {}}
     golden |= {"torch": torch.__version__, "transformers": transformers.__version__, "tokens": TOKENS}

@@ -1,7 +1,7 @@
 """Write tiny Hugging Face checkpoints of Mixture-of-Experts models with random weights.
 
-Every tensor is drawn from its own name, so a checkpoint is the same on every machine: `golden/hf_logits.json` holds what
-transformers computes with them (made by `hf_reference.py`).
+Every tensor is drawn from its own name, so a checkpoint is the same on every machine: `golden/hf_logits.json` holds
+what transformers computes with them (made by `hf_reference.py`).
 """
 
 from __future__ import annotations
@@ -190,9 +190,9 @@ def draw(name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     """The tensor's values, rounded to bfloat16."""
     values = np.random.default_rng([1, zlib.crc32(name.encode())]).standard_normal(shape, dtype=np.float32)
     if "norm" in name:
-        values = 1 + values / 10
+        values = 1 + values / np.float32(10)
     elif name.endswith(("bias", "sinks")):
-        values = values / 5
+        values = values / np.float32(5)
     else:
         length = shape[1] if name.endswith(("experts.gate_up_proj", "experts.down_proj")) else shape[-1]
         values *= (3.0 if "gate.weight" in name or "router" in name else 1.2) / np.float32(length) ** 0.5

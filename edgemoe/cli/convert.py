@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
-from ..units import format_size
+from ..units import format_size, parse_size
 from .options import JsonOption, at_least
+from .progress import Bar
 
 if TYPE_CHECKING:
-    from ..converters.convert import Options, Progress, Report
+    from ..converters.convert import Progress, Report
     from ..converters.source import Source
 
 
@@ -30,7 +31,7 @@ def convert(
         typer.Option("--type", metavar="TYPE", help="One type for all experts: `Q4_K`.", show_default="keep, or Q4_K"),
     ] = None,
     allocation: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A type for each expert, from `edgemoe allocate`.")
+        str | None, typer.Option(metavar="FILE", help="A type for each expert, as docs/format.md says.")
     ] = None,
     bits: Annotated[
         float | None, typer.Option(metavar="X", help="Mean bits of an expert weight; needs `--calibration`.")
@@ -77,9 +78,9 @@ def convert(
         memory=memory,
         threads=threads,
         overwrite=overwrite,
-        **_chosen(opened, type_name, allocation, bits, size, calibration, only_verify, uniform_per_layer),
+        **_chosen(opened, type_name, allocation, bits, size, calibration, only_verify, uniform_per_layer, dense_type),
     )
-    with _progress() as progress:
+    with _progress(opened) as progress:
         report = None if only_verify else library.convert(opened, out_path, options, progress=progress)
         if verify:
             checked = library.verify_file(opened, out_path, options, progress=progress)
@@ -100,6 +101,7 @@ def _chosen(
     calibration: str | None,
     only_verify: bool,
     stacked: bool,
+    dense_type: str | None,
 ) -> dict[str, Any]:
     """The part of the options that says which bits go where."""
     given = [
@@ -115,31 +117,45 @@ def _chosen(
         )
     from ..converters import allocation as allocations
 
+    chosen: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
+    known = None
+    if calibration is not None:
+        from ..converters import calibration as calibrations
+
+        known = calibrations.load(Path(calibration).expanduser())
+        chosen["importance"] = known.importance
+        facts["calibration"] = {**known.facts, "n_token": known.n_token}
+    if only_verify:  # the types are the file's
+        return chosen
     if allocation is not None:
-        chosen = allocations.load(Path(allocation).expanduser())
-        return {"allocation": chosen, "facts": {"allocation": dict(chosen.facts)}}
-    return {}
+        chosen["allocation"] = allocations.load(Path(allocation).expanduser())
+    elif known is not None and (bits is not None or size is not None):
+        from ..converters.budget import allocation_for
+
+        file_bytes = None if size is None else parse_size(size)
+        chosen["allocation"] = allocation_for(
+            source, known, bits=bits, file_bytes=file_bytes, stacked=stacked, dense_type=dense_type
+        )
+    if "allocation" in chosen:
+        facts["allocation"] = dict(chosen["allocation"].facts)
+    return {**chosen, "facts": facts}
+
+
+_LONG = 1e9  # weights; in a log, shorter conversions say nothing until they are done
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Progress | None]:
-    """A bar on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
+def _progress(source: Source) -> Iterator[Progress | None]:
+    """A bar on a terminal, a line a tenth of the way elsewhere."""
+    if not sys.stderr.isatty() and source.n_weight < _LONG:
         yield None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def tell(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done)
-
-        yield tell
+    bar = Bar()
+    try:
+        yield lambda what, done, total: bar(f"{what}, million weights", done // 10**6, total // 10**6)
+    finally:
+        bar.end()
 
 
 def _both(converted: Report, checked: Report) -> Report:

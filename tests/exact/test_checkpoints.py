@@ -1,4 +1,4 @@
-"""Checkpoints of every known architecture: what stock llama.cpp computes with the converted file is what transformers did.
+"""Checkpoints of every known architecture: stock llama.cpp computes with the converted file what transformers did.
 
 The reference was computed once (tests/hf_reference.py) and is stored; weights are drawn from their names.
 """
@@ -33,7 +33,7 @@ def test_a_converted_checkpoint_is_what_transformers_computes(tmp_path: Path, ar
     exact = Options(type_name="F32", dense_type="F32", uniform_per_layer=True)
     convert(source, out, exact)
     verify_file(source, out, exact)
-    # Keys and values are kept in 16 bits (27 layers of it: 0.07); a wrong row or factor anywhere moves the logits by their own size.
+    # Keys and values are kept in 16 bits (27 layers of it: 0.07). Anything wrong moves the logits by their own size.
     assert difference(stock(out, STEPS), arch) < 0.1
 
     single = tmp_path / "single.gguf"

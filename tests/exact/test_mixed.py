@@ -1,4 +1,4 @@
-"""Files in which every expert matrix has a type of its own: streamed equals resident, and stock where stock can say it."""
+"""Every expert matrix in a type of its own: streamed equals resident, and stock llama.cpp where that can say it."""
 
 from __future__ import annotations
 
@@ -109,9 +109,9 @@ def test_all_types_that_can_be_written_can_be_computed(
     from edgemoe.converters.ggml import TARGETS
 
     source = tiny("qwen3moe", expert_type="F16", n_expert=len(TARGETS), n_layer=1)
-    types = {role: TARGETS for role in ("gate", "up", "down")}
+    types = dict.fromkeys(("gate", "up", "down"), TARGETS)
     layers = {key[0] for key in open_source(source).experts}
-    convert(open_source(source), tmp_path / "all.gguf", Options(allocation=Allocation({n: types for n in layers})))
+    convert(open_source(source), tmp_path / "all.gguf", Options(allocation=Allocation(dict.fromkeys(layers, types))))
     steps = [tokens[:64], *([t] for t in tokens[64:90])]
     with streamed(tmp_path / "all.gguf", share=1.0) as engine:
         resident = engine.run(steps)

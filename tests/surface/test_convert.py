@@ -73,8 +73,8 @@ def write_as_checkpoint(gguf_file: Path, folder: Path) -> None:
         values = dequantize(tensor.rows.load(0, tensor.rows.n_row), tensor.rows.type, tensor.rows.n_col)
         name = names.get(tensor.name)
         if name is None:
-            _, layer, stem, _ = tensor.name.split(".")
-            name = f"model.layers.{layer}.{names[stem]}.weight"
+            _, block, stem, _ = tensor.name.split(".")
+            name = f"model.layers.{block}.{names[stem]}.weight"
             if stem in ("attn_q", "attn_k"):
                 n_head = value["attention.head_count" if stem == "attn_q" else "attention.head_count_kv"]
                 values = values.reshape(n_head, -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
@@ -85,7 +85,7 @@ def write_as_checkpoint(gguf_file: Path, folder: Path) -> None:
             part = {"gate": "w1", "down": "w2", "up": "w3"}[role]
             values = dequantize(rows.load(0, rows.n_row), rows.type, rows.n_col)
             name = f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{part}.weight"
-            tensors[name] = ("F32", values.shape, values.tobytes())
+            tensors[name] = ("F32", tuple(values.shape), values.tobytes())
     config = {
         "architectures": ["MixtralForCausalLM"], "hidden_size": value["embedding_length"],
         "intermediate_size": value["feed_forward_length"], "num_attention_heads": value["attention.head_count"],
@@ -98,12 +98,13 @@ def write_as_checkpoint(gguf_file: Path, folder: Path) -> None:
     tinyhf.save(folder, config, tensors, n_shard=3)
     tokens = decode_strings(source.values["tokenizer.ggml.tokens"])
     kinds = decode(source.values["tokenizer.ggml.token_type"])
+    digits = {"type": "Digits", "individual_digits": True}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     tokenizer = {
         "added_tokens": [
             {"id": i, "content": name, "special": True} for i, name in enumerate(tokens) if kinds[i] == 3
         ],
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, byte_level]},
         "model": {
             "type": "BPE", "vocab": {name: i for i, name in enumerate(tokens)},
             "merges": decode_strings(source.values["tokenizer.ggml.merges"]),
@@ -292,7 +293,7 @@ def test_wrong_uses_are_one_line(cli: Cli, good: Path, models: Path, tmp_path: P
     assert "is the source" in refused(cli, good, good, "--overwrite")
     assert "exists" in refused(cli, good, models / "text.gguf")
     assert "folder" in refused(cli, good, tmp_path)
-    assert "no folder" in refused(cli, good, tmp_path / "no" / "out.gguf") if (tmp_path / "no").mkdir() else True
+    assert cli("convert", good, tmp_path / "no" / "out.gguf").stderr.startswith("edgemoe: there is no folder")
     assert "not a type" in refused(cli, good, out, "--type", "Q9_K")
     assert "contradict" in refused(cli, good, out, "--type", "Q4_0", "--bits", "3")
     assert "--calibration" in refused(cli, good, out, "--bits", "3")
@@ -360,6 +361,7 @@ def _bytes(name: str, change: Callable[[bytes], bytes]) -> Damage:
 
 SHARD, EMBED = "model-00001-of-00002.safetensors", "model.embed_tokens.weight"
 Q = "model.layers.0.self_attn.q_proj.weight"
+EMPTY: dict[str, object] = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
 DAMAGES: dict[str, tuple[str, Damage]] = {
     "truncated": ("truncated", _bytes(SHARD, lambda raw: raw[: len(raw) // 2])),
     "stub": ("truncated", _bytes(SHARD, lambda raw: raw[:5])),
@@ -372,7 +374,7 @@ DAMAGES: dict[str, tuple[str, Damage]] = {
     "unknown dtype": ("unknown type", _header(lambda h: h[EMBED].update(dtype="Q4"))),
     "wrong dtype": ("stored as I16", _header(lambda h: h[EMBED].update(dtype="I16"))),
     "overlap": ("inside another", _header(lambda h: h[Q].update(data_offsets=[100, 100 + 64 * 64 * 2]))),
-    "foreign tensor": ("no place", _header(lambda h: h.update({"model.what.weight": {**h[Q], "shape": [0], "data_offsets": [0, 0]}}))),
+    "foreign tensor": ("no place", _header(lambda h: h.update({"model.what.weight": EMPTY}))),
     "shard missing": ("missing", lambda folder: (folder / SHARD).unlink()),
     "index lies": (
         "no file holds",
