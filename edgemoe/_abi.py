@@ -6,7 +6,7 @@ tests/test_abi.py asks a C compiler whether every size and offset is right. What
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char, c_char_p, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, c_char, c_char_p, c_float, c_int32, c_int64, c_uint8, c_uint32, c_uint64, c_void_p
 
 ABI_VERSION = 1
 
@@ -20,8 +20,23 @@ ERR_CANCELLED = 6
 ERR_CONTEXT = 7
 ERR_INTERNAL = 8
 
-POLICY_LFRU = 0
-POLICY_LRU = 1
+POLICY_NEXT_USE = 0
+POLICY_LFRU = 1
+POLICY_LRU = 2
+POLICY_LFU = 3
+POLICY_MRS = 4
+REPLAY_BELADY = 100
+
+PREFETCH_AUTO = 0
+PREFETCH_OFF = 1
+PREFETCH_ON = 2
+
+EXPERT_RESIDENT = 1
+EXPERT_USED = 2
+EXPERT_MISSED = 4
+EXPERT_PREFETCHED = 8
+
+MAX_DEPTH = 4
 
 READER_AUTO = 0
 READER_THREADS = 1
@@ -125,7 +140,7 @@ class EngineParams(Struct):
         ("policy", c_uint32),
         ("buffered", c_uint32),
         ("reader", c_uint32),
-        ("reserved", c_uint32),
+        ("prefetch", c_uint32),
         ("read_bytes_per_s", c_uint64),
         ("context", ContextParams),
     ]
@@ -158,6 +173,46 @@ class Stats(Struct):
         ("reader", c_uint32),
         ("reserved", c_uint32),
         ("n_streamed", c_uint64),
+        ("n_late", c_uint64),
+        ("n_prefetch", c_uint64),
+        ("n_prefetch_used", c_uint64),
+        ("prefetch_bytes", c_uint64),
+        ("drive_ns", c_uint64),
+        ("prefetch_paused", c_uint32),
+        ("prefetch_depth", c_uint32),
+        ("prefetch_threshold", c_float),
+        ("reserved2", c_uint32),
+        ("with_ns", c_uint64),
+        ("without_ns", c_uint64),
+    ]
+
+
+class Accuracy(Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("reserved", c_uint32),
+        ("n_used", c_uint64 * MAX_DEPTH),
+        ("n_found", c_uint64 * MAX_DEPTH),
+    ]
+
+
+class ReplayParams(Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("n_layer", c_uint32),
+        ("n_expert", POINTER(c_uint32)),
+        ("n_expert_used", c_uint32),
+        ("policy", c_uint32),
+        ("per_layer", c_uint32),
+        ("n_slot", c_uint32),
+        ("n_visit", c_uint64),
+        ("layer", POINTER(c_uint32)),
+        ("n_token", POINTER(c_uint32)),
+        ("n_use", POINTER(c_uint32)),
+        ("expert", POINTER(c_uint32)),
+        ("n_row", POINTER(c_uint32)),
+        ("weight", POINTER(c_float)),
+        ("from_visit", c_uint64),
     ]
 
 
@@ -191,6 +246,8 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "emoe_context_sizes": ContextSizes,
     "emoe_engine_params": EngineParams,
     "emoe_stats": Stats,
+    "emoe_accuracy": Accuracy,
+    "emoe_replay_params": ReplayParams,
     "emoe_sampler_params": SamplerParams,
     "emoe_storage_speed": StorageSpeed,
 }
@@ -222,6 +279,12 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "emoe_engine_set_cache_bytes": (_status, [_engine, c_uint64, _err]),
     "emoe_engine_get_stats": (_status, [_engine, POINTER(Stats), _err]),
     "emoe_engine_resident": (c_uint32, [_engine, c_uint32]),
+    "emoe_engine_experts": (c_uint32, [_engine, c_uint32, POINTER(c_uint8), c_uint32]),
+    "emoe_engine_accuracy": (_status, [_engine, c_uint32, POINTER(Accuracy), _err]),
+    "emoe_engine_rates": (c_uint64, [_engine, POINTER(c_float), c_uint64]),
+    "emoe_engine_warm_start": (None, [_engine, POINTER(c_float), c_uint64]),
+    "emoe_engine_trace": (_status, [_engine, c_char_p, c_char_p, _err]),
+    "emoe_replay": (_status, [POINTER(ReplayParams), POINTER(c_uint64), POINTER(c_uint64), _err]),
     "emoe_engine_inject_fault": (None, [_engine, c_uint32, c_uint64]),
     "emoe_collect_bytes": (c_uint64, [_engine, c_uint32]),
     "emoe_collect_begin": (_status, [_engine, c_uint32, c_uint32, _err]),

@@ -301,6 +301,46 @@ def engine_resident(engine: EngineHandle, index: int) -> int:
     return int(library().emoe_engine_resident(engine, index))
 
 
+def engine_experts(engine: EngineHandle, index: int) -> bytes:
+    """One byte for each expert of MoE layer `index`: EXPERT_* bits."""
+    n = int(library().emoe_engine_experts(engine, index, None, 0))
+    states = (ctypes.c_uint8 * n)()
+    library().emoe_engine_experts(engine, index, states, n)
+    return bytes(states)
+
+
+def engine_accuracy(engine: EngineHandle, index: int) -> tuple[list[int], list[int]]:
+    """(experts used, of them predicted) by layers looked ahead, 1 to MAX_DEPTH."""
+    accuracy, error = abi.Accuracy(), abi.Error()
+    check(library().emoe_engine_accuracy(engine, index, ctypes.byref(accuracy), ctypes.byref(error)), error)
+    return list(accuracy.n_used), list(accuracy.n_found)
+
+
+def engine_rates(engine: EngineHandle) -> array[float]:
+    """Probability of use of each expert, all layers in turn; empty when the policy keeps none."""
+    n = int(library().emoe_engine_rates(engine, None, 0))
+    rates = array("f", bytes(4 * n))
+    library().emoe_engine_rates(engine, _float_pointer(rates), n)
+    return rates
+
+
+def engine_warm_start(engine: EngineHandle, rates: array[float]) -> None:
+    library().emoe_engine_warm_start(engine, _float_pointer(rates), len(rates))
+
+
+def engine_trace(engine: EngineHandle, path: str | None, header: str = "{}") -> None:
+    """Begin a trace, or with None end it."""
+    error = abi.Error()
+    status = library().emoe_engine_trace(
+        engine, None if path is None else os.fsencode(path), header.encode("utf-8"), ctypes.byref(error)
+    )
+    check(status, error)
+
+
+def _float_pointer(values: array[float]) -> Any:
+    return ctypes.cast(values.buffer_info()[0], ctypes.POINTER(ctypes.c_float))
+
+
 def engine_inject_fault(engine: EngineHandle, kind: int, n: int) -> None:
     library().emoe_engine_inject_fault(engine, kind, n)
 
@@ -397,6 +437,48 @@ def sampler_close(sampler: SamplerHandle) -> None:
 
 def sampler_sample(sampler: SamplerHandle, engine: EngineHandle, row: int = 0) -> int:
     return int(library().emoe_sampler_sample(sampler, engine, row))
+
+
+# ---------------------------------------------------------------- replay
+
+
+def replay(
+    *,
+    n_expert: Sequence[int],
+    n_expert_used: int,
+    policy: int,
+    per_layer: bool,
+    n_slot: int,
+    visits: tuple[array[int], array[int], array[int]],
+    uses: tuple[array[int], array[int], array[float]],
+    from_visit: int,
+) -> tuple[int, int]:
+    """(uses, misses). visits: layer, n_token, n_use (uint32 each); uses: expert, n_row (uint32), weight (float32)."""
+
+    def pointer(values: Any, kind: Any) -> Any:
+        return ctypes.cast(values.buffer_info()[0], ctypes.POINTER(kind))
+
+    experts = array("I", n_expert)
+    params = abi.ReplayParams(
+        n_layer=len(experts),
+        n_expert=pointer(experts, ctypes.c_uint32),
+        n_expert_used=n_expert_used,
+        policy=policy,
+        per_layer=int(per_layer),
+        n_slot=n_slot,
+        n_visit=len(visits[0]),
+        layer=pointer(visits[0], ctypes.c_uint32),
+        n_token=pointer(visits[1], ctypes.c_uint32),
+        n_use=pointer(visits[2], ctypes.c_uint32),
+        expert=pointer(uses[0], ctypes.c_uint32),
+        n_row=pointer(uses[1], ctypes.c_uint32),
+        weight=pointer(uses[2], ctypes.c_float),
+        from_visit=from_visit,
+    )
+    n_use, n_miss, error = ctypes.c_uint64(), ctypes.c_uint64(), abi.Error()
+    status = library().emoe_replay(ctypes.byref(params), ctypes.byref(n_use), ctypes.byref(n_miss), ctypes.byref(error))
+    check(status, error)
+    return n_use.value, n_miss.value
 
 
 # ---------------------------------------------------------------- measuring

@@ -42,11 +42,17 @@ def read_cached(name: str) -> dict[str, Any]:
 
 def write_cached(name: str, value: dict[str, Any]) -> None:
     """Store a JSON object under `name` atomically. A failure is ignored: it costs the measurement again."""
+    write_whole(name, json.dumps(value, indent=1).encode("utf-8"))
+
+
+def write_whole(name: str, content: bytes) -> None:
+    """Store a file under `name` in the cache folder, whole or not at all. A failure is ignored."""
     with contextlib.suppress(OSError, StorageError):
         path = cache_dir() / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
-            temporary.write_text(json.dumps(value, indent=1), "utf-8")
+            temporary.write_bytes(content)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -9,16 +9,18 @@ import weakref
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from .. import _native
 from .._abi import EngineParams
+from .._abi import Stats as NativeStats
 from ..devices.memory import process_memory
 from ..errors import UsageError
 from ..units import KIB, MIB, format_size
+from . import usage
 from .allowance import Allowance
 from .collected import Collected
 from .model import Model
@@ -37,6 +39,7 @@ _NUMPY_BYTES = 28 * MIB  # resident memory that importing it costs, with room to
 # What llama.cpp's tokenizer takes meanwhile for a byte of text: 45 for prose, 205 for blanks without end.
 _TOKENIZER_BYTES = 210
 _SHORT_TEXT_BYTES = 16 * KIB  # what the margin bears
+_NATIVE_STATS = frozenset(field.name for field in fields(Stats)) & {field[0] for field in NativeStats._fields_}
 _CHECK_TOKENS = 32  # computed between two looks at the process's memory
 
 
@@ -59,10 +62,11 @@ class Engine:
         params: EngineParams,
         *,
         resolve: Callable[[str | int], int],
+        warm_start: bool = True,
     ) -> None:
         """params: with the smallest cache, which grows as soon as it is known what is left for it.
 
-        resolve: bytes of a budget as the user writes it.
+        resolve: bytes of a budget as the user writes it. warm_start: see `edgemoe.load`.
         """
         self.model = model
         self.finish_reason = ""
@@ -74,6 +78,9 @@ class Engine:
         # What the headers and loading took is the cache's from here on; what answers need of the model is read first.
         _ = (model.layers, model.chat_template)
         model.close()
+        self._warm_start, self._tracing = warm_start, False
+        if warm_start:
+            usage.recall(handle, model.info)
         _native.trim_heap()
         try:
             stats = _native.engine_stats(handle)
@@ -112,8 +119,10 @@ class Engine:
         with self._control() as handle:
             native = _native.engine_stats(handle)
         memory = process_memory()
+        known = {name: native[name] for name in _NATIVE_STATS}
+        flags = {name: bool(native[name]) for name in ("direct_io", "prefetch_paused")}
         return Stats(
-            **{**native, "direct_io": bool(native["direct_io"]), "reader": READERS[native["reader"]]},
+            **{**known, **flags, "reader": READERS[native["reader"]]},
             rss_bytes=memory.rss,
             peak_bytes=memory.peak,
             budget_bytes=self.plan.budget_bytes,
@@ -125,6 +134,37 @@ class Engine:
         """Experts in the cache, for each of `model.layers`. Any thread."""
         with self._control() as handle:
             return tuple(_native.engine_resident(handle, i) for i in range(self.model.info.n_moe_layer))
+
+    def experts(self) -> tuple[bytes, ...]:
+        """For each of `model.layers` one byte for each expert: EXPERT_* bits of `edgemoe._abi`. Any thread.
+
+        1: in the cache. Of the layer's last visit: 2: used, 4: had to be read, 8: was read ahead.
+        """
+        with self._control() as handle:
+            return tuple(_native.engine_experts(handle, i) for i in range(self.model.info.n_moe_layer))
+
+    def accuracy(self) -> tuple[tuple[float | None, ...], ...]:
+        """For each of `model.layers` the share of its experts that were predicted 1, 2, 3, 4 layers ahead. Any thread.
+
+        Among the k likeliest, measured against the real router; None where nothing was predicted.
+        """
+        with self._control() as handle:
+            counts = [_native.engine_accuracy(handle, i) for i in range(self.model.info.n_moe_layer)]
+        return tuple(
+            tuple(found / used if used else None for used, found in zip(*layer, strict=True)) for layer in counts
+        )
+
+    def trace(self, path: str | os.PathLike[str] | None) -> None:
+        """Record routing, residency, reads and stalls into a file until called again; None ends it. See docs/trace.md.
+
+        Between answers. A traced run is no benchmark. Raises StorageError.
+        """
+        from .trace import header
+
+        with self._control() as handle:
+            text = header(self.model, _native.engine_stats(handle)["n_slot"])
+            _native.engine_trace(handle, None if path is None else os.fspath(path), text)
+            self._tracing = path is not None
 
     # ---------------------------------------------------------------- text
 
@@ -327,8 +367,19 @@ class Engine:
 
     def close(self) -> None:
         """Give everything back, ending what another thread is computing. May be called again."""
+        if self._finalizer.alive:
+            self._leave()
         self._sequence.close()
         self._finalizer()
+
+    def _leave(self) -> None:
+        """What outlives the engine: the trace's end, and what the cache has learned."""
+        with self._control() as handle:
+            if self._warm_start:
+                usage.remember(handle, self.model.info)
+            if self._tracing:
+                self._tracing = False
+                _native.engine_trace(handle, None)
 
     @contextmanager
     def _control(self) -> Iterator[_native.EngineHandle]:

@@ -22,8 +22,10 @@ from .shell import Progress, shell_for
 from .sizes import SizeBook
 from .stats import READERS
 
-POLICIES = ("lfru", "lru")
+POLICIES = ("next-use", "lfru", "lru", "lfu", "mrs")
 """Names of EMOE_POLICY_*, by number."""
+PREFETCH = ("auto", "off", "on")
+"""Names of EMOE_PREFETCH_*, by number."""
 
 _AUTO_SHARE = 0.85  # of what is available now; the rest is the user's other programs'
 _MAX_THREADS = 512  # of ggml
@@ -38,7 +40,9 @@ def load(
     threads: int | None = None,
     n_ubatch: int | None = None,
     n_outputs: int = 1,
-    policy: str = "lfru",
+    policy: str = "next-use",
+    prefetch: str = "auto",
+    warm_start: bool = True,
     buffered: bool = False,
     reader: str = "auto",
     read_lanes: int = 0,
@@ -56,7 +60,10 @@ def load(
     threads: compute threads; None: the physical cores.
     n_ubatch: most tokens computed at once in prefill; None: chosen by the plan.
     n_outputs: most tokens whose logits one `eval(..., want_all=True)` keeps.
-    policy: which expert leaves a full cache, "lfru" or "lru".
+    policy: which expert leaves a full cache: "next-use" (the one expected to be needed again last), "lfru", "lru",
+        "lfu" or "mrs".
+    prefetch: read experts before a router asks for them: "auto" (where it measures faster), "off" or "on".
+    warm_start: begin with what earlier runs learned about the model's experts, and keep what this one learns.
     buffered: read through the page cache even where O_DIRECT works.
     reader: "uring", "threads", or "auto": io_uring where the kernel allows it.
     read_lanes: reads under way at once, 0 for the default. read_limit: bytes a second, for experiments.
@@ -68,7 +75,9 @@ def load(
     """
     wanted = parse_memory(memory)
     if policy not in POLICIES:
-        raise UsageError(f"`{policy}` is not a cache policy", hint="use `lfru` or `lru`")
+        raise UsageError(f"`{policy}` is not a cache policy", hint=f"use one of {_listed(POLICIES)}")
+    if prefetch not in PREFETCH:
+        raise UsageError(f"`{prefetch}` is not a way to prefetch", hint=f"use one of {_listed(PREFETCH)}")
     if reader not in READERS:
         raise UsageError(f"`{reader}` is not a reader", hint="use `auto`, `uring` or `threads`")
     if not 0 <= read_lanes <= 64:
@@ -91,6 +100,7 @@ def load(
             n_read_lane=read_lanes,
             cache_bytes=plan.cache_min_bytes,
             policy=POLICIES.index(policy),
+            prefetch=PREFETCH.index(prefetch),
             buffered=int(buffered),
             reader=READERS.index(reader),
             read_bytes_per_s=read_bytes_per_s,
@@ -100,7 +110,7 @@ def load(
         def resolve(new: str | int) -> int:
             return resolve_budget(parse_memory(new), plan.resident_bytes)
 
-        engine = Engine(model, shell, plan, params, resolve=resolve)
+        engine = Engine(model, shell, plan, params, resolve=resolve, warm_start=warm_start)
         undo.pop_all()
         return engine
 
@@ -127,6 +137,10 @@ def plan(
         return _plan(model, wanted, shape, measure=measure)
     with open_model(model) as opened:
         return _plan(opened, wanted, shape, measure=measure)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def resolve_budget(memory: Memory, resident: int) -> int:

@@ -12,7 +12,7 @@ READERS = ("auto", "threads", "uring")
 _STATES = frozenset(
     ("n_slot", "n_slot_used", "direct_io", "reader", "cache_bytes", "dense_bytes", "kv_bytes", "compute_bytes",
      "output_bytes", "scratch_bytes", "decode_bytes", "prefill_bytes", "rss_bytes", "peak_bytes", "budget_bytes",
-     "n_past", "n_ctx")
+     "n_past", "n_ctx", "prefetch_paused", "prefetch_depth", "prefetch_threshold", "with_ns", "without_ns")
 )  # fmt: skip
 
 
@@ -29,7 +29,11 @@ class Stats:
     n_slot: experts that the cache can hold (estimate where sizes differ); n_slot_used: experts in it.
     n_decode: tokens computed one at a time, in decode_ns. n_prefill: tokens computed in batches, in prefill_ns.
     n_hit, n_miss: uses of an expert in a layer, by a token or a batch, found in the cache or read.
-    n_streamed: uses in prefill that passed through without staying. n_read, read_bytes: reads issued.
+    n_streamed: uses in prefill that passed through without staying. n_late: hits that were still on their way.
+    n_prefetch: experts read before a router asked for them; n_prefetch_used: of them used; prefetch_bytes: read for it.
+    prefetch_paused: reading ahead was found slower than not, and is stopped for now; with_ns, without_ns: the mean
+    token of either kind lately. prefetch_depth, prefetch_threshold: layers looked ahead, and the least probability
+    for which an expert is read. drive_ns: time with a read under way. n_read, read_bytes: reads issued.
     direct_io: reads bypass the page cache. reader: how they are made, "threads" or "uring".
     stall_ns: time in which a compute thread slept for a read, mean over threads.
     rss_bytes, peak_bytes: resident memory of this process now and at most. budget_bytes: what it may use.
@@ -58,6 +62,16 @@ class Stats:
     decode_bytes: int
     prefill_bytes: int
     n_streamed: int
+    n_late: int
+    n_prefetch: int
+    n_prefetch_used: int
+    prefetch_bytes: int
+    drive_ns: int
+    prefetch_paused: bool
+    prefetch_depth: int
+    prefetch_threshold: float
+    with_ns: int
+    without_ns: int
     reader: str
     rss_bytes: int
     peak_bytes: int

@@ -34,13 +34,15 @@ def main() -> None:
 
 def measure(order: dict[str, Any]) -> dict[str, Any]:
     """order: engine, setting (fields of Setting), text, warm, n_warmup, n_decode, n_prefill,
-    spawned (time.monotonic()).
+    spawned (time.monotonic()), trace (file for the decoded tokens, or None).
     """
     load_average = os.getloadavg()[0]
     begin = time.monotonic()
     engine: BenchEngine = ENGINES[order["engine"]](Setting(**order["setting"]))
     load_s = time.monotonic() - begin
     tokens = _tokens(engine, order)
+    if order["trace"]:
+        engine.trace(order["trace"])
     engine.append(tokens[:1])
     first_token_s = time.monotonic() - order["spawned"]
     if order["warm"]:
@@ -57,6 +59,8 @@ def measure(order: dict[str, Any]) -> dict[str, Any]:
         engine.append([token])
         token_s.append(round(time.monotonic() - begin, 6))
     decode = _difference(before, _totals(engine))
+    if order["trace"]:
+        engine.trace(None)
 
     before = _totals(engine)
     prefill_s = _prefill(engine, tokens, order)

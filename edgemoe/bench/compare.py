@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import tempfile
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,14 +13,17 @@ from typing import Any
 
 import edgemoe
 
+from .._abi import REPLAY_BELADY
 from ..devices.cpu import physical_cores
 from ..devices.memory import available_memory
 from ..devices.profile import machine
 from ..devices.storage import measure_storage
 from ..errors import StorageError
 from ..runtime.shell import shell_for
+from ..runtime.trace import read_trace
 from .engines import Setting
-from .report import OURS, STOCK, summarise
+from .replay import misses
+from .report import OFF, OURS, STOCK, summarise
 from .runner import Say, Side, Workload, git_revision, glance, limit_problem, run_all, run_once
 
 _BUSY_CORES = 0.2  # more than this taken by other processes and a measurement on a few cores says little
@@ -33,8 +37,11 @@ def compare(
     threads: int | None,
     n_ubatch: int | None,
     policy: str,
+    prefetch: str,
+    read_limit: int,
     n_repeat: int,
     against_stock: bool,
+    against_off: bool,
     with_resident: bool,
     say: Say,
 ) -> dict[str, Any]:
@@ -51,14 +58,17 @@ def compare(
     if problem:
         say(f"NO KERNEL LIMIT: {problem}; llama.cpp may use all of the machine's memory")
     limit_bytes = 0 if problem else plan.budget_bytes
-    setting = Setting(path, plan.budget_bytes, plan.n_ctx, n_threads, n_ubatch or 0, policy)
+    setting = Setting(path, plan.budget_bytes, plan.n_ctx, n_threads, n_ubatch or 0, policy, prefetch, read_limit)
     sides = [Side(OURS, OURS, setting, limit_bytes, workload.n_decode)]
+    if against_off:
+        sides.append(Side(OFF, OURS, replace(setting, prefetch="off"), limit_bytes, workload.n_decode))
     if against_stock:
         sides.append(Side(STOCK, STOCK, setting, limit_bytes, workload.n_stock_decode))
 
     resident = None
     if with_resident and plan.fraction < 1:
         resident = _resident(setting, plan.resident_bytes, replace(workload, warm=True), files, say)
+    best = _best(setting, limit_bytes, workload, files, say) if plan.fraction < 1 else None
     records = run_all(sides, workload, files, n_repeat, say)
     busy = max(record["other_cores"] for record in records)
     if busy > _BUSY_CORES:
@@ -78,8 +88,30 @@ def compare(
         "disk": asdict(disk),
         "resident": resident,
         "runs": records,
-        "summary": summarise(records, workload.n_prefill, disk_bytes_per_s=disk.bytes_per_s, resident=resident),
+        "best_bytes_per_token": best,
+        "summary": summarise(
+            records,
+            workload.n_prefill,
+            disk_bytes_per_s=min(disk.bytes_per_s, read_limit or disk.bytes_per_s),
+            resident=resident,
+            best_bytes_per_token=best,
+        ),
     }
+
+
+def _best(setting: Setting, limit_bytes: int, workload: Workload, files: list[Path], say: Say) -> float:
+    """Bytes a token that Belady's optimum would read of the same experts with the same slots: one traced run."""
+    with tempfile.TemporaryDirectory(prefix="edgemoe-bench.") as folder:
+        path = os.path.join(folder, "trace")
+        untimed = replace(workload, n_prefill=0)
+        record = run_once(Side("traced", OURS, setting, limit_bytes, workload.n_decode), untimed, files, trace=path)
+        trace = read_trace(path).decode_visits()
+    first = (1 + workload.n_warmup) * len(trace.n_expert)
+    n_use, n_miss = misses(trace, REPLAY_BELADY, record["facts"]["n_slot"], from_visit=first)
+    total = sum(trace.n_expert)
+    expert_bytes = sum(n * size for n, size in zip(trace.n_expert, trace.about["expert_bytes"], strict=True)) / total
+    say(f"Belady's optimum with {record['facts']['n_slot']} slots: {1 - n_miss / max(1, n_use):.1%} hits")
+    return float(n_miss * expert_bytes / workload.n_decode)
 
 
 def _resident(

@@ -18,7 +18,10 @@ from ..errors import EdgeMoEError, UnsupportedError
 
 @dataclass(frozen=True)
 class Setting:
-    """How an engine is opened. memory_bytes and policy are EdgeMoE's; n_ubatch 0: as it chooses (llama.cpp: 512)."""
+    """How an engine is opened; n_ubatch 0: as it chooses (llama.cpp: 512).
+
+    memory_bytes, policy, prefetch and read_limit (bytes a second, 0: none) are EdgeMoE's.
+    """
 
     path: str
     memory_bytes: int
@@ -26,6 +29,8 @@ class Setting:
     n_threads: int
     n_ubatch: int
     policy: str
+    prefetch: str = "auto"
+    read_limit: int = 0
 
 
 class BenchEngine(Protocol):
@@ -45,6 +50,9 @@ class BenchEngine(Protocol):
     def facts(self) -> dict[str, Any]:
         """What the engine settled on."""
 
+    def trace(self, path: str | None) -> None:
+        """Begin to record into a file; None: end."""
+
 
 class EdgeMoE:
     """This library, through its Python engine."""
@@ -59,6 +67,9 @@ class EdgeMoE:
             threads=setting.n_threads,
             n_ubatch=setting.n_ubatch or None,
             policy=setting.policy,
+            prefetch=setting.prefetch,
+            read_limit=setting.read_limit or None,
+            warm_start=False,  # a repetition begins where the first one did
         )
 
     def tokenize(self, text: str) -> list[int]:
@@ -72,7 +83,10 @@ class EdgeMoE:
 
     def counters(self) -> dict[str, int]:
         stats = self._engine.stats()
-        names = ("n_hit", "n_miss", "n_evict", "n_read", "read_bytes", "stall_ns", "n_streamed")
+        names = (
+            "n_hit", "n_miss", "n_late", "n_evict", "n_read", "read_bytes", "stall_ns", "drive_ns", "n_streamed",
+            "n_prefetch", "n_prefetch_used", "prefetch_bytes",
+        )  # fmt: skip
         return {name: int(getattr(stats, name)) for name in names}
 
     def facts(self) -> dict[str, Any]:
@@ -84,7 +98,13 @@ class EdgeMoE:
             "direct_io": stats.direct_io,
             "reader": stats.reader,
             "n_ubatch": plan.n_ubatch,
+            "prefetch_paused": stats.prefetch_paused,
+            "with_ns": stats.with_ns,
+            "without_ns": stats.without_ns,
         }
+
+    def trace(self, path: str | None) -> None:
+        self._engine.trace(path)
 
 
 class LlamaCpp:
@@ -139,6 +159,9 @@ class LlamaCpp:
 
     def facts(self) -> dict[str, Any]:
         return {"n_ubatch": self._n_batch, "load_mode": "mmap", "use_extra_bufts": False}
+
+    def trace(self, path: str | None) -> None:
+        raise UnsupportedError("llama.cpp records no trace")
 
 
 def _bindings() -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 Record = dict[str, Any]
 
-OURS, STOCK = "edgemoe", "llama.cpp"
+OURS, OFF, STOCK = "edgemoe", "prefetch off", "llama.cpp"
 """Names of sides."""
 
 
@@ -46,7 +46,7 @@ class Bound:
     """The least time that drive and processor allow, and what of it was reached.
 
     io_s: bytes read at the drive's measured speed. compute_s: the same work with every expert in memory, None if that
-    was not measured. efficiency: the larger of the two over the time taken, 1 is the limit.
+    was not measured. efficiency (of the pipeline): the larger of the two over the time taken, 1 is the limit.
     """
 
     io_s: float
@@ -67,8 +67,12 @@ def summarise(
     *,
     disk_bytes_per_s: float | None,
     resident: Record | None = None,
+    best_bytes_per_token: float | None = None,
 ) -> dict[str, Any]:
-    """For each side its quantities as {median, low, high, n}; ratios of medians against ours if there are two."""
+    """For each side its quantities as {median, low, high, n}; ratios of medians of ours to each other.
+
+    best_bytes_per_token: what Belady's optimum would read in decode.
+    """
     sides: dict[str, list[Record]] = {}
     for record in records:
         sides.setdefault(record["side"], []).append(record)
@@ -76,12 +80,13 @@ def summarise(
     for name, own in sides.items():
         quantities = {key: asdict(spread(values)) for key, values in _quantities(own, n_prefill).items() if values}
         # The drive was measured in our reads, the computation with our engine: they bound no other.
-        bounds = _bounds(own, n_prefill, disk_bytes_per_s, resident) if name == OURS and disk_bytes_per_s else {}
+        bounds = _bounds(own, n_prefill, disk_bytes_per_s, resident) if name != STOCK and disk_bytes_per_s else {}
+        read = quantities.get("decode_bytes_per_token")
+        if name != STOCK and best_bytes_per_token is not None and read and read["median"]:
+            quantities["policy"] = asdict(spread([best_bytes_per_token / read["median"]]))
         summary["sides"][name] = {**quantities, "bounds": bounds}
     ours = sides.get(OURS)
-    for name, own in sides.items():
-        if ours and name != OURS:
-            summary["ratio"] = {"against": name, **_ratios(ours, own, n_prefill)}
+    summary["ratios"] = {name: _ratios(ours, own, n_prefill) for name, own in sides.items() if ours and name != OURS}
     return summary
 
 
@@ -97,7 +102,10 @@ def _quantities(records: Sequence[Record], n_prefill: int) -> dict[str, list[flo
         "hit_rate": each(hit_rate),
         "decode_bytes_per_token": each(_decode_bytes),
         "prefill_bytes": each(lambda r: _read_bytes(r["prefill"]) if n_prefill else None),
-        "stall_share": each(_stall_share),
+        "stall_share": each(lambda r: _share(r, "stall_ns")),
+        "drive_share": each(lambda r: _share(r, "drive_ns")),
+        "prefetch_used": each(_prefetch_used),
+        "late_share": each(_late_share),
         "limit_peak_bytes": each(lambda r: r["limit_peak_bytes"]),
         "peak_rss_bytes": each(lambda r: r["peak_rss_bytes"]),
     }
@@ -113,9 +121,23 @@ def _decode_bytes(record: Record) -> float | None:
     return read / len(record["token_s"]) if record["token_s"] and read is not None else None
 
 
-def _stall_share(record: Record) -> float | None:
-    stall = record["decode"].get("stall_ns")
-    return stall / 1e9 / sum(record["token_s"]) if record["token_s"] and stall is not None else None
+def _share(record: Record, counter: str) -> float | None:
+    """Of the time of decode."""
+    spent = record["decode"].get(counter)
+    return spent / 1e9 / sum(record["token_s"]) if record["token_s"] and spent is not None else None
+
+
+def _prefetch_used(record: Record) -> float | None:
+    """Share of the experts read ahead in decode that were used."""
+    n = record["decode"].get("n_prefetch", 0)
+    return record["decode"]["n_prefetch_used"] / n if n else None
+
+
+def _late_share(record: Record) -> float | None:
+    """Share of the uses in decode that found the expert on its way."""
+    decode = record["decode"]
+    uses = decode.get("n_hit", 0) + decode.get("n_miss", 0)
+    return decode.get("n_late", 0) / uses if uses else None
 
 
 def _bounds(

@@ -75,8 +75,12 @@ def read_text(path: str) -> str:
 
 
 def interleave(sides: Sequence[Side], n_repeat: int) -> list[tuple[int, Side]]:
-    """A B A B …: what drifts during a benchmark then drifts for all sides."""
-    return [(repetition, side) for repetition in range(n_repeat) for side in sides]
+    """A B B A …: what drifts during a benchmark then drifts for all sides."""
+    turns = []
+    for repetition in range(n_repeat):
+        # Every other round backwards: who runs after whom shall not matter.
+        turns += [(repetition, side) for side in (sides if repetition % 2 == 0 else sides[::-1])]
+    return turns
 
 
 def run_all(
@@ -91,8 +95,8 @@ def run_all(
     return records
 
 
-def run_once(side: Side, workload: Workload, files: Sequence[Path]) -> dict[str, Any]:
-    """One repetition of one side in a child process of its own."""
+def run_once(side: Side, workload: Workload, files: Sequence[Path], *, trace: str | None = None) -> dict[str, Any]:
+    """One repetition of one side in a child process of its own. trace: a file for what the engine did in decode."""
     dropped = drop_page_cache(files)
     order = {
         "engine": side.engine,
@@ -102,6 +106,7 @@ def run_once(side: Side, workload: Workload, files: Sequence[Path]) -> dict[str,
         "n_warmup": workload.n_warmup,
         "n_decode": side.n_decode,
         "n_prefill": workload.n_prefill,
+        "trace": trace,
         "spawned": time.monotonic(),
     }
     with contextlib.ExitStack() as stack:

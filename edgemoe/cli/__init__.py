@@ -25,6 +25,7 @@ from .eval import eval
 from .inspect import inspect
 from .options import expand
 from .plan import plan
+from .replay import replay
 from .run import run
 
 # The parser's own errors. Their class is click's or typer's copy of click's, depending on typer's version.
@@ -50,7 +51,7 @@ def _root(
         print(context.get_help())
 
 
-for _command in (chat, run, inspect, plan, bench, eval, calibrate, convert):
+for _command in (chat, run, inspect, plan, bench, replay, eval, calibrate, convert):
     app.command(_command.__name__)(expand(_command))
 
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import UsageError
-from ..units import format_rate, format_size
-from .options import ModelArgument, at_least, output_file
+from ..units import format_rate, format_size, parse_size
+from .options import CachePolicyOption, ModelArgument, PrefetchOption, at_least, output_file
 from .status import note
 
 _ROWS = (
@@ -20,8 +20,12 @@ _ROWS = (
     ("first_token_s", "start to first token", 1.0, "s"),
     ("load_s", "load", 1.0, "s"),
     ("hit_rate", "hits in decode", 100.0, "%"),
+    ("late_share", "of them on their way", 100.0, "%"),
+    ("prefetch_used", "of what was read ahead, used", 100.0, "%"),
     ("stall_share", "waiting in decode", 100.0, "%"),
+    ("drive_share", "drive at work in decode", 100.0, "%"),
     ("decode_bytes_per_token", "read per token", 1e-6, "MB"),
+    ("policy", "policy: Belady's bytes over ours", 100.0, "%"),
     ("prefill_bytes", "read in prefill", 1e-6, "MB"),
     ("limit_peak_bytes", "peak under the limit", 1 / (1 << 20), "MiB"),
     ("peak_rss_bytes", "peak resident", 1 / (1 << 20), "MiB"),
@@ -37,8 +41,12 @@ def bench(
         str, typer.Option(metavar="SIZE", help="Budget, and the kernel's limit: `6GiB`, `75%`, `auto`.")
     ] = "auto",
     against: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", show_default=False, help="`llama.cpp`: stock mmap under the same limit."),
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="`llama.cpp`: stock mmap under the same limit; `off`: the same without prefetch. May be repeated.",
+        ),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(metavar="N", help="Compute threads.", show_default="physical cores")
@@ -57,7 +65,12 @@ def bench(
     ubatch: Annotated[
         int | None, typer.Option(metavar="N", help="Prefill batch.", show_default="as memory allows")
     ] = None,
-    cache_policy: Annotated[str, typer.Option(metavar="NAME", help="`lfru` or `lru`.")] = "lfru",
+    cache_policy: CachePolicyOption = "next-use",
+    prefetch: PrefetchOption = "auto",
+    read_limit: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", show_default=False, help="Read at most so many bytes a second: a slower drive."),
+    ] = None,
     repeat: Annotated[int, typer.Option(metavar="N", help="Repetitions, interleaved; 5 or more say something.")] = 5,
     resident: Annotated[bool, typer.Option(help="Measure compute alone first, for the bound.")] = True,
     json_file: Annotated[
@@ -76,8 +89,10 @@ def bench(
         ("--repeat", repeat, 1),
     ):
         at_least(option, value, least)
-    if against not in (None, "llama.cpp"):
-        raise UsageError(f"cannot compare with `{against}`", hint="use `--against llama.cpp`")
+    others = against or []
+    for other in others:
+        if other not in ("llama.cpp", "off"):
+            raise UsageError(f"cannot compare with `{other}`", hint="use `--against llama.cpp` or `--against off`")
     out = output_file(json_file)
 
     from ..bench.compare import compare
@@ -99,7 +114,10 @@ def bench(
         n_ubatch=ubatch,
         policy=cache_policy.lower(),
         n_repeat=repeat,
-        against_stock=against is not None,
+        prefetch=prefetch.lower(),
+        read_limit=parse_size(read_limit) if read_limit else 0,
+        against_stock="llama.cpp" in others,
+        against_off="off" in others,
         with_resident=resident,
         say=note,
     )
@@ -124,7 +142,7 @@ def _print(report: dict[str, Any]) -> None:
     for work in ("decode", "prefill"):
         cells = [_bound_cell(side["bounds"].get(work)) for side in summary["sides"].values()]
         if any(cells):
-            table.add_row(f"{work} bound", *cells)
+            table.add_row(f"{work}: pipeline", *cells)
     console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
     console.print(
         f"{plan['model']}, {format_size(plan['budget_bytes'])} ({limit}), {plan['fraction']:.0%} of experts fit"
@@ -144,14 +162,12 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def _print_ratio(say: Any, report: dict[str, Any]) -> None:
-    ratio = report["summary"].get("ratio")
-    if not ratio:
-        return
-    if report["n_repeat"] < 2:
-        say("one repetition: no ratio, it would say nothing")
-        return
-    parts = [f"{name.replace('_', ' ')} {value:.2f}x" for name, value in ratio.items() if isinstance(value, float)]
-    say(f"edgemoe over {ratio['against']}: {', '.join(parts)} (medians of {report['n_repeat']})")
+    for against, ratio in report["summary"]["ratios"].items():
+        if report["n_repeat"] < 2:
+            say("one repetition: no ratio, it would say nothing")
+            return
+        parts = [f"{name.replace('_', ' ')} {value:.2f}x" for name, value in ratio.items() if isinstance(value, float)]
+        say(f"edgemoe over {against}: {', '.join(parts)} (medians of {report['n_repeat']})")
 
 
 def _cell(spread: dict[str, float] | None, scale: float, unit: str) -> str:

@@ -22,6 +22,12 @@ def load(model: str, options: EngineOptions, *, verbose: bool) -> Engine:
 
     talk = note if verbose or sys.stderr.isatty() else None
     engine = edgemoe.load(model, progress=talk, **options.arguments())
+    if options.trace:
+        try:
+            engine.trace(options.trace)
+        except BaseException:
+            engine.close()
+            raise
     if verbose:
         for line in engine.plan.lines():
             note(line)

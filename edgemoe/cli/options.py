@@ -21,6 +21,13 @@ ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", show_default=False, help="A GGUF file, or any file of a split set.")
 ]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show the plan and the costs on stderr.")]
+CachePolicyOption = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="Which expert leaves a full cache: `next-use`, `lfru`, `lru`, `lfu` or `mrs`."),
+]
+PrefetchOption = Annotated[
+    str, typer.Option(metavar="WHEN", help="Read experts ahead: `auto` (where it measures faster), `off` or `on`.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
@@ -60,12 +67,15 @@ class BudgetOptions:
 class EngineOptions(BudgetOptions):
     """What an engine is loaded with."""
 
-    cache_policy: Annotated[
-        str, typer.Option(metavar="NAME", help="Which expert leaves a full cache: `lfru` or `lru`.")
-    ] = "lfru"
+    cache_policy: CachePolicyOption = "next-use"
+    prefetch: PrefetchOption = "auto"
+    trace: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", show_default=False, help="Record routing and reads for `edgemoe replay`; slower."),
+    ] = None
 
     def arguments(self) -> dict[str, Any]:
-        return {**super().arguments(), "policy": self.cache_policy.lower()}
+        return {**super().arguments(), "policy": self.cache_policy.lower(), "prefetch": self.prefetch.lower()}
 
 
 @dataclasses.dataclass(frozen=True)

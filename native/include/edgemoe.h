@@ -364,7 +364,7 @@ typedef struct emoe_replay_params {
     const uint32_t *expert;  /* [sum of n_use]: number in its layer */
     const uint32_t *n_row;   /* [sum of n_use]: tokens routed to it */
     const float *weight;     /* [sum of n_use]: its router weight */
-    uint64_t from;           /* visits before this one fill the cache and are not counted */
+    uint64_t from_visit;     /* visits before this one fill the cache and are not counted */
 } emoe_replay_params;
 #define EMOE_REPLAY_BELADY 100
 /* What a cache would have had of recorded routing. */

@@ -334,9 +334,9 @@ emoe_status emoe_replay(const emoe_replay_params *params, uint64_t *n_use, uint6
                 uses.push_back(Use{shape.first[l] + p.expert[j], p.n_row[j], p.weight[j]});
             }
         }
-        ReplayResult const r = belady ? replay_belady(shape, visits, uses, p.n_slot, p.from)
+        ReplayResult const r = belady ? replay_belady(shape, visits, uses, p.n_slot, p.from_visit)
                                       : replay(shape, visits, uses, static_cast<PolicyKind>(p.policy), p.n_slot,
-                                               p.per_layer != 0, p.from);
+                                               p.per_layer != 0, p.from_visit);
         *n_use = r.n_use;
         *n_miss = r.n_miss;
     });
