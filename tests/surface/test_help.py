@@ -8,7 +8,7 @@ import sys
 import pytest
 from console import Cli
 
-COMMANDS = ("chat", "run", "inspect", "plan", "bench", "eval", "calibrate")
+COMMANDS = ("chat", "run", "inspect", "plan", "bench", "eval", "calibrate", "convert")
 HEAVY = ("numpy", "llama_cpp", "gguf", "rich", "jinja2", "psutil", "pydantic", "onnx", "onnxruntime")
 
 
@@ -27,7 +27,7 @@ def test_no_arguments_print_the_help(cli: Cli) -> None:
 def test_every_command_explains_itself(cli: Cli, command: str) -> None:
     done = cli(command, "-h")
     assert done.returncode == 0
-    assert "MODEL" in done.stdout
+    assert "MODEL" in done.stdout or "SRC" in done.stdout
 
 
 def test_what_is_lossy_says_so(cli: Cli) -> None:
