@@ -412,6 +412,29 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path: Path, name: str) -> None:
     assert said in text and "\n" not in text
 
 
+def test_no_damaged_shard_is_more_than_one_line(tmp_path: Path) -> None:
+    folder = tinyhf.write(tmp_path / "hf", "mixtral")
+    content, n_bad = (folder / SHARD).read_bytes(), 0
+    n_head = 8 + int.from_bytes(content[:8], "little")
+    for seed in range(200):
+        generator, bad = random.Random(seed), bytearray(content)
+        at = generator.randrange(n_head)
+        match seed % 3:
+            case 0:
+                bad[at] = generator.randrange(256)
+            case 1:
+                bad[at : at + 1] = generator.choice((b"9999999999", b'"', b"{", b"-1", b"1e308", b"\\ud800", b"NaN"))
+            case _:
+                del bad[at : at + generator.randrange(1, 60)]
+        (folder / SHARD).write_bytes(bad)
+        try:
+            open_source(folder)
+        except EdgeMoEError as error:
+            n_bad += 1
+            assert error.message and "\n" not in error.message
+    assert n_bad > 150
+
+
 def test_the_command_says_so_and_writes_nothing(cli: Cli, tmp_path: Path) -> None:
     folder = tinyhf.write(tmp_path / "hf", "mixtral")
     DAMAGES["truncated"][1](folder)
