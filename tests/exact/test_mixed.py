@@ -149,3 +149,15 @@ def test_experts_that_are_missing_double_or_of_another_shape_are_refused(
         bad.write_bytes(content + bytes(data_bytes))
         with pytest.raises(EdgeMoEError, match=expected):
             _native.model_close(_native.model_open(str(bad)))
+
+
+def test_an_expert_is_one_read(tiny: Callable[..., Path], tokens: list[int], tmp_path: Path) -> None:
+    stacked, single = tiny("qwen3moe", expert_type="Q4_K"), tmp_path / "single.gguf"
+    convert(open_source(stacked), single, Options())
+    for path, n_matrix in ((single, 1), (stacked, 3)):  # a stacked file's matrices lie apart
+        with streamed(path, share=0.5) as engine:
+            engine.run([[t] for t in tokens[:60]])
+            stats = engine.stats()
+        assert stats["n_miss"] > 50 and stats["n_streamed"] == 0
+        most = n_matrix * (stats["n_miss"] + stats["n_prefetch"])
+        assert n_matrix * stats["n_miss"] <= stats["n_read"] <= most
