@@ -147,6 +147,8 @@ ARCHITECTURES: dict[str, Architecture] = {
 }  # fmt: skip
 """By the first of config.json's `architectures`."""
 
+_READ_METHODS = (None, "mxfp4", "fp8")  # gpt-oss's packed experts; DeepSeek's floats with a scale a block
+
 # What transformers takes for a setting that the file does not name, where it is not what llama.cpp fixes.
 _DEFAULTS: dict[str, dict[str, Any]] = {"Qwen3MoeForCausalLM": {"norm_topk_prob": False}}
 _ROPE_THETA = {"MixtralForCausalLM": 1e6, "GptOssForCausalLM": 150000.0}
@@ -168,6 +170,12 @@ def architecture_of(config: Config) -> tuple[str, Architecture]:
 def check_fixed(config: Config) -> None:
     """Raises UnsupportedError for a setting that llama.cpp cannot follow."""
     name, row = architecture_of(config)
+    quantized = config.get("quantization_config") or {}
+    method = quantized.get("quant_method") if isinstance(quantized, dict) else "?"
+    if method not in _READ_METHODS or (method == "fp8" and quantized.get("weight_block_size") != [128, 128]):
+        raise UnsupportedError(
+            f"the checkpoint is quantized by {method!r}", hint="take the checkpoint that it was made from"
+        )
     for key, allowed in row.fixed.items():
         value = config.get(key, _DEFAULTS.get(name, {}).get(key, allowed[0]))
         if value not in allowed:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import FormatError, UnsupportedError
-from .ggml import Bytes, dequantize
+from .ggml import Bytes, dequantize, row_bytes
 from .safetensors_file import Stored
 from .source import FileRows, Rows, SourceFile
 
@@ -68,9 +68,9 @@ class Fp8Rows:
 
     def __post_init__(self) -> None:
         blocks = tuple(-(-size // FP8_BLOCK) for size in self.stored.shape)
-        if self.scales.dtype != "F32" or self.scales.shape != blocks:
+        if self.scales.dtype not in GGML or self.scales.shape != blocks:
             raise FormatError(
-                f"`{self.scales.name}` is {self.scales.dtype} {list(self.scales.shape)}, F32 {list(blocks)} is due"
+                f"`{self.scales.name}` is {self.scales.dtype} {list(self.scales.shape)}, {list(blocks)} are due"
             )
 
     @property
@@ -90,8 +90,10 @@ class Fp8Rows:
         codes = file.read(self.stored.offset + begin * n_col, (end - begin) * n_col).reshape(-1, n_col)
         file.drop(self.stored.offset + begin * n_col, (end - begin) * n_col)
         first, last = begin // FP8_BLOCK, (end - 1) // FP8_BLOCK + 1
-        raw = self.scales.file.read(self.scales.offset + first * n_block * 4, (last - first) * n_block * 4)
-        scales = raw.view(np.float32).reshape(-1, n_block)[np.arange(begin, end) // FP8_BLOCK - first]
+        kind = GGML[self.scales.dtype]
+        stride = row_bytes(kind, n_block)
+        raw = self.scales.file.read(self.scales.offset + first * stride, (last - first) * stride)
+        scales = dequantize(raw.reshape(-1, stride), kind, n_block)[np.arange(begin, end) // FP8_BLOCK - first]
         values = _e4m3()[codes] * np.repeat(scales, FP8_BLOCK, axis=1)[:, :n_col]
         return np.ascontiguousarray(values, np.float32).view(np.uint8)
 

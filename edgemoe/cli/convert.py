@@ -80,11 +80,16 @@ def convert(
         overwrite=overwrite,
         **_chosen(opened, type_name, allocation, bits, size, calibration, only_verify, uniform_per_layer, dense_type),
     )
-    with _progress(opened) as progress:
-        report = None if only_verify else library.convert(opened, out_path, options, progress=progress)
-        if verify:
-            checked = library.verify_file(opened, out_path, options, progress=progress)
-            report = checked if report is None else _both(report, checked)
+    try:
+        with _progress(opened) as progress:
+            report = None if only_verify else library.convert(opened, out_path, options, progress=progress)
+            if verify:
+                checked = library.verify_file(opened, out_path, options, progress=progress)
+                report = checked if report is None else _both(report, checked)
+    except KeyboardInterrupt:
+        if not only_verify and not out_path.exists():
+            print("stopped: the same command goes on from here", file=sys.stderr)
+        raise
     assert report is not None
     if json_output:
         print(json.dumps(_to_dict(report), indent=2))

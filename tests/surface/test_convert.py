@@ -393,6 +393,7 @@ DAMAGES: dict[str, tuple[str, Damage]] = {
     "other width": ("says", _config(intermediate_size=48)),
     "unknown class": ("not converted", _config(architectures=["LlamaForCausalLM"])),
     "other activation": ("hidden_act", _config(hidden_act="gelu")),
+    "other quantization": ("quantized by", _config(quantization_config={"quant_method": "gptq"})),
     "other rope": ("rope", _config(rope_scaling={"type": "longrope", "factor": 2.0})),
     "tokenizer gone": ("tokenizer", lambda folder: (folder / "tokenizer.json").unlink()),
     "tokenizer damaged": ("tokenizer", _bytes("tokenizer.json", lambda raw: raw.replace(b'"merges"', b'"mergers"'))),

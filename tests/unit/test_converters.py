@@ -61,6 +61,10 @@ def test_scaled_floats_of_8_bits(tmp_path: Path) -> None:
     wanted = (value.astype(np.float32) * scales.repeat(128, 0)[:300].repeat(128, 1)[:, :200]).astype(np.float32)
     for begin, end in ((0, 300), (100, 150), (129, 300)):
         assert (dequantize(rows.load(begin, end), "F32", 200) == wanted[begin:end]).all()
+    half = scales.astype(np.float16)
+    rows = Fp8Rows(rows.stored, stored(tmp_path / "h", half, "F16"))
+    ratio = half.astype(np.float32) / scales
+    assert np.allclose(dequantize(rows.load(0, 300), "F32", 200)[:128, :128], wanted[:128, :128] * ratio[0, 0])
 
 
 def test_views_of_a_matrix(tmp_path: Path) -> None:
