@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <new>
 
@@ -161,10 +162,12 @@ emoe_status emoe_model_get_layer(const emoe_model *model, uint32_t index, emoe_l
         for (uint32_t m = 0; m < layer.matrices.size(); m++) {
             Matrix const &matrix = layer.matrices[m];
             weights += static_cast<double>(matrix.n_col) * matrix.n_row;
-            std::string type = ggml_type_name(static_cast<ggml_type>(layer.slice(0, m).type));
-            for (uint32_t e = 1; e < layer.n_expert; e++)
-                if (layer.slice(e, m).type != layer.slice(0, m).type) type = "mixed";
-            types += (types.empty() ? "" : " ") + matrix.role + "=" + type;
+            std::map<uint16_t, uint32_t> count;
+            for (uint32_t e = 0; e < layer.n_expert; e++) count[layer.slice(e, m).type]++;
+            auto const most = std::max_element(count.begin(), count.end(),
+                                               [](auto const &a, auto const &b) { return a.second < b.second; });
+            types += (types.empty() ? "" : " ") + matrix.role + "=" +
+                     ggml_type_name(static_cast<ggml_type>(most->first)) + (count.size() > 1 ? "+" : "");
         }
         i.bits_per_weight = static_cast<float>(8.0 * static_cast<double>(i.expert_bytes) / weights);
         copy_text(i.types, sizeof i.types, types);
@@ -325,12 +328,14 @@ emoe_status emoe_replay(const emoe_replay_params *params, uint64_t *n_use, uint6
         std::vector<Use> uses;
         for (uint64_t v = 0; v < p.n_visit; v++) {
             uint32_t const l = p.layer[v];
-            if (l >= p.n_layer) fail(EMOE_ERR_FORMAT, "visit %llu is of layer %u of %u", (unsigned long long)v, l, p.n_layer);
+            if (l >= p.n_layer)
+                fail(EMOE_ERR_FORMAT, "visit %llu is of layer %u of %u", (unsigned long long)v, l, p.n_layer);
             visits[v] = RecordedVisit{l, std::max(1u, p.n_token[v]), uses.size(), p.n_use[v]};
             for (uint32_t i = 0; i < p.n_use[v]; i++) {
                 size_t const j = uses.size();
                 if (p.expert[j] >= p.n_expert[l])
-                    fail(EMOE_ERR_FORMAT, "visit %llu uses expert %u of %u", (unsigned long long)v, p.expert[j], p.n_expert[l]);
+                    fail(EMOE_ERR_FORMAT, "visit %llu uses expert %u of %u", (unsigned long long)v, p.expert[j],
+                         p.n_expert[l]);
                 uses.push_back(Use{shape.first[l] + p.expert[j], p.n_row[j], p.weight[j]});
             }
         }

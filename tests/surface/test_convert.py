@@ -151,6 +151,19 @@ def test_a_tiny_checkpoint_chats(cli: Cli, tmp_path: Path) -> None:
     assert done.returncode == 0 and done.stdout.strip()
 
 
+def test_experts_of_many_types_plan_run_and_are_shown(cli: Cli, good: Path, tmp_path: Path) -> None:
+    types = {"up": ["Q2_K", "Q3_K"] * 8, "gate": ["Q2_K"] * 16, "down": ["Q8_0"] + ["Q3_K"] * 15}
+    allocation, out = tmp_path / "allocation.json", tmp_path / "out.gguf"
+    allocation.write_text(json.dumps({"version": 1, "types": {str(layer): types for layer in range(3)}}))
+    done = cli("convert", good, out, "--allocation", allocation)
+    assert done.returncode == 0, done.stderr
+    assert "up=q2_K+ gate=q2_K down=q3_K+" in cli("inspect", out).stdout
+    done = cli("plan", out, "--memory", "400M", "--json")
+    assert done.returncode == 0, done.stderr
+    done = cli("run", out, "-p", "hello", "-n", "4", "--memory", "400M")
+    assert done.returncode == 0 and done.stdout.strip()
+
+
 def test_a_damaged_file_does_not_verify(cli: Cli, good: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     assert cli("convert", good, out).returncode == 0
