@@ -56,6 +56,15 @@ FAULT_TRUNCATE = 3
 FAULT_DELAY = 4
 
 
+COLLECT_EXPERTS = 0
+COLLECT_IN = 1
+COLLECT_HIDDEN = 2
+COLLECT_OUTPUT = 3
+COLLECT_SAMPLE_X = 4
+COLLECT_SAMPLE_W = 5
+COLLECT_STATE = 6
+
+
 class Struct(ctypes.Structure):
     """A parameter struct: `struct_size` is filled in at construction."""
 
@@ -360,6 +369,11 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "emoe_engine_trace": (_status, [_engine, c_char_p, c_char_p, _err]),
     "emoe_replay": (_status, [POINTER(ReplayParams), POINTER(c_uint64), POINTER(c_uint64), _err]),
     "emoe_engine_inject_fault": (None, [_engine, c_uint32, c_uint64]),
+    "emoe_collect_bytes": (c_uint64, [_engine, c_uint32]),
+    "emoe_collect_begin": (_status, [_engine, c_uint32, c_uint32, _err]),
+    "emoe_collect_end": (None, [_engine]),
+    "emoe_collect_noise": (_status, [_engine, c_uint32, c_float, _err]),
+    "emoe_collect_read": (_status, [_engine, c_uint32, c_uint32, POINTER(c_float), c_uint64, _err]),
     "emoe_engine_tokenize": (
         c_int64,
         [_engine, c_char_p, c_uint64, c_uint32, c_uint32, POINTER(c_int32), c_uint64],

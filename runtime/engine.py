@@ -22,6 +22,7 @@ from ..errors import UsageError
 from ..units import KIB, MIB, format_size
 from . import usage
 from .allowance import Allowance
+from .collected import Collected
 from .model import Model
 from .planner import Plan
 from .prompt import CHATML_END, Message, first_rendering_bytes, render
@@ -394,6 +395,25 @@ class Engine:
     def cancel(self) -> None:
         """End what is being computed soon: who waits for it gets Cancelled. Any thread, and signal handlers."""
         self._sequence.cancel()
+
+    def collect_bytes(self, n_sample: int) -> int:
+        """Memory that `collecting` takes, with room for two copies of its sums."""
+        return 3 * _native.collect_bytes(self._sequence.handle, n_sample)
+
+    @contextmanager
+    def collecting(self, n_sample: int, stride: int) -> Iterator[Collected]:
+        """Inside, what experts meet and give is summed up; see EMOE_COLLECT_* in edgemoe.h.
+
+        n_sample: tokens whose activations are kept, every stride-th. Raises BudgetError when there is no room for it.
+        """
+        n_bytes = self.collect_bytes(n_sample)
+        with self.room(n_bytes, f"calibration data of {format_size(n_bytes)}"):
+            _native.collect_begin(self._sequence.handle, n_sample, stride)
+            try:
+                yield Collected(self._sequence, n_sample)
+            finally:
+                with self._control() as handle:
+                    _native.collect_end(handle)
 
     def inject_fault(self, kind: int, n: int) -> None:
         """For tests: make the n-th read from now go wrong; kinds are FAULT_* of `edgemoe._abi`."""

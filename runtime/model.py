@@ -55,7 +55,8 @@ class LayerInfo:
     """One layer with streamed experts.
 
     layer: block number in the model. n_matrix: matrices an expert. expert_bytes: one expert (mean over the layer).
-    slot_bytes: cache that one expert occupies. types: "gate=Q4_K up=Q4_K down=Q6_K".
+    slot_bytes: cache that one expert occupies. types: "gate=Q4_K up=Q4_K down=Q6_K+":
+    the most frequent type of each matrix, + when some experts have others.
     """
 
     layer: int
@@ -128,7 +129,7 @@ class Model:
     @property
     def main_type(self) -> str:
         """The ggml type of most expert matrices ("Q4_K")."""
-        count = Counter(part.split("=")[-1] for layer in self.layers for part in layer.types.split())
+        count = Counter(part.split("=")[-1].rstrip("+") for layer in self.layers for part in layer.types.split())
         return count.most_common(1)[0][0] if count else ""
 
     def measure(

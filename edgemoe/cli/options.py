@@ -10,11 +10,12 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from ..errors import UsageError
+from ..errors import StorageError, UsageError
 
 # A command gives it the default BUILTIN, so that MODEL may be left out.
 ModelArgument = Annotated[
@@ -147,3 +148,18 @@ def at_least(option: str, value: int | None, least: int) -> None:
         raise UsageError(
             f"`{option} {value}` makes no sense", hint=f"`{option}` takes a whole number of at least {least}"
         )
+
+
+def output_file(name: str | None) -> Path | None:
+    """A file that a command will write, tried before an hour is spent computing what goes there."""
+    if name is None:
+        return None
+    path = Path(name).expanduser()
+    existed = path.exists()
+    try:
+        path.touch()
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise StorageError(f"cannot write `{path}`: {error.strerror}", hint="choose another place") from None
+    return path

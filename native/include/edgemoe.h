@@ -102,7 +102,7 @@ typedef struct emoe_layer_info {
     uint64_t expert_bytes; /* one expert, mean over the layer */
     uint64_t slot_bytes;   /* cache bytes that one expert of this layer occupies */
     float bits_per_weight; /* mean over the layer's experts */
-    char types[96];        /* "gate=Q4_K up=Q4_K down=Q6_K" */
+    char types[96];        /* "gate=Q4_K up=Q4_K down=Q6_K+": the most frequent; + when some experts have others */
 } emoe_layer_info;
 EMOE_API emoe_status emoe_model_get_layer(const emoe_model *model, uint32_t index, emoe_layer_info *info,
                                           emoe_error *err);
@@ -258,7 +258,7 @@ EMOE_API uint32_t emoe_engine_experts(const emoe_engine *engine, uint32_t index,
 typedef struct emoe_accuracy {
     uint32_t struct_size;
     uint32_t reserved;
-    uint64_t n_used[EMOE_MAX_DEPTH];  /* experts the layer used in tokens for which it was guessed d + 1 layers before */
+    uint64_t n_used[EMOE_MAX_DEPTH]; /* experts the layer used in tokens for which it was guessed d + 1 layers before */
     uint64_t n_found[EMOE_MAX_DEPTH]; /* of them among the k likeliest of the guess */
 } emoe_accuracy;
 /* How well MoE layer `index` has been predicted. Any thread. */
@@ -282,6 +282,36 @@ EMOE_API emoe_status emoe_engine_trace(emoe_engine *engine, const char *path, co
 #define EMOE_FAULT_TRUNCATE 3
 #define EMOE_FAULT_DELAY 4
 EMOE_API void emoe_engine_inject_fault(emoe_engine *engine, uint32_t kind, uint64_t n);
+
+/* ------------------------------------------------------------------ calibration */
+
+/* Begins to collect what every expert meets and gives while text is computed; an engine that does not collect pays
+ * nothing for it. n_sample: tokens a layer whose activations are kept, every sample_stride-th. Needs emoe_collect_bytes
+ * of memory beside the cache. Beginning again forgets what was collected. */
+EMOE_API uint64_t emoe_collect_bytes(const emoe_engine *engine, uint32_t n_sample);
+EMOE_API emoe_status emoe_collect_begin(emoe_engine *engine, uint32_t n_sample, uint32_t sample_stride,
+                                        emoe_error *err);
+EMOE_API void emoe_collect_end(emoe_engine *engine);
+
+/* Adds noise to what the experts of MoE layer `index` give: each output gets +-share of its root mean square. LOSSY, for
+ * measuring how much errors there matter. index UINT32_MAX: no noise. Sums of noise begin at 0. */
+EMOE_API emoe_status emoe_collect_noise(emoe_engine *engine, uint32_t index, float share, emoe_error *err);
+
+/* Copies what was collected of MoE layer `index`; n must be the number of values there are. Sums are over the tokens
+ * that were routed to the expert. w is what an error of the expert's output counts for the token: the router's weight
+ * divided by the root mean square of the residual stream to which it is added. In: what up, gate or gate_up meet;
+ * hidden: what down meets; out: what down gives. */
+#define EMOE_COLLECT_EXPERTS                                                                                           \
+    0                     /* [n_expert][5]: tokens, sum of router weights, sum w^2, sum w^2 |out|^2, largest |out| */
+#define EMOE_COLLECT_IN 1 /* [n_expert][n_in]: sum w^2 in^2 */
+#define EMOE_COLLECT_HIDDEN 2   /* [n_expert][n_hidden]: sum w^2 hidden^2 */
+#define EMOE_COLLECT_OUTPUT 3   /* [n_expert][n_out]: sum out */
+#define EMOE_COLLECT_SAMPLE_X 4 /* [n_sample][n_in] */
+#define EMOE_COLLECT_SAMPLE_W 5 /* [n_sample][n_expert]: w, 0 where not routed */
+#define EMOE_COLLECT_STATE                                                                                             \
+    6 /* [5]: samples kept, tokens seen, sum w^2 |noise|^2, router's weights known, residual known (0 or 1) */
+EMOE_API emoe_status emoe_collect_read(const emoe_engine *engine, uint32_t index, uint32_t kind, float *out, uint64_t n,
+                                       emoe_error *err);
 
 /* ------------------------------------------------------------------ text */
 
@@ -349,11 +379,11 @@ typedef struct emoe_replay_params {
     uint32_t n_layer;
     const uint32_t *n_expert; /* [n_layer] */
     uint32_t n_expert_used;
-    uint32_t policy;       /* EMOE_POLICY_*, or EMOE_REPLAY_BELADY: evict what is used again last */
-    uint32_t per_layer;    /* 1: each layer has n_slot / n_layer slots of its own */
-    uint32_t n_slot;       /* experts that fit, all taken to be of one size */
-    uint64_t n_visit;      /* in the order in which they were made */
-    const uint32_t *layer; /* [n_visit] */
+    uint32_t policy;         /* EMOE_POLICY_*, or EMOE_REPLAY_BELADY: evict what is used again last */
+    uint32_t per_layer;      /* 1: each layer has n_slot / n_layer slots of its own */
+    uint32_t n_slot;         /* experts that fit, all taken to be of one size */
+    uint64_t n_visit;        /* in the order in which they were made */
+    const uint32_t *layer;   /* [n_visit] */
     const uint32_t *n_token; /* [n_visit] */
     const uint32_t *n_use;   /* [n_visit] */
     const uint32_t *expert;  /* [sum of n_use]: number in its layer */

@@ -37,6 +37,8 @@ public:
     void clear_cancel();                  // a cancel sticks from here on, until the next clear_cancel
     void set_cache_bytes(uint64_t bytes); // any thread
     void stats(emoe_stats *out) const;
+    // Between decode calls. The collector must live as long as it is set.
+    void set_collector(Collector *collector) { interposer_->set_collector(collector); }
     Streamer &streamer() const { return *streamer_; }
 
     const llama_vocab *vocab() const { return vocab_; }
