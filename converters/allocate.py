@@ -8,8 +8,8 @@ Pure: a calibration and a target in, an Allocation out. The program chooses one 
 damage is the divergence in nats a token to expect when only that matrix is quantized: the layer's sensitivity, times
 the squared output of the expert over the calibration text, times the share of it that the type gets wrong. A
 multiple-choice knapsack: the relaxation is solved exactly along the convex hulls of all matrices, the rest of the
-budget is filled by what gains most, and the facts say how far the result can be from the optimum (matrices are many and small:
-next to nothing).
+budget is filled by what gains most, and the facts say how far the result can be from the optimum (matrices are many
+and small: next to nothing).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Item = tuple[int, str, int]  # layer, role, expert
 METHODS = ("program", "per-layer", "uniform", "frequency", "edgemoe")
 """program: the above. The others are baselines: per-layer: the program with one type a matrix of a layer, which is what
 llama.cpp can load. uniform: the largest single type that fits. frequency: experts by how often they are used, and
-edgemoe: by what they lose in few bits (arXiv 2308.14352), the first in the larger of two types, the others in the
+edgemoe: by what they lose in few bits (arXiv 2308.14352), the first in the larger of two types, the rest in the
 smaller.
 """
 
@@ -52,18 +52,23 @@ class Table:
     damage: F64
 
 
+def outlier_limit(largest: F64) -> float:
+    """What a Super Expert's largest output is above, from those of all experts.
+
+    The 99.5th percentile and a tenth of the largest, as in the paper; and 10 times the median, since every model has a
+    99.5th percentile.
+    """
+    return float(max(np.percentile(largest, 99.5), largest.max() / 10, _EXTREME * np.median(largest)))
+
+
 def super_experts(calibration: Calibration) -> list[tuple[int, int]]:
     """(layer, expert) of rare, extreme outliers in what down gives (arXiv 2507.23279), in the first three quarters.
-
-    Beyond the 99.5th percentile of all experts and a tenth of the largest, as there; and beyond 10 times the median,
-    since every model has a 99.5th percentile.
     """
     layers = sorted(calibration.layers)
     largest = {i: calibration.layers[i].stats[:, STATS.index("largest")].astype(np.float64) for i in layers}
-    every = np.concatenate([largest[i] for i in layers])
-    least = max(np.percentile(every, 99.5), every.max() / 10, _EXTREME * np.median(every))
+    least = outlier_limit(np.concatenate([largest[i] for i in layers]))
     early = layers[: -(-3 * len(layers) // 4)]
-    return [(i, int(e)) for i in early for e in np.flatnonzero(largest[i] >= least)]
+    return [(i, int(e)) for i in early for e in np.flatnonzero(largest[i] > least)]
 
 
 def make_table(calibration: Calibration, types: Sequence[str] | None = None, *, guard: bool = True) -> Table:
@@ -185,8 +190,8 @@ def allocate(
         raise UsageError("the target is either bits a weight or bytes", hint="give one of the two")
     if method not in METHODS:
         raise UsageError(f"`{method}` is no way to allocate", hint=f"one of {', '.join(METHODS)}")
-    # Baselines know no Super Experts.
-    table = make_table(calibration, types, guard=method in ("program", "per-layer"))
+    # Baselines know no Super Experts; one type a layer would guard a whole layer for one expert.
+    table = make_table(calibration, types, guard=method == "program")
     n_weight = sum(
         known.n_expert * n_row * n_col
         for known in calibration.layers.values()

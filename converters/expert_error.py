@@ -17,8 +17,8 @@ from .source import DenseTensor, Rows
 
 F64 = npt.NDArray[np.float64]
 
-N_ROW = 64  # of a matrix that are quantized to measure it
-N_TOKEN = 160  # of those that meet an expert
+N_ROW = 48  # of a matrix that are quantized to measure it
+N_TOKEN = 96  # of those that meet an expert
 _LEAST_TOKENS = 24  # an expert that was met by fewer is measured on others' tokens as well, which count little
 _OTHERS = 0.02
 

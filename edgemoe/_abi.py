@@ -372,7 +372,7 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "emoe_collect_bytes": (c_uint64, [_engine, c_uint32]),
     "emoe_collect_begin": (_status, [_engine, c_uint32, c_uint32, _err]),
     "emoe_collect_end": (None, [_engine]),
-    "emoe_collect_noise": (_status, [_engine, c_uint32, c_float, _err]),
+    "emoe_collect_noise": (_status, [_engine, c_uint32, c_float, c_float, _err]),
     "emoe_collect_read": (_status, [_engine, c_uint32, c_uint32, POINTER(c_float), c_uint64, _err]),
     "emoe_engine_tokenize": (
         c_int64,

@@ -361,9 +361,9 @@ def collect_end(engine: EngineHandle) -> None:
     library().emoe_collect_end(engine)
 
 
-def collect_noise(engine: EngineHandle, index: int, share: float) -> None:
+def collect_noise(engine: EngineHandle, index: int, share: float, limit: float) -> None:
     error = abi.Error()
-    check(library().emoe_collect_noise(engine, index, share, ctypes.byref(error)), error)
+    check(library().emoe_collect_noise(engine, index, share, limit, ctypes.byref(error)), error)
 
 
 def collect_read(engine: EngineHandle, index: int, kind: int, n: int) -> array[float]:

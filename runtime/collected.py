@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from math import inf
 
 from .. import _native
 from .sequence import TokenSequence
@@ -21,9 +22,12 @@ class Collected:
         """A copy of n float32. Raises UsageError when there are more or fewer."""
         return _native.collect_read(self._sequence.handle, layer, kind, n)
 
-    def noise(self, layer: int, share: float) -> None:
-        """LOSSY, for measuring: each output of the layer's experts gets +-share of its root mean square."""
-        _native.collect_noise(self._sequence.handle, layer, share)
+    def noise(self, layer: int, share: float, limit: float = inf) -> None:
+        """LOSSY, for measuring: each output of the layer's experts gets +-share of its root mean square.
+
+        Experts that gave anything above `limit` before get none.
+        """
+        _native.collect_noise(self._sequence.handle, layer, share, limit)
 
     def no_noise(self) -> None:
-        _native.collect_noise(self._sequence.handle, NO_LAYER, 0.0)
+        _native.collect_noise(self._sequence.handle, NO_LAYER, 0.0, inf)

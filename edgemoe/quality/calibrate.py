@@ -22,6 +22,7 @@ import numpy as np
 
 from ..converters import calibration as files
 from ..converters import expert_error
+from ..converters.allocate import outlier_limit
 from ..converters.calibration import Calibration, LayerCalibration
 from ..converters.convert import open_source
 from ..converters.ggml import fits
@@ -145,18 +146,19 @@ def _run(
             tokens = tuple(token for i in picked for token in windows.window(i))
             given = min(_GIVEN, request.n_ctx // 2)
             probed = Windows(tokens, request.n_ctx, windows.bos, given)
+            limit = outlier_limit(np.concatenate([layer.experts[:, -1] for layer in sums]))
             n_probe = len(shapes) + len(floors) + 1
             probe = Probe(engine, probed, store.folder, lambda i: progress("probing layers", 0, n_probe))
             try:
                 for layer in floors:
                     if layer not in sensitivity.floor:
-                        sensitivity.floor[layer] = measure_floor(probe, collected, layer)
+                        sensitivity.floor[layer] = measure_floor(probe, collected, layer, limit)
                         store.keep_sensitivity(sensitivity)
                     progress("probing layers", 1 + len(sensitivity.floor), n_probe)
                 for layer in range(len(shapes)):
                     if layer not in sensitivity.by_layer:
                         floor = floor_at(sensitivity.floor, layer, len(shapes))
-                        sensitivity.by_layer[layer] = measure_sensitivity(probe, collected, layer, floor)
+                        sensitivity.by_layer[layer] = measure_sensitivity(probe, collected, layer, floor, limit)
                         store.keep_sensitivity(sensitivity)
                     progress("probing layers", 1 + len(floors) + len(sensitivity.by_layer), n_probe)
             finally:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import _abi as abi
-from .windows import F32, F64, Windows, divergence, log_probabilities
+from .windows import F32, F64, N_OUTPUTS, Windows, divergence, log_probabilities
 
 if TYPE_CHECKING:
     from ..runtime.collected import Collected
@@ -89,12 +89,14 @@ def read_sums(collected: Collected, shapes: list[Shape]) -> list[LayerSums]:
 
 
 def compute_window(engine: Engine, windows: Windows, i: int) -> None:
-    """All tokens of a window, without logits but the last's."""
+    """All tokens of a window, with all logits: llama.cpp takes tokens without through all layers but the last."""
     tokens = list(windows.window(i))
     if windows.bos >= 0:
         tokens[0] = windows.bos
     engine.reset()
-    engine.eval(tokens)
+    piece = min(N_OUTPUTS, engine.plan.n_ubatch)
+    for begin in range(0, len(tokens), piece):
+        engine.eval(tokens[begin : begin + piece], want_all=True)
 
 
 @dataclass
@@ -137,9 +139,12 @@ class Probe:
         for _ in range(self._windows.n_scored):
             yield np.frombuffer(self._file.read(4 * self._engine.n_vocab), np.float32)
 
-    def layer(self, collected: Collected, layer: int, share: float) -> tuple[float, float]:
-        """Divergence with noise in a layer, and the noise's mean w^2 |noise|^2 a token."""
-        collected.noise(layer, share)
+    def layer(self, collected: Collected, layer: int, share: float, limit: float) -> tuple[float, float]:
+        """Divergence with noise in a layer, and the noise's mean w^2 |noise|^2 a token.
+
+        limit: experts that gave more get none; see `outlier_limit`.
+        """
+        collected.noise(layer, share, limit)
         try:
             found = self.divergence()
             noise2 = collected.read(layer, abi.COLLECT_STATE, 5)[2]
@@ -161,11 +166,11 @@ def floor_at(floor: dict[int, float], layer: int, n_layer: int) -> float:
     return float(np.interp(layer, [*known, n_layer], [*(floor[i] for i in known), 0.0]))
 
 
-def measure_floor(probe: Probe, collected: Collected, layer: int) -> float:
-    return probe.layer(collected, layer, _FLOOR_NOISE)[0]
+def measure_floor(probe: Probe, collected: Collected, layer: int, limit: float) -> float:
+    return probe.layer(collected, layer, _FLOOR_NOISE, limit)[0]
 
 
-def measure_sensitivity(probe: Probe, collected: Collected, layer: int, floor: float) -> float:
+def measure_sensitivity(probe: Probe, collected: Collected, layer: int, floor: float, limit: float) -> float:
     """Never 0: of a layer that hardly matters some fraction of the floor is taken."""
-    found, noise2 = probe.layer(collected, layer, NOISE)
+    found, noise2 = probe.layer(collected, layer, NOISE, limit)
     return max(found - floor, 0.1 * found) / noise2 if noise2 > 0 else 0.0

@@ -294,8 +294,9 @@ EMOE_API emoe_status emoe_collect_begin(emoe_engine *engine, uint32_t n_sample, 
 EMOE_API void emoe_collect_end(emoe_engine *engine);
 
 /* Adds noise to what the experts of MoE layer `index` give: each output gets +-share of its root mean square. LOSSY, for
- * measuring how much errors there matter. index UINT32_MAX: no noise. Sums of noise begin at 0. */
-EMOE_API emoe_status emoe_collect_noise(emoe_engine *engine, uint32_t index, float share, emoe_error *err);
+ * measuring how much errors there matter. index UINT32_MAX: no noise. Experts whose largest |out| so far is above `limit`
+ * get none: rare outliers hold a model together, and would hide what the others matter. Sums of noise begin at 0. */
+EMOE_API emoe_status emoe_collect_noise(emoe_engine *engine, uint32_t index, float share, float limit, emoe_error *err);
 
 /* Copies what was collected of MoE layer `index`; n must be the number of values there are. Sums are over the tokens
  * that were routed to the expert. w is what an error of the expert's output counts for the token: the router's weight

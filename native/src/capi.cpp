@@ -349,12 +349,12 @@ void emoe_collect_end(emoe_engine *engine) {
     engine->collector.reset();
 }
 
-emoe_status emoe_collect_noise(emoe_engine *engine, uint32_t index, float share, emoe_error *err) {
+emoe_status emoe_collect_noise(emoe_engine *engine, uint32_t index, float share, float limit, emoe_error *err) {
     return guarded(err, [&] {
         check_pointer(engine, "engine");
         if (!engine->collector) fail(EMOE_ERR_ARGUMENT, "nothing is collected");
         if (!(share >= 0 && share <= 100)) fail(EMOE_ERR_ARGUMENT, "noise of %g times the output", double{share});
-        engine->collector->set_noise(index, share);
+        engine->collector->set_noise(index, share, limit);
     });
 }
 

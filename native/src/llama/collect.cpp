@@ -143,7 +143,7 @@ void Collector::output(uint32_t layer, uint32_t matrix, const ggml_tensor *out, 
     if (!is_down(layer, matrix)) return;
     Layer &l = layers_[layer];
     float *mean = &l.mean[size_t{expert} * l.n_out];
-    float const share = layer == noise_layer_ ? noise_share_ : 0.0F;
+    float const share = layer == noise_layer_ && noisy_[expert] ? noise_share_ : 0.0F;
     double output2 = 0;
     double noise2 = 0;
     float largest = 0;
@@ -171,9 +171,12 @@ void Collector::output(uint32_t layer, uint32_t matrix, const ggml_tensor *out, 
     l.noise2 += noise2;
 }
 
-void Collector::set_noise(uint32_t layer, float share) {
+void Collector::set_noise(uint32_t layer, float share, float limit) {
     noise_layer_ = layer;
     noise_share_ = share;
+    noisy_.clear();
+    if (layer < layers_.size())
+        for (Scalars const &s : layers_[layer].experts) noisy_.push_back(s.largest <= double{limit});
     for (Layer &l : layers_) l.noise2 = 0;
 }
 
