@@ -34,7 +34,7 @@ F32 = npt.NDArray[np.float32]
 
 NAME = "SmolMoE-135M"
 # Rows of 576 and of 32 weights: types of blocks of 32.
-SHIPPED = "else=q8_0,gate+up+down=iq4_nl,embd=q5_1,q+k=q5_0,o=q5_1,v=q8_0,router=f16"
+SHIPPED = "else=q8_0,gate+up=iq4_nl,down=q5_1,embd=q5_0,q+k=q5_0,v=q8_0,o=q5_1,router=f16"
 
 ROLES = {
     "token_embd": "embd",  # also the output: the two are tied
@@ -48,9 +48,9 @@ ROLES = {
     "ffn_down_exps": "down",
 }
 
-# Share of the mean square input that counts as noise in every column. The embedding is also looked up, where each
-# weight stands for itself, so there errors are spread less.
-DAMPING = {"embd": 0.2, "else": 0.02}
+# Share of the mean square input that counts as noise in every column; 0 rounds plainly. The embedding is looked up too,
+# where each weight stands for itself, so there errors are spread less. A row of down is one block: little to spread.
+DAMPING = {"embd": 0.2, "down": 0.0, "else": 0.02}
 
 N_CTX = 512
 N_SCORED = N_CTX // 2  # the second half of each window, as llama.cpp's perplexity tool does
@@ -395,7 +395,7 @@ def _quantized(tensor: Any, kind: QuantType, gram: F32) -> npt.NDArray[Any]:
             _done[key] = full.astype(np.float16 if kind == QuantType.F16 else np.float32)
         else:
             cube = full.reshape((-1, *shape[-2:]))
-            damping = DAMPING["embd" if tensor.name.startswith("token_embd") else "else"]
+            damping = DAMPING.get(_role(tensor.name) or "", DAMPING["else"])
             _done[key] = quantize(cube, kind, gram, damping).reshape((*shape[:-1], -1))
     return _done[key]
 
