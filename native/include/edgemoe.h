@@ -256,7 +256,7 @@ EMOE_API uint32_t emoe_engine_experts(const emoe_engine *engine, uint32_t index,
 typedef struct emoe_accuracy {
     uint32_t struct_size;
     uint32_t reserved;
-    uint64_t n_used[EMOE_MAX_DEPTH];  /* experts the layer used in tokens for which it was guessed d + 1 layers before */
+    uint64_t n_used[EMOE_MAX_DEPTH]; /* experts the layer used in tokens for which it was guessed d + 1 layers before */
     uint64_t n_found[EMOE_MAX_DEPTH]; /* of them among the k likeliest of the guess */
 } emoe_accuracy;
 /* How well MoE layer `index` has been predicted. Any thread. */
@@ -347,11 +347,11 @@ typedef struct emoe_replay_params {
     uint32_t n_layer;
     const uint32_t *n_expert; /* [n_layer] */
     uint32_t n_expert_used;
-    uint32_t policy;       /* EMOE_POLICY_*, or EMOE_REPLAY_BELADY: evict what is used again last */
-    uint32_t per_layer;    /* 1: each layer has n_slot / n_layer slots of its own */
-    uint32_t n_slot;       /* experts that fit, all taken to be of one size */
-    uint64_t n_visit;      /* in the order in which they were made */
-    const uint32_t *layer; /* [n_visit] */
+    uint32_t policy;         /* EMOE_POLICY_*, or EMOE_REPLAY_BELADY: evict what is used again last */
+    uint32_t per_layer;      /* 1: each layer has n_slot / n_layer slots of its own */
+    uint32_t n_slot;         /* experts that fit, all taken to be of one size */
+    uint64_t n_visit;        /* in the order in which they were made */
+    const uint32_t *layer;   /* [n_visit] */
     const uint32_t *n_token; /* [n_visit] */
     const uint32_t *n_use;   /* [n_visit] */
     const uint32_t *expert;  /* [sum of n_use]: number in its layer */
