@@ -1,1 +1,1 @@
-"""Conversion of checkpoints into MoE GGUF files with a bitwidth per expert arrives with a later issue."""
+"""Checkpoints and GGUF files to GGUF, with a bitwidth for each expert. Nothing here is needed to run a model."""

@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from .errors import StorageError as StorageError
     from .errors import UnsupportedError as UnsupportedError
     from .errors import UsageError as UsageError
+    from .runtime.catalog import find_models as find_models
     from .runtime.engine import Engine as Engine
     from .runtime.load import load as load
     from .runtime.load import plan as plan
     from .runtime.model import Model as Model
     from .runtime.model import open_model as open_model
+    from .runtime.names import resolve as resolve
     from .runtime.planner import Plan as Plan
     from .runtime.sampling import Sampling as Sampling
     from .runtime.stats import Stats as Stats
@@ -46,11 +48,13 @@ _HOME = {
     "StorageError": ".errors",
     "UnsupportedError": ".errors",
     "UsageError": ".errors",
+    "find_models": ".runtime.catalog",
     "Engine": ".runtime.engine",
     "load": ".runtime.load",
     "plan": ".runtime.load",
     "Model": ".runtime.model",
     "open_model": ".runtime.model",
+    "resolve": ".runtime.names",
     "Plan": ".runtime.planner",
     "Sampling": ".runtime.sampling",
     "Stats": ".runtime.stats",

@@ -42,10 +42,27 @@ READER_AUTO = 0
 READER_THREADS = 1
 READER_URING = 2
 
+FINISH_NONE = 0
+FINISH_STOP = 1
+FINISH_LENGTH = 2
+
+MEMORY_NORMAL = 0
+MEMORY_LOW = 1
+MEMORY_CRITICAL = 2
+
 FAULT_FAIL = 1
 FAULT_SHORT = 2
 FAULT_TRUNCATE = 3
 FAULT_DELAY = 4
+
+
+COLLECT_EXPERTS = 0
+COLLECT_IN = 1
+COLLECT_HIDDEN = 2
+COLLECT_OUTPUT = 3
+COLLECT_SAMPLE_X = 4
+COLLECT_SAMPLE_W = 5
+COLLECT_STATE = 6
 
 
 class Struct(ctypes.Structure):
@@ -242,6 +259,63 @@ class StorageSpeed(Struct):
     ]
 
 
+class Plan(Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("n_ctx", c_uint32),
+        ("n_ubatch", c_uint32),
+        ("n_threads", c_uint32),
+        ("budget_bytes", c_uint64),
+        ("process_bytes", c_uint64),
+        ("dense_bytes", c_uint64),
+        ("kv_bytes", c_uint64),
+        ("compute_bytes", c_uint64),
+        ("output_bytes", c_uint64),
+        ("scratch_bytes", c_uint64),
+        ("decode_bytes", c_uint64),
+        ("prefill_bytes", c_uint64),
+        ("margin_bytes", c_uint64),
+        ("cache_bytes", c_uint64),
+        ("slot_min_bytes", c_uint64),
+        ("n_slot", c_uint64),
+        ("n_expert_total", c_uint64),
+        ("smallest_bytes", c_uint64),
+        ("resident_bytes", c_uint64),
+    ]
+
+
+class SessionParams(Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("n_ctx", c_uint32),
+        ("budget_bytes", c_uint64),
+        ("process_bytes", c_uint64),
+        ("n_ubatch", c_uint32),
+        ("n_threads", c_uint32),
+        ("kv_type", c_uint32),
+        ("policy", c_uint32),
+        ("buffered", c_uint32),
+        ("reader", c_uint32),
+        ("n_read_lane", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
+class Message(ctypes.Structure):
+    _fields_ = [("role", c_char_p), ("content", c_char_p)]
+
+
+class AnswerParams(Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("max_tokens", c_uint32),
+        ("stop", POINTER(c_char_p)),
+        ("n_stop", c_uint32),
+        ("reserved", c_uint32),
+        ("sampler", SamplerParams),
+    ]
+
+
 STRUCTS: dict[str, type[ctypes.Structure]] = {
     "emoe_error": Error,
     "emoe_model_info": ModelInfo,
@@ -255,11 +329,15 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "emoe_sampler_params": SamplerParams,
     "emoe_constraint": Constraint,
     "emoe_storage_speed": StorageSpeed,
+    "emoe_plan": Plan,
+    "emoe_session_params": SessionParams,
+    "emoe_message": Message,
+    "emoe_answer_params": AnswerParams,
 }
 
 _status = c_int32
 _err = POINTER(Error)
-_model = _engine = _sampler = c_void_p
+_model = _engine = _sampler = _session = c_void_p
 _out = POINTER(c_void_p)
 
 FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
@@ -291,6 +369,11 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "emoe_engine_trace": (_status, [_engine, c_char_p, c_char_p, _err]),
     "emoe_replay": (_status, [POINTER(ReplayParams), POINTER(c_uint64), POINTER(c_uint64), _err]),
     "emoe_engine_inject_fault": (None, [_engine, c_uint32, c_uint64]),
+    "emoe_collect_bytes": (c_uint64, [_engine, c_uint32]),
+    "emoe_collect_begin": (_status, [_engine, c_uint32, c_uint32, _err]),
+    "emoe_collect_end": (None, [_engine]),
+    "emoe_collect_noise": (_status, [_engine, c_uint32, c_float, c_float, _err]),
+    "emoe_collect_read": (_status, [_engine, c_uint32, c_uint32, POINTER(c_float), c_uint64, _err]),
     "emoe_engine_tokenize": (
         c_int64,
         [_engine, c_char_p, c_uint64, c_uint32, c_uint32, POINTER(c_int32), c_uint64],
@@ -314,4 +397,25 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
         [c_char_p, c_uint64, c_uint32, c_uint64, c_uint64, POINTER(StorageSpeed), _err],
     ),
     "emoe_compute_measure": (_status, [c_char_p, c_uint32, c_uint64, POINTER(c_uint64), _err]),
+    "emoe_plan_make": (_status, [_model, c_char_p, POINTER(SessionParams), POINTER(Plan), _err]),
+    "emoe_session_open": (_status, [c_char_p, c_char_p, POINTER(SessionParams), _out, POINTER(Plan), _err]),
+    "emoe_session_close": (None, [_session]),
+    "emoe_chat_render": (
+        _status,
+        [c_char_p, POINTER(Message), c_uint32, c_char_p, c_uint64, POINTER(c_uint64), _err],
+    ),
+    "emoe_session_chat": (
+        _status,
+        [_session, POINTER(Message), c_uint32, c_char_p, POINTER(AnswerParams), _err],
+    ),
+    "emoe_session_prompt": (_status, [_session, c_char_p, c_uint64, POINTER(AnswerParams), _err]),
+    "emoe_session_next": (_status, [_session, POINTER(c_char_p), POINTER(c_uint64), _err]),
+    "emoe_session_finish": (c_uint32, [_session]),
+    "emoe_session_tokens": (c_uint64, [_session, POINTER(c_int32), c_uint64]),
+    "emoe_session_cancel": (None, [_session]),
+    "emoe_session_set_budget": (_status, [_session, c_uint64, _err]),
+    "emoe_session_memory_warning": (_status, [_session, c_uint32, _err]),
+    "emoe_session_get_plan": (_status, [_session, POINTER(Plan), _err]),
+    "emoe_session_engine": (_engine, [_session]),
+    "emoe_engine_clear_cancel": (None, [_engine]),
 }

@@ -345,6 +345,35 @@ def engine_inject_fault(engine: EngineHandle, kind: int, n: int) -> None:
     library().emoe_engine_inject_fault(engine, kind, n)
 
 
+# ---------------------------------------------------------------- calibration
+
+
+def collect_bytes(engine: EngineHandle, n_sample: int) -> int:
+    return int(library().emoe_collect_bytes(engine, n_sample))
+
+
+def collect_begin(engine: EngineHandle, n_sample: int, sample_stride: int) -> None:
+    error = abi.Error()
+    check(library().emoe_collect_begin(engine, n_sample, sample_stride, ctypes.byref(error)), error)
+
+
+def collect_end(engine: EngineHandle) -> None:
+    library().emoe_collect_end(engine)
+
+
+def collect_noise(engine: EngineHandle, index: int, share: float, limit: float) -> None:
+    error = abi.Error()
+    check(library().emoe_collect_noise(engine, index, share, limit, ctypes.byref(error)), error)
+
+
+def collect_read(engine: EngineHandle, index: int, kind: int, n: int) -> array[float]:
+    """n values of EMOE_COLLECT_* kind, of MoE layer `index`."""
+    values, error = array("f", bytes(4 * n)), abi.Error()
+    pointer = ctypes.cast(values.buffer_info()[0], ctypes.POINTER(ctypes.c_float))
+    check(library().emoe_collect_read(engine, index, kind, pointer, n, ctypes.byref(error)), error)
+    return values
+
+
 # ---------------------------------------------------------------- text
 
 

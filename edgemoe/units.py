@@ -94,6 +94,12 @@ def format_exact(n_bytes: int) -> str:
     return f"{-(-n_bytes // MIB)}MiB"
 
 
+def format_speeds(low: float, high: float) -> str:
+    """ "5.6 to 9.4 tok/s", "120 tok/s": two digits that matter of each."""
+    least, most = (f"{value:.2g}" if value < 100 else f"{float(f'{value:.2g}'):.0f}" for value in (low, high))
+    return f"{least} tok/s" if least == most else f"{least} to {most} tok/s"
+
+
 def format_rate(bytes_per_s: float) -> str:
     """ "850 MB/s", "2.1 GB/s": in powers of 1000, as drives are sold."""
     if bytes_per_s >= 0.9995e9:

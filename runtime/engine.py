@@ -22,6 +22,7 @@ from ..errors import UsageError
 from ..units import KIB, MIB, format_size
 from . import usage
 from .allowance import Allowance
+from .collected import Collected
 from .model import Model
 from .planner import Plan
 from .prompt import CHATML_END, Message, first_rendering_bytes, render
@@ -167,6 +168,13 @@ class Engine:
             _native.engine_trace(handle, None if path is None else os.fspath(path), text)
             self._tracing = path is not None
 
+    def room(self, n_bytes: int, what: str) -> AbstractContextManager[None]:
+        """For what the caller adds to the process (a library, a table): the expert cache gives way first.
+
+        Inside the `with` up to n_bytes may be taken; the cache gets back what was not. Raises BudgetError.
+        """
+        return self._allowance.growing(n_bytes, what) if n_bytes else nullcontext()
+
     # ---------------------------------------------------------------- text
 
     def tokenize(self, text: str, *, special: bool = True) -> list[int]:
@@ -251,7 +259,7 @@ class Engine:
             self._token_text(token(self._sequence.handle)) for token in (_native.engine_bos, _native.engine_eos)
         )
         template = self.model.chat_template
-        with self._room(first_rendering_bytes(template), "the chat template"):
+        with self.room(first_rendering_bytes(template), "the chat template"):
             text = render(template, messages, bos=bos, eos=eos, tools=tools)
         # As llama.cpp does: a template that writes BOS itself gets no second one.
         add_special = not (bos and text.startswith(bos))
@@ -260,16 +268,13 @@ class Engine:
     def _tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         raw = text.encode("utf-8", "replace")  # lone surrogates, as a terminal may produce, become "?"
         n_bytes = _TOKENIZER_BYTES * len(raw) if len(raw) > _SHORT_TEXT_BYTES else 0
-        with self._room(n_bytes, f"reading a text of {format_size(len(raw))}"):
+        with self.room(n_bytes, f"reading a text of {format_size(len(raw))}"):
             tokens = _native.engine_tokenize(
                 self._sequence.handle, raw, add_special=add_special, parse_special=parse_special
             )
             if n_bytes:
                 _native.trim_heap()
         return tokens
-
-    def _room(self, n_bytes: int, what: str) -> AbstractContextManager[None]:
-        return self._allowance.growing(n_bytes, what) if n_bytes else nullcontext()
 
     def _token_text(self, token: int) -> str:
         if token < 0:
@@ -360,7 +365,7 @@ class Engine:
         """Logits after `tokens` as the whole sequence: float32 [n_vocab]. What is in the engine already is reused."""
         self._sequence.check_prompt(tokens)
         self._sequence.begin()
-        with self._room(0 if "numpy" in sys.modules else _NUMPY_BYTES, "numpy"):
+        with self.room(0 if "numpy" in sys.modules else _NUMPY_BYTES, "numpy"):
             import numpy
         self._become(tokens)
         return numpy.frombuffer(self.row(), dtype=numpy.float32)
@@ -390,6 +395,25 @@ class Engine:
     def cancel(self) -> None:
         """End what is being computed soon: who waits for it gets Cancelled. Any thread, and signal handlers."""
         self._sequence.cancel()
+
+    def collect_bytes(self, n_sample: int) -> int:
+        """Memory that `collecting` takes, with room for two copies of its sums."""
+        return 3 * _native.collect_bytes(self._sequence.handle, n_sample)
+
+    @contextmanager
+    def collecting(self, n_sample: int, stride: int) -> Iterator[Collected]:
+        """Inside, what experts meet and give is summed up; see EMOE_COLLECT_* in edgemoe.h.
+
+        n_sample: tokens whose activations are kept, every stride-th. Raises BudgetError when there is no room for it.
+        """
+        n_bytes = self.collect_bytes(n_sample)
+        with self.room(n_bytes, f"calibration data of {format_size(n_bytes)}"):
+            _native.collect_begin(self._sequence.handle, n_sample, stride)
+            try:
+                yield Collected(self._sequence, n_sample)
+            finally:
+                with self._control() as handle:
+                    _native.collect_end(handle)
 
     def inject_fault(self, kind: int, n: int) -> None:
         """For tests: make the n-th read from now go wrong; kinds are FAULT_* of `edgemoe._abi`."""

@@ -52,7 +52,7 @@ def load(
 ) -> Engine:
     """Open a model for generation inside a memory budget; close it, or use it in a `with` statement.
 
-    path: a GGUF file, or any file of a split set.
+    path: a GGUF file, any file of a split set, or the name of a model (see `edgemoe.resolve`).
     memory: of the whole process: "6GiB", "75%" (of what this process may use), bytes, or "auto": 85 % of what is
         available now, or less if every expert fits in less.
     ctx: tokens of context, prompt and answers together, at most what the model was trained for. None: 4096, or less

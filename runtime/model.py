@@ -13,6 +13,7 @@ from types import TracebackType
 from .. import _native
 from .._abi import ContextParams
 from ..errors import EdgeMoEError, FormatError, StorageError, UnsupportedError, UsageError
+from .names import resolve
 
 KV_TYPES = {"f16": 1, "q8_0": 8}  # ggml_type; f16 is what the model would use itself, q8_0 is lossy
 
@@ -54,7 +55,8 @@ class LayerInfo:
     """One layer with streamed experts.
 
     layer: block number in the model. n_matrix: matrices an expert. expert_bytes: one expert (mean over the layer).
-    slot_bytes: cache that one expert occupies. types: "gate=Q4_K up=Q4_K down=Q6_K".
+    slot_bytes: cache that one expert occupies. types: "gate=Q4_K up=Q4_K down=Q6_K+":
+    the most frequent type of each matrix, + when some experts have others.
     """
 
     layer: int
@@ -127,7 +129,7 @@ class Model:
     @property
     def main_type(self) -> str:
         """The ggml type of most expert matrices ("Q4_K")."""
-        count = Counter(part.split("=")[-1] for layer in self.layers for part in layer.types.split())
+        count = Counter(part.split("=")[-1].rstrip("+") for layer in self.layers for part in layer.types.split())
         return count.most_common(1)[0][0] if count else ""
 
     def measure(
@@ -166,9 +168,10 @@ def context_params(n_ctx: int, n_ubatch: int, n_threads: int, n_outputs: int, kv
 def open_model(path: str | os.PathLike[str]) -> Model:
     """Read the headers of a GGUF file; of all files of a split set, given any of them.
 
+    path: or the name of a model (see `edgemoe.resolve`).
     Raises UsageError (no such file, a folder), StorageError, FormatError, UnsupportedError (not a MoE).
     """
-    file = Path(path).expanduser()
+    file = resolve(path)
     _check_file(file)
     try:
         handle = _native.model_open(os.fspath(file))

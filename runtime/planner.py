@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BudgetError, UsageError
-from ..units import KIB, MIB, format_exact, format_rate, format_size
+from ..units import KIB, MIB, format_exact, format_rate, format_size, format_speeds
 from .stats import reading
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class Plan:
         lines += [f"  {name:<14}{format_size(size):>10}  {note}" for name, size, note in rows]
         lines.append(f"{'reading':<16}{reading(self.direct_io, self.reader)}")
         if self.prediction:
-            speed = f"{self.prediction.low:.2g} to {self.prediction.high:.2g} tok/s"
+            speed = format_speeds(self.prediction.low, self.prediction.high)
             lines.append(f"{'decode':<16}{speed}: {self.prediction.reason}")
         lines.append(f"{'smallest budget':<16}{format_exact(self.smallest_bytes)}")
         lines.append(f"{'all experts fit':<16}{format_exact(self.resident_bytes)}")

@@ -76,6 +76,7 @@ def streamed(
     reader: int = 0,
     buffered: bool = False,
     lanes: int = 0,
+    prefetch: int = abi.PREFETCH_AUTO,
 ) -> Iterator[Streamed]:
     """The engine with slots for `share` of all experts, at least the smallest cache that works."""
     model = _native.model_open(str(path))
@@ -90,6 +91,7 @@ def streamed(
         policy=policy,
         buffered=int(buffered),
         reader=reader,
+        prefetch=prefetch,
         context=context,
     )
     handle = _native.engine_open(model, str(shell), params)

@@ -38,9 +38,8 @@ def c_type(declaration: str) -> str:
     kind = re.sub(r"\bconst\b", "", declaration)
     stars = kind.count("*")
     base = kind.replace("*", " ").split()[0]
-    base = {"emoe_status": "int32_t", "emoe_model": "void", "emoe_engine": "void", "emoe_sampler": "void"}.get(
-        base, base
-    )
+    handles = ("emoe_model", "emoe_engine", "emoe_sampler", "emoe_session")
+    base = "int32_t" if base == "emoe_status" else "void" if base in handles else base
     return f"{base} {'*' * stars}".strip()
 
 
@@ -53,6 +52,8 @@ def mirrored(kind: object) -> str:
         return SCALARS[kind]
     if kind is ctypes.POINTER(ctypes.c_void_p):
         return "void **"
+    if kind is ctypes.POINTER(ctypes.c_char_p):
+        return "char **"
     target = kind._type_  # type: ignore[attr-defined]
     names = {struct: name for name, struct in _abi.STRUCTS.items()}
     return f"{names.get(target) or SCALARS[target]} *"
@@ -78,7 +79,10 @@ def test_every_struct_of_the_header_is_mirrored_field_by_field() -> None:
 
 def test_every_constant_of_the_header_is_mirrored() -> None:
     declared = dict(
-        re.findall(r"#define EMOE_((?:OK|ERR_|POLICY_|READER_|FAULT_|ABI_VERSION)\w*) (\d+)", HEADER.read_text())
+        re.findall(
+            r"#define EMOE_((?:OK|ERR_|POLICY_|READER_|FINISH_|MEMORY_|FAULT_|ABI_VERSION)\w*) (\d+)",
+            HEADER.read_text(),
+        )
     )
     assert len(declared) > 10
     assert declared == {name: str(getattr(_abi, name, None)) for name in declared}

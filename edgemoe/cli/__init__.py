@@ -18,8 +18,13 @@ import typer
 from .. import __version__
 from ..errors import EdgeMoEError
 from .bench import bench
+from .calibrate import calibrate
 from .chat import chat
+from .convert import convert
+from .demo import demo
+from .eval import eval
 from .inspect import inspect
+from .models import models
 from .options import expand
 from .plan import plan
 from .replay import replay
@@ -49,7 +54,7 @@ def _root(
         print(context.get_help())
 
 
-for _command in (chat, run, serve, inspect, plan, bench, replay):
+for _command in (chat, run, serve, models, demo, inspect, plan, bench, replay, convert, calibrate, eval):
     app.command(_command.__name__)(expand(_command))
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import StorageError, UsageError
+from ..errors import UsageError
+from ..places import BUILTIN
 from ..units import format_rate, format_size, parse_size
-from .options import CachePolicyOption, ModelArgument, PrefetchOption, at_least
+from .generate import find
+from .options import CachePolicyOption, ModelArgument, PrefetchOption, at_least, output_file
 from .status import note
 
 _ROWS = (
@@ -37,7 +38,7 @@ _TELLING = 0.05  # a run that hardly reads is not bounded by the drive
 
 
 def bench(
-    model: ModelArgument,
+    model: ModelArgument = BUILTIN,
     memory: Annotated[
         str, typer.Option(metavar="SIZE", help="Budget, and the kernel's limit: `6GiB`, `75%`, `auto`.")
     ] = "auto",
@@ -94,7 +95,7 @@ def bench(
     for other in others:
         if other not in ("llama.cpp", "off"):
             raise UsageError(f"cannot compare with `{other}`", hint="use `--against llama.cpp` or `--against off`")
-    out = _output(json_file)
+    out = output_file(json_file)
 
     from ..bench.compare import compare
     from ..bench.runner import Workload, passage, read_text
@@ -108,7 +109,7 @@ def bench(
         warm=warm,
     )
     report = compare(
-        model,
+        str(find(model)),
         workload,
         memory=memory,
         threads=threads,
@@ -125,21 +126,6 @@ def bench(
     if out:
         out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     _print(report)
-
-
-def _output(name: str | None) -> Path | None:
-    """The file for the report, tried before an hour is spent measuring."""
-    if name is None:
-        return None
-    path = Path(name).expanduser()
-    existed = path.exists()
-    try:
-        path.touch()
-        if not existed:
-            path.unlink()
-    except OSError as error:
-        raise StorageError(f"cannot write `{path}`: {error.strerror}", hint="choose another place") from None
-    return path
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import EdgeMoEError, UsageError
+from ..places import BUILTIN
+from ..units import format_size
 from .conversation import Conversation, fit
-from .generate import load, stream
+from .generate import find, load, stream, write
 from .options import EngineOptions, ModelArgument, SamplingOptions, VerboseOption
-from .status import note, stats_lines, status_line
+from .panel import lines, look, memory_rows
+from .status import note, status_line
 from .terminal import is_interactive, prepare, read_question
 
 if TYPE_CHECKING:
     from ..runtime.engine import Engine
+    from ..runtime.planner import Plan
     from ..runtime.sampling import Sampling
 
 COMMANDS = {
@@ -25,28 +31,58 @@ COMMANDS = {
     "/clear": "forget the conversation, keep the system prompt",
     "/system TEXT": "set the system prompt and forget the conversation; without TEXT show it",
     "/memory SIZE": "change the memory budget now; without SIZE show it",
-    "/stats": "tokens, hits, reads and memory since the model was loaded",
+    "/stats": "hits, reads, memory and experts in it since the model was loaded",
+    "/stats live": "the same under each answer while it comes, on or off",
     "/regen": "answer the last question again",
     "/save FILE": "write the conversation as JSON messages",
     "/exit": "leave; Ctrl-D does too",
 }
 _HELP_TAIL = 'Three quotes """ begin and end a message of several lines. Ctrl-C stops an answer.'
+_BUILTIN_SHARE = 1 / 3  # of the built-in model's experts, where no budget is given
+_BUILTIN_CTX = 2048
 _ANSWER_SHARE = 4  # a quarter of the context is kept free for an answer
 
 
 def chat(
-    model: ModelArgument,
     engine: EngineOptions,
     sampling: SamplingOptions,
+    model: ModelArgument = BUILTIN,
     system: Annotated[str, typer.Option(metavar="TEXT", show_default=False, help="System prompt.")] = "",
     verbose: VerboseOption = False,
 ) -> None:
-    """Talk with a model."""
+    """Talk with a model. Without MODEL: with the built-in one, in a third of the memory that its experts take."""
     chosen = sampling.sampling()
     interactive = is_interactive()
     prepare(interactive)
-    with load(model, engine, verbose=verbose) as opened:
+    path = find(model, verbose=verbose)
+    is_small = model == BUILTIN and engine.memory is None
+    if is_small:
+        engine = _small(path, engine)
+    with load(path, engine, verbose=verbose) as opened:
+        if is_small:
+            from ..runtime.share import hold_share
+
+            hold_share(opened, _BUILTIN_SHARE)
         _Chat(opened, chosen, sampling.max_tokens, Conversation(system), interactive, verbose or interactive).run()
+
+
+def _small(path: Path, options: EngineOptions) -> EngineOptions:
+    """The options with a budget for a third of the experts: nobody named one, and streaming is what there is to see."""
+    from ..runtime.share import share_budget
+
+    options = dataclasses.replace(options, ctx=options.ctx or _BUILTIN_CTX)
+    arguments = {name: value for name, value in options.arguments().items() if name not in ("memory", "policy")}
+    return dataclasses.replace(options, memory=str(share_budget(path, _BUILTIN_SHARE, **arguments)))
+
+
+def greeting(plan: Plan) -> str:
+    """One line on the model, the budget and what streams."""
+    budget = f"{plan.model} in {format_size(plan.budget_bytes)}"
+    if plan.fraction >= 1:
+        experts = f"all {plan.n_expert_total:,} experts fit, each is read once"
+    else:
+        experts = f"{plan.fraction:.0%} of the experts fit, the others stream from storage when a word needs them"
+    return f"{budget}: {experts}; {plan.n_ctx:,} tokens of context; /help"
 
 
 class _Chat:
@@ -68,11 +104,11 @@ class _Chat:
         self._interactive = interactive
         self._with_status = with_status
         self._saved: set[Path] = set()
+        self._live = False
 
     def run(self) -> None:
         if self._interactive:
-            plan = self._engine.plan
-            note(f"{plan.model}: {plan.fraction:.0%} of the experts fit, {plan.n_ctx:,} tokens of context; /help")
+            note(greeting(self._engine.plan))
         interrupted = False
         while True:
             try:
@@ -109,11 +145,12 @@ class _Chat:
         try:
             self._make_room()
             pieces = engine.chat(conversation.messages(), max_tokens=self._max_tokens, sampling=self._sampling)
-            text, interrupted = stream(pieces, engine.cancel)
+            text, interrupted = self._show(pieces)
         except EdgeMoEError:
             conversation.take_back("user")  # a question that cannot be answered must not spoil the next
             raise
-        print(flush=True)
+        if not self._live:
+            print(flush=True)
         if text:
             conversation.answer(text)
         else:
@@ -123,6 +160,14 @@ class _Chat:
             note("the context is full: the answer ends here")
         if self._with_status:
             note(status_line(after.since(before)))
+
+    def _show(self, pieces: Iterator[str]) -> tuple[str, bool]:
+        if not self._live:
+            return stream(pieces, self._engine.cancel, write)
+        from .live import live_view
+
+        with live_view(self._engine) as show:
+            return stream(pieces, self._engine.cancel, show)
 
     def _make_room(self) -> None:
         """Leave out the oldest turns when the conversation outgrows the context, and say so."""
@@ -148,7 +193,7 @@ class _Chat:
         elif name == "/memory":
             self._memory(rest)
         elif name == "/stats":
-            print("\n".join(stats_lines(self._engine.stats())))
+            self._stats(rest)
         elif name == "/regen":
             self._regen()
         elif name == "/save":
@@ -165,7 +210,28 @@ class _Chat:
     def _memory(self, size: str) -> None:
         if size:
             self._engine.set_budget(size)
-        print(stats_lines(self._engine.stats())[-2])
+        for label, text in memory_rows(self._engine.stats()):
+            print(f"{label:<11}{text}")
+
+    def _stats(self, how: str) -> None:
+        if not how:
+            print("\n".join(lines(look(self._engine))))
+        elif how != "live":
+            raise UsageError(f"`/stats {how}` shows nothing", hint="write `/stats` or `/stats live`")
+        elif not self._interactive:
+            raise UsageError("`/stats live` needs a terminal", hint="write `/stats`")
+        else:
+            self._switch_live()
+
+    def _switch_live(self) -> None:
+        if not self._live and "rich.live" not in sys.modules:
+            from .live import RICH_BYTES
+
+            with self._engine.room(RICH_BYTES, "the live view"):
+                import rich.live
+                import rich.table  # noqa: F401
+        self._live = not self._live
+        note("the table follows each answer; `/stats live` again ends it" if self._live else "no table any more")
 
     def _regen(self) -> None:
         if not self._conversation.take_back("assistant"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import Cancelled
@@ -16,12 +17,20 @@ if TYPE_CHECKING:
     from ..runtime.engine import Engine
 
 
-def load(model: str, options: EngineOptions, *, verbose: bool) -> Engine:
+def find(model: str, *, verbose: bool = False) -> Path:
+    """The file of a model by what a person calls it, with the progress of a download where one is needed."""
+    import edgemoe
+
+    return edgemoe.resolve(model, progress=note if verbose or sys.stderr.isatty() else None)
+
+
+def load(model: str | Path, options: EngineOptions, *, verbose: bool) -> Engine:
     """The engine, with a line of progress while a model is prepared for the first time, and its plan if wanted."""
     import edgemoe
 
     talk = note if verbose or sys.stderr.isatty() else None
-    engine = edgemoe.load(model, progress=talk, **options.arguments())
+    path = find(model, verbose=verbose) if isinstance(model, str) else model
+    engine = edgemoe.load(path, progress=talk, **options.arguments())
     if options.trace:
         try:
             engine.trace(options.trace)
@@ -34,8 +43,14 @@ def load(model: str, options: EngineOptions, *, verbose: bool) -> Engine:
     return engine
 
 
-def stream(pieces: Iterator[str], cancel: Callable[[], None]) -> tuple[str, bool]:
-    """Print pieces as they come until Ctrl-C. Returns the text and whether it was interrupted."""
+def write(text: str) -> None:
+    """Print a piece of an answer at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def stream(pieces: Iterator[str], cancel: Callable[[], None], show: Callable[[str], None] = write) -> tuple[str, bool]:
+    """Show pieces as they come until Ctrl-C. Returns the text and whether it was interrupted."""
     written: list[str] = []
     # Cancelled: by the handler, in the middle of a computation; between two it is the flag that stops the loop.
     with cancel_on_interrupt(cancel) as interrupt, contextlib.suppress(Cancelled):
@@ -43,6 +58,5 @@ def stream(pieces: Iterator[str], cancel: Callable[[], None]) -> tuple[str, bool
             if interrupt.seen:
                 break
             written.append(piece)
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+            show(piece)
     return "".join(written), interrupt.seen

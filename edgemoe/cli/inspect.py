@@ -9,18 +9,20 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BudgetError
+from ..places import BUILTIN
 from ..units import format_exact, format_size
+from .generate import find
 from .options import JsonOption, ModelArgument
 
 if TYPE_CHECKING:
     from ..runtime.model import LayerInfo, Model
 
 
-def inspect(model: ModelArgument, json_output: JsonOption = False) -> None:
+def inspect(model: ModelArgument = BUILTIN, json_output: JsonOption = False) -> None:
     """Show layers, experts, bits, bytes per expert and per token, and the smallest budget."""
     import edgemoe
 
-    with edgemoe.open_model(model) as opened:
+    with edgemoe.open_model(find(model)) as opened:
         smallest = _smallest_bytes(opened)
         if json_output:
             print(json.dumps(_to_dict(opened, smallest), indent=2))

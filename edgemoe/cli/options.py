@@ -10,14 +10,21 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from ..errors import UsageError
+from ..errors import StorageError, UsageError
 
+# A command gives it the default BUILTIN, so that MODEL may be left out.
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", show_default=False, help="A GGUF file, or any file of a split set.")
+    str,
+    typer.Argument(
+        metavar="[MODEL]",
+        show_default="the built-in model",
+        help="A GGUF file, a name that `edgemoe models` lists, or `hf:owner/repo[:file]`.",
+    ),
 ]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show the plan and the costs on stderr.")]
 CachePolicyOption = Annotated[
@@ -35,8 +42,11 @@ class BudgetOptions:
     """What a plan is made from."""
 
     memory: Annotated[
-        str, typer.Option(metavar="SIZE", help="Memory of the whole process: `6GiB`, `900M`, `75%` or `auto`.")
-    ] = "auto"
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Memory of the whole process: `6GiB`, `900M`, `75%` or `auto`.", show_default="auto"
+        ),
+    ] = None
     ctx: Annotated[
         int | None,
         typer.Option(
@@ -55,7 +65,7 @@ class BudgetOptions:
         at_least("--ctx", self.ctx, 1)
         at_least("--threads", self.threads, 1)
         return {
-            "memory": self.memory,
+            "memory": self.memory or "auto",
             "ctx": self.ctx,
             "threads": self.threads,
             "kv_type": self.kv_type.lower(),
@@ -138,3 +148,18 @@ def at_least(option: str, value: int | None, least: int) -> None:
         raise UsageError(
             f"`{option} {value}` makes no sense", hint=f"`{option}` takes a whole number of at least {least}"
         )
+
+
+def output_file(name: str | None) -> Path | None:
+    """A file that a command will write, tried before an hour is spent computing what goes there."""
+    if name is None:
+        return None
+    path = Path(name).expanduser()
+    existed = path.exists()
+    try:
+        path.touch()
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise StorageError(f"cannot write `{path}`: {error.strerror}", hint="choose another place") from None
+    return path

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 
+from ..places import BUILTIN
+from .generate import find
 from .options import BudgetOptions, JsonOption, ModelArgument
 
 
-def plan(model: ModelArgument, budget: BudgetOptions, json_output: JsonOption = False) -> None:
+def plan(budget: BudgetOptions, model: ModelArgument = BUILTIN, json_output: JsonOption = False) -> None:
     """Show how a memory budget is spent: dense weights, KV cache, experts that fit, predicted speed."""
     import edgemoe
 
-    found = edgemoe.plan(model, **budget.arguments())
+    found = edgemoe.plan(find(model), **budget.arguments())
     if json_output:
         print(json.dumps(found.to_dict(), indent=2))
     else:

@@ -9,15 +9,16 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
+from ..places import BUILTIN
 from .generate import load, stream
 from .options import EngineOptions, ModelArgument, SamplingOptions, VerboseOption
 from .status import note, status_line
 
 
 def run(
-    model: ModelArgument,
     engine: EngineOptions,
     sampling: SamplingOptions,
+    model: ModelArgument = BUILTIN,
     prompt: Annotated[
         str | None,
         typer.Option("--prompt", "-p", metavar="TEXT", show_default=False, help="The prompt; `-` reads stdin."),

@@ -33,24 +33,6 @@ def status_line(answer: Stats) -> str:
     return ", ".join(parts)
 
 
-def stats_lines(stats: Stats) -> list[str]:
-    """Everything since the model was loaded, a line a subject."""
-    from ..runtime.stats import reading
-
-    return [
-        f"decode   {stats.n_decode:,} tokens at {stats.decode_tok_s:.1f} tok/s",
-        f"prefill  {stats.n_prefill:,} tokens at {stats.prefill_tok_s:.1f} tok/s",
-        f"experts  {stats.hit_rate:.1%} hits, {stats.n_miss:,} misses, {stats.n_evict:,} evicted",
-        f"storage  {format_size(stats.read_bytes)} in {stats.n_read:,} reads; "
-        f"compute waited {stats.stall_ns / 1e9:.1f} s for them",
-        f"reading  {reading(stats.direct_io, stats.reader)}",
-        f"cache    {stats.n_slot_used:,} of {stats.n_slot:,} expert slots in use, {format_size(stats.cache_bytes)}",
-        f"memory   {format_size(stats.rss_bytes)} now, {format_size(stats.peak_bytes)} at most, "
-        f"of {format_size(stats.budget_bytes)}",
-        f"context  {stats.n_past:,} of {stats.n_ctx:,} tokens",
-    ]
-
-
 def dim(text: str, stream: TextIO) -> str:
     """The text in grey where the stream is a terminal that takes colour."""
     if stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb":

@@ -1,9 +1,10 @@
 /* edgemoe.h - the whole public C interface of libedgemoe.
  *
- * Three nouns:
+ * Four nouns:
  *   emoe_model    what is in a GGUF file: geometry and where each expert's bytes are. Reads headers only.
  *   emoe_engine   a model opened for generation: dense weights in memory, experts streamed into a fixed cache.
  *   emoe_sampler  picks the next token from an engine's logits.
+ *   emoe_session  all three under one memory budget, messages in and text out: what an app needs (end of this file).
  *
  * Rules that hold everywhere:
  *   - A function that can fail returns emoe_status; on failure it fills *err with one sentence and changes
@@ -11,7 +12,7 @@
  *   - Every parameter struct begins with struct_size = sizeof(struct), so that it can grow.
  *   - Sizes are bytes in uint64_t, durations are nanoseconds in uint64_t, counts are uint32_t.
  *   - Strings are UTF-8 and NUL-terminated. Strings passed in are copied.
- *   - An engine is used from one thread at a time, except the functions marked "any thread".
+ *   - An engine, or a session, is used from one thread at a time, except the functions marked "any thread".
  *   - Nothing here reads the environment or touches the network.
  */
 #ifndef EDGEMOE_H
@@ -49,6 +50,7 @@ typedef struct emoe_error {
 typedef struct emoe_model emoe_model;
 typedef struct emoe_engine emoe_engine;
 typedef struct emoe_sampler emoe_sampler;
+typedef struct emoe_session emoe_session;
 
 /* EMOE_ABI_VERSION of the library that was loaded. */
 EMOE_API uint32_t emoe_abi_version(void);
@@ -100,7 +102,7 @@ typedef struct emoe_layer_info {
     uint64_t expert_bytes; /* one expert, mean over the layer */
     uint64_t slot_bytes;   /* cache bytes that one expert of this layer occupies */
     float bits_per_weight; /* mean over the layer's experts */
-    char types[96];        /* "gate=Q4_K up=Q4_K down=Q6_K" */
+    char types[96];        /* "gate=Q4_K up=Q4_K down=Q6_K+": the most frequent; + when some experts have others */
 } emoe_layer_info;
 EMOE_API emoe_status emoe_model_get_layer(const emoe_model *model, uint32_t index, emoe_layer_info *info,
                                           emoe_error *err);
@@ -281,6 +283,37 @@ EMOE_API emoe_status emoe_engine_trace(emoe_engine *engine, const char *path, co
 #define EMOE_FAULT_DELAY 4
 EMOE_API void emoe_engine_inject_fault(emoe_engine *engine, uint32_t kind, uint64_t n);
 
+/* ------------------------------------------------------------------ calibration */
+
+/* Begins to collect what every expert meets and gives while text is computed; an engine that does not collect pays
+ * nothing for it. n_sample: tokens a layer whose activations are kept, every sample_stride-th. Needs emoe_collect_bytes
+ * of memory beside the cache. Beginning again forgets what was collected. */
+EMOE_API uint64_t emoe_collect_bytes(const emoe_engine *engine, uint32_t n_sample);
+EMOE_API emoe_status emoe_collect_begin(emoe_engine *engine, uint32_t n_sample, uint32_t sample_stride,
+                                        emoe_error *err);
+EMOE_API void emoe_collect_end(emoe_engine *engine);
+
+/* Adds noise to what the experts of MoE layer `index` give: each output gets +-share of its root mean square. LOSSY, for
+ * measuring how much errors there matter. index UINT32_MAX: no noise. Experts whose largest |out| so far is above `limit`
+ * get none: rare outliers hold a model together, and would hide what the others matter. Sums of noise begin at 0. */
+EMOE_API emoe_status emoe_collect_noise(emoe_engine *engine, uint32_t index, float share, float limit, emoe_error *err);
+
+/* Copies what was collected of MoE layer `index`; n must be the number of values there are. Sums are over the tokens
+ * that were routed to the expert. w is what an error of the expert's output counts for the token: the router's weight
+ * divided by the root mean square of the residual stream to which it is added. In: what up, gate or gate_up meet;
+ * hidden: what down meets; out: what down gives. */
+#define EMOE_COLLECT_EXPERTS                                                                                           \
+    0                     /* [n_expert][5]: tokens, sum of router weights, sum w^2, sum w^2 |out|^2, largest |out| */
+#define EMOE_COLLECT_IN 1 /* [n_expert][n_in]: sum w^2 in^2 */
+#define EMOE_COLLECT_HIDDEN 2   /* [n_expert][n_hidden]: sum w^2 hidden^2 */
+#define EMOE_COLLECT_OUTPUT 3   /* [n_expert][n_out]: sum out */
+#define EMOE_COLLECT_SAMPLE_X 4 /* [n_sample][n_in] */
+#define EMOE_COLLECT_SAMPLE_W 5 /* [n_sample][n_expert]: w, 0 where not routed */
+#define EMOE_COLLECT_STATE                                                                                             \
+    6 /* [5]: samples kept, tokens seen, sum w^2 |noise|^2, router's weights known, residual known (0 or 1) */
+EMOE_API emoe_status emoe_collect_read(const emoe_engine *engine, uint32_t index, uint32_t kind, float *out, uint64_t n,
+                                       emoe_error *err);
+
 /* ------------------------------------------------------------------ text */
 
 /* Tokens of text. Returns their number; when it exceeds cap nothing useful was written and the caller comes back
@@ -378,6 +411,133 @@ EMOE_API emoe_status emoe_storage_measure(const char *path, uint64_t block_bytes
 /* Weight bytes a second of the row kernel for a ggml type ("Q4_K") on n_threads, over a matrix larger than caches. */
 EMOE_API emoe_status emoe_compute_measure(const char *type, uint32_t n_threads, uint64_t max_ns, uint64_t *bytes_per_s,
                                           emoe_error *err);
+
+/* ------------------------------------------------------------------ session: what an app needs */
+
+/* How a memory budget is spent on a model; sizes in bytes. The rules are those of `edgemoe plan`. */
+typedef struct emoe_plan {
+    uint32_t struct_size;
+    uint32_t n_ctx;          /* tokens of context, prompt and answers together */
+    uint32_t n_ubatch;       /* most tokens computed at once in prefill */
+    uint32_t n_threads;      /* compute threads */
+    uint64_t budget_bytes;   /* the whole process */
+    uint64_t process_bytes;  /* of it: the app, its libraries, the tokenizer */
+    uint64_t dense_bytes;    /* dense weights */
+    uint64_t kv_bytes;       /* KV cache */
+    uint64_t compute_bytes;  /* llama.cpp's compute buffers */
+    uint64_t output_bytes;   /* logits kept */
+    uint64_t scratch_bytes;  /* working space of the kernels */
+    uint64_t decode_bytes;   /* of compute and scratch, what is in use all the time */
+    uint64_t prefill_bytes;  /* the rest of them, lent by the expert cache during a large batch */
+    uint64_t margin_bytes;   /* left free: page tables, allocator, kernel */
+    uint64_t cache_bytes;    /* expert cache */
+    uint64_t slot_min_bytes; /* the part of it that cannot be lent */
+    uint64_t n_slot;         /* experts that fit in it (estimate) */
+    uint64_t n_expert_total; /* experts of the model */
+    uint64_t smallest_bytes; /* the smallest budget that works: set also when EMOE_ERR_MEMORY is returned */
+    uint64_t resident_bytes; /* the budget in which every expert fits and stays */
+} emoe_plan;
+
+/* Zeros, but for struct_size and budget_bytes, are good defaults. */
+typedef struct emoe_session_params {
+    uint32_t struct_size;
+    uint32_t n_ctx;         /* 0: 4096, or less where the budget is small; at most what the model was trained for */
+    uint64_t budget_bytes;  /* the whole process: the app and everything in it */
+    uint64_t process_bytes; /* what the process takes without the model, if it will be more than it takes now */
+    uint32_t n_ubatch;      /* 0: chosen */
+    uint32_t n_threads;     /* 0: the physical cores */
+    uint32_t kv_type;       /* ggml_type of the KV cache: 0 or 1 = F16 (exact), 8 = Q8_0 (lossy) */
+    uint32_t policy;        /* EMOE_POLICY_* */
+    uint32_t buffered;      /* 1: do not try O_DIRECT */
+    uint32_t reader;        /* EMOE_READER_* */
+    uint32_t n_read_lane;   /* 0 = 4 */
+    uint32_t reserved;
+} emoe_session_params;
+
+/* How emoe_session_open with the same arguments would spend the budget. EMOE_ERR_MEMORY when it is too small:
+ * plan->smallest_bytes then says what would do. cache_dir: see emoe_session_open. Any thread. */
+EMOE_API emoe_status emoe_plan_make(const emoe_model *model, const char *cache_dir, const emoe_session_params *params,
+                                    emoe_plan *plan, emoe_error *err);
+
+/* Opens a model inside a budget. cache_dir: a folder of the app's for derived data, made if it is missing; a copy of
+ * the dense weights is written there once a model (a tenth of most files) and found again later. Whatever is deleted
+ * from it is made anew. plan: how the budget is spent, filled as by emoe_plan_make; may be NULL.
+ * On success *out must be closed with emoe_session_close. */
+EMOE_API emoe_status emoe_session_open(const char *path, const char *cache_dir, const emoe_session_params *params,
+                                       emoe_session **out, emoe_plan *plan, emoe_error *err);
+/* Ends what another thread computes, waits for it, gives everything back. */
+EMOE_API void emoe_session_close(emoe_session *session);
+
+typedef struct emoe_message {
+    const char *role;    /* "system", "user", "assistant" */
+    const char *content; /* text */
+} emoe_message;
+
+/* Zeros, but for struct_size, are good defaults. */
+typedef struct emoe_answer_params {
+    uint32_t struct_size;
+    uint32_t max_tokens;     /* 0: until the model ends or the context is full */
+    const char *const *stop; /* texts that end the answer and are not part of it; copied */
+    uint32_t n_stop;
+    uint32_t reserved;
+    emoe_sampler_params sampler; /* all zeros, struct_size too: greedy */
+} emoe_answer_params;
+
+/* The prompt text of messages in buf, cut and NUL-terminated; *n_bytes: its full length without the NUL.
+ * chat_template: the Jinja text of a file, or the name of a template that llama.cpp knows ("chatml", "llama3").
+ * llama.cpp recognises a template by its markup and writes that markup; the template's own program is not run, so a
+ * system message that it would add by itself is not there: give one. EMOE_ERR_UNSUPPORTED: not recognised. */
+EMOE_API emoe_status emoe_chat_render(const char *chat_template, const emoe_message *messages, uint32_t n_message,
+                                      char *buf, uint64_t cap, uint64_t *n_bytes, emoe_error *err);
+
+/* Begins an answer to messages: computes the prompt, as far as the last one does not begin alike. chat_template:
+ * NULL for the model's own, else as in emoe_chat_render. EMOE_ERR_UNSUPPORTED when the model has none, or one that is
+ * not recognised: nothing is guessed, the caller may ask for "chatml". An answer under way ends. */
+EMOE_API emoe_status emoe_session_chat(emoe_session *session, const emoe_message *messages, uint32_t n_message,
+                                       const char *chat_template, const emoe_answer_params *params, emoe_error *err);
+/* The same for plain text, which is continued. */
+EMOE_API emoe_status emoe_session_prompt(emoe_session *session, const char *text, uint64_t text_bytes,
+                                         const emoe_answer_params *params, emoe_error *err);
+
+/* Computes until there is more text, whole UTF-8 characters, and points *text at it: NUL-terminated, *text_bytes
+ * long, the session's, valid until the next call. NULL when the answer has ended, here or with an error before. */
+EMOE_API emoe_status emoe_session_next(emoe_session *session, const char **text, uint64_t *text_bytes, emoe_error *err);
+
+#define EMOE_FINISH_NONE 0   /* it did not end: it is under way, or was cancelled, or failed */
+#define EMOE_FINISH_STOP 1   /* the model or a stop text ended it */
+#define EMOE_FINISH_LENGTH 2 /* max_tokens, or the context is full */
+/* Why the last answer ended, EMOE_FINISH_*. */
+EMOE_API uint32_t emoe_session_finish(const emoe_session *session);
+
+/* The tokens computed so far, prompt and answer, in tokens. Returns their number; when it exceeds cap nothing was
+ * written. */
+EMOE_API uint64_t emoe_session_tokens(const emoe_session *session, int32_t *tokens, uint64_t cap);
+
+/* Ends the answer under way: the call that computes it, or the next one, returns EMOE_ERR_CANCELLED. Any thread, but
+ * no signal handler. */
+EMOE_API void emoe_session_cancel(emoe_session *session);
+
+/* Changes the budget, also while an answer is computed, which stays the same. EMOE_ERR_MEMORY, and nothing changed,
+ * when it is too small for what is loaded. Any thread. */
+EMOE_API emoe_status emoe_session_set_budget(emoe_session *session, uint64_t budget_bytes, emoe_error *err);
+
+#define EMOE_MEMORY_NORMAL 0   /* the system has memory again: the cache has what the budget allows */
+#define EMOE_MEMORY_LOW 1      /* half of what the cache can give */
+#define EMOE_MEMORY_CRITICAL 2 /* all of it: the smallest cache that works */
+/* What a system's memory warning maps to. The budget stays what it was, and what the cache gave up comes back with
+ * EMOE_MEMORY_NORMAL. Answers do not change, they become slower. Any thread. */
+EMOE_API emoe_status emoe_session_memory_warning(emoe_session *session, uint32_t level, emoe_error *err);
+
+/* How the budget is spent now. Any thread. */
+EMOE_API emoe_status emoe_session_get_plan(const emoe_session *session, emoe_plan *plan, emoe_error *err);
+
+/* The session's engine, for emoe_engine_get_stats, emoe_engine_resident and the functions on text. What computes, cuts
+ * or resizes it is the session's to call. */
+EMOE_API emoe_engine *emoe_session_engine(const emoe_session *session);
+
+/* Forgets a cancel. An engine for which this was ever called keeps a cancel until the next call of this, so that none
+ * is lost between two decode calls. */
+EMOE_API void emoe_engine_clear_cancel(emoe_engine *engine);
 
 #ifdef __cplusplus
 }

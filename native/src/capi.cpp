@@ -1,6 +1,7 @@
-// edgemoe.h implemented: argument checks, exceptions to statuses, nothing else.
-#include "base/error.h"
+// edgemoe.h implemented, but for the session (app/capi.cpp): argument checks, exceptions to statuses, nothing else.
+#include "base/guard.h"
 #include "engine.h"
+#include "llama/collect.h"
 #include "llama/index.h"
 #include "llama/kernels.h"
 #include "llama/log.h"
@@ -16,8 +17,8 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <map>
 #include <memory>
-#include <new>
 
 using namespace emoe;
 
@@ -25,6 +26,7 @@ struct emoe_model {
     std::unique_ptr<ModelIndex> index;
 };
 struct emoe_engine {
+    std::unique_ptr<Collector> collector; // outlives the engine, which may be told of it
     std::unique_ptr<Engine> engine;
 };
 struct emoe_sampler {
@@ -32,39 +34,6 @@ struct emoe_sampler {
 };
 
 namespace {
-
-void say(emoe_error *err, const char *message) {
-    if (err) snprintf(err->message, sizeof err->message, "%s", message);
-}
-
-template <typename F>
-emoe_status guarded(emoe_error *err, F &&f) {
-    try {
-        f();
-        return EMOE_OK;
-    } catch (const Error &e) {
-        say(err, e.what());
-        return e.status;
-    } catch (const std::bad_alloc &) {
-        say(err, "out of memory");
-        return EMOE_ERR_MEMORY;
-    } catch (const std::exception &e) {
-        say(err, e.what());
-        return EMOE_ERR_INTERNAL;
-    }
-}
-
-template <typename T>
-void check_struct(const T *params, const char *name) {
-    if (!params) fail(EMOE_ERR_ARGUMENT, "%s is null", name);
-    if (params->struct_size != sizeof(T))
-        fail(EMOE_ERR_ARGUMENT, "%s has %u bytes, this library's has %zu: header and library differ", name,
-             params->struct_size, sizeof(T));
-}
-
-void check_pointer(const void *p, const char *name) {
-    if (!p) fail(EMOE_ERR_ARGUMENT, "%s is null", name);
-}
 
 void check_context(const emoe_context_params &p) {
     check_struct(&p, "emoe_context_params");
@@ -160,10 +129,12 @@ emoe_status emoe_model_get_layer(const emoe_model *model, uint32_t index, emoe_l
         for (uint32_t m = 0; m < layer.matrices.size(); m++) {
             Matrix const &matrix = layer.matrices[m];
             weights += static_cast<double>(matrix.n_col) * matrix.n_row;
-            std::string type = ggml_type_name(static_cast<ggml_type>(layer.slice(0, m).type));
-            for (uint32_t e = 1; e < layer.n_expert; e++)
-                if (layer.slice(e, m).type != layer.slice(0, m).type) type = "mixed";
-            types += (types.empty() ? "" : " ") + matrix.role + "=" + type;
+            std::map<uint16_t, uint32_t> count;
+            for (uint32_t e = 0; e < layer.n_expert; e++) count[layer.slice(e, m).type]++;
+            auto const most = std::max_element(count.begin(), count.end(),
+                                               [](auto const &a, auto const &b) { return a.second < b.second; });
+            types += (types.empty() ? "" : " ") + matrix.role + "=" +
+                     ggml_type_name(static_cast<ggml_type>(most->first)) + (count.size() > 1 ? "+" : "");
         }
         i.bits_per_weight = static_cast<float>(8.0 * static_cast<double>(i.expert_bytes) / weights);
         copy_text(i.types, sizeof i.types, types);
@@ -252,6 +223,10 @@ void emoe_engine_cancel(emoe_engine *engine) {
     if (engine) engine->engine->cancel();
 }
 
+void emoe_engine_clear_cancel(emoe_engine *engine) {
+    if (engine) engine->engine->clear_cancel();
+}
+
 emoe_status emoe_engine_set_cache_bytes(emoe_engine *engine, uint64_t cache_bytes, emoe_error *err) {
     return guarded(err, [&] {
         check_pointer(engine, "engine");
@@ -324,12 +299,14 @@ emoe_status emoe_replay(const emoe_replay_params *params, uint64_t *n_use, uint6
         std::vector<Use> uses;
         for (uint64_t v = 0; v < p.n_visit; v++) {
             uint32_t const l = p.layer[v];
-            if (l >= p.n_layer) fail(EMOE_ERR_FORMAT, "visit %llu is of layer %u of %u", (unsigned long long)v, l, p.n_layer);
+            if (l >= p.n_layer)
+                fail(EMOE_ERR_FORMAT, "visit %llu is of layer %u of %u", (unsigned long long)v, l, p.n_layer);
             visits[v] = RecordedVisit{l, std::max(1u, p.n_token[v]), uses.size(), p.n_use[v]};
             for (uint32_t i = 0; i < p.n_use[v]; i++) {
                 size_t const j = uses.size();
                 if (p.expert[j] >= p.n_expert[l])
-                    fail(EMOE_ERR_FORMAT, "visit %llu uses expert %u of %u", (unsigned long long)v, p.expert[j], p.n_expert[l]);
+                    fail(EMOE_ERR_FORMAT, "visit %llu uses expert %u of %u", (unsigned long long)v, p.expert[j],
+                         p.n_expert[l]);
                 uses.push_back(Use{shape.first[l] + p.expert[j], p.n_row[j], p.weight[j]});
             }
         }
@@ -346,6 +323,49 @@ void emoe_engine_inject_fault(emoe_engine *engine, uint32_t kind, uint64_t n) {
     FaultPlan &plan = engine->engine->streamer().faults();
     plan.kind.store(kind);
     plan.countdown.store(n);
+}
+
+uint64_t emoe_collect_bytes(const emoe_engine *engine, uint32_t n_sample) {
+    uint64_t n = 0;
+    (void)guarded(nullptr, [&] {
+        check_pointer(engine, "engine");
+        n = Collector::bytes(engine->engine->streamer().layout(), n_sample);
+    });
+    return n;
+}
+
+emoe_status emoe_collect_begin(emoe_engine *engine, uint32_t n_sample, uint32_t sample_stride, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(engine, "engine");
+        auto made = std::make_unique<Collector>(engine->engine->streamer().layout(), n_sample, sample_stride);
+        engine->engine->set_collector(made.get());
+        engine->collector = std::move(made);
+    });
+}
+
+void emoe_collect_end(emoe_engine *engine) {
+    if (!engine) return;
+    engine->engine->set_collector(nullptr);
+    engine->collector.reset();
+}
+
+emoe_status emoe_collect_noise(emoe_engine *engine, uint32_t index, float share, float limit, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(engine, "engine");
+        if (!engine->collector) fail(EMOE_ERR_ARGUMENT, "nothing is collected");
+        if (!(share >= 0 && share <= 100)) fail(EMOE_ERR_ARGUMENT, "noise of %g times the output", double{share});
+        engine->collector->set_noise(index, share, limit);
+    });
+}
+
+emoe_status emoe_collect_read(const emoe_engine *engine, uint32_t index, uint32_t kind, float *out, uint64_t n,
+                              emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(engine, "engine");
+        check_pointer(out, "out");
+        if (!engine->collector) fail(EMOE_ERR_ARGUMENT, "nothing is collected");
+        engine->collector->read(index, kind, out, n);
+    });
 }
 
 int64_t emoe_engine_tokenize(const emoe_engine *engine, const char *text, uint64_t text_bytes, uint32_t add_special,

@@ -110,7 +110,7 @@ void Engine::decode(const int32_t *tokens, uint32_t n, bool want_all) {
         fail(EMOE_ERR_CONTEXT, "%u tokens do not fit: the context holds %u and has %u", n, n_ctx_, n_past_);
 
     uint32_t const begin = n_past_;
-    cancelled_.store(false);
+    if (!keeps_cancel_) cancelled_.store(false);
     n_output_ = 0;
     uint64_t const extra = work_.extra_bytes(n);
     if (extra != 0) lend(extra);
@@ -208,6 +208,11 @@ const float *Engine::logits(uint32_t i) const {
 void Engine::cancel() {
     cancelled_.store(true);
     streamer_->fail_visit(k_cancelled);
+}
+
+void Engine::clear_cancel() {
+    keeps_cancel_ = true;
+    cancelled_.store(false);
 }
 
 void Engine::stats(emoe_stats *out) const {

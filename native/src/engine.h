@@ -34,8 +34,11 @@ public:
     uint32_t n_past() const { return n_past_; }
     void rewind(uint32_t n);
     void cancel();
+    void clear_cancel();                  // a cancel sticks from here on, until the next clear_cancel
     void set_cache_bytes(uint64_t bytes); // any thread
     void stats(emoe_stats *out) const;
+    // Between decode calls. The collector must live as long as it is set.
+    void set_collector(Collector *collector) { interposer_->set_collector(collector); }
     Streamer &streamer() const { return *streamer_; }
 
     const llama_vocab *vocab() const { return vocab_; }
@@ -65,6 +68,7 @@ private:
     bool all_outputs_ = false;
     bool dry_ = false; // the graph is only looked at
     std::atomic<bool> cancelled_{false};
+    bool keeps_cancel_ = false;
     std::mutex budget_mutex_; // guards the next two
     uint64_t cache_bytes_ = 0;
     uint64_t lent_bytes_ = 0;

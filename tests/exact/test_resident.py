@@ -12,6 +12,7 @@ from exact_engines import streamed
 
 from edgemoe import _native
 from edgemoe.errors import UnsupportedError
+from edgemoe.runtime.load import POLICIES, PREFETCH
 
 READERS = {"threads": (1, False), "io_uring": (2, False), "buffered": (0, True)}
 
@@ -31,21 +32,22 @@ def resident(tiny: Callable[..., Path], steps: list[list[int]]) -> list[bytes]:
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("policy", [0, 1], ids=["lfru", "lru"])
+@pytest.mark.parametrize("prefetch", PREFETCH)
 @pytest.mark.parametrize("share", [0.0, 0.35, 0.7])
 def test_streamed_equals_resident(
     tiny: Callable[..., Path],
     steps: list[list[int]],
     resident: list[bytes],
     share: float,
-    policy: int,
+    prefetch: str,
     threads: int,
     reader: str,
 ) -> None:
     kind, buffered = READERS[reader]
+    ahead = PREFETCH.index(prefetch)
     try:
         with streamed(
-            tiny("qwen2moe"), share=share, policy=policy, threads=threads, reader=kind, buffered=buffered
+            tiny("qwen2moe"), share=share, prefetch=ahead, threads=threads, reader=kind, buffered=buffered
         ) as engine:
             rows = engine.run(steps)
             stats = engine.stats()
@@ -54,8 +56,20 @@ def test_streamed_equals_resident(
         pytest.skip(str(error))
     assert stats["n_miss"] > 0
     assert stats["n_evict"] > 0
+    assert (stats["n_prefetch"] > 0) == (prefetch != "off") or share == 0.0  # the least cache has no room for guesses
     assert stats["direct_io"] == (0 if buffered else stats["direct_io"])
     assert rows == resident
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("prefetch", PREFETCH)
+def test_no_policy_changes_a_logit(
+    tiny: Callable[..., Path], steps: list[list[int]], resident: list[bytes], policy: str, prefetch: str
+) -> None:
+    number, ahead = POLICIES.index(policy), PREFETCH.index(prefetch)
+    with streamed(tiny("qwen2moe"), share=0.35, policy=number, prefetch=ahead, threads=2) as engine:
+        assert engine.run(steps) == resident
+        assert engine.stats()["n_evict"] > 0
 
 
 def test_the_cache_may_change_at_any_moment(

@@ -41,7 +41,7 @@ def test_both_engines_run_interleaved_under_the_same_limit(cli: Cli, bench_model
         assert run["limit_bytes"] in (0, report["plan"]["budget_bytes"])
         assert run["limit_peak_bytes"] is None or run["limit_peak_bytes"] <= run["limit_bytes"]
     assert report["machine"]["cpu"] and report["disk"]["bytes_per_s"] > 0
-    assert report["summary"]["ratio"]["decode"] > 0
+    assert report["summary"]["ratios"]["llama.cpp"]["decode"] > 0
 
 
 def test_one_repetition_prints_no_ratio(cli: Cli, bench_model: Path) -> None:

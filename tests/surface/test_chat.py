@@ -93,6 +93,8 @@ def test_the_oldest_turns_make_room_and_it_is_said(cli: Cli, good: Path) -> None
     [
         ("/bogus", "`/bogus` is not a command"),
         ("/memory banana", "`banana` is not a size"),
+        ("/stats live", "needs a terminal"),
+        ("/stats all", "shows nothing"),
         ("/memory 1M", "is too small"),
         ("/regen", "there is no answer"),
         ("/save", "needs a file name"),
@@ -167,13 +169,13 @@ def terminal(arguments: list[str], environment: dict[str, str]) -> Iterator[Term
 
 def test_at_a_terminal_ctrl_c_stops_the_answer_and_not_the_program(good: Path, environment: dict[str, str]) -> None:
     with terminal(["chat", str(good), "--temp", "3", "--ctx", "4096", "--seed", "1"], environment) as person:
-        assert "of the experts fit" in person.expect(">>> ")
+        assert "experts fit, each is read once; 4,096 tokens of context" in person.expect(">>> ")
         person.type("hello\r")
         person.expect("hello\r\n.{20}")  # it is answering, and would for thousands of tokens
         person.interrupt()
         assert "Traceback" not in person.expect("tok/s.*\r\n>>> ")
         person.type("/stats\r")
-        assert "decode" in person.expect(">>> ")
+        assert "by layer" in person.expect(">>> ")
         person.type("/exit\r")
         assert person.child.wait(timeout=30) == 0
 
@@ -188,6 +190,24 @@ def test_at_a_terminal_mistakes_go_on(good: Path, environment: dict[str, str]) -
         assert "/memory SIZE" in person.expect(">>> ")
         person.type("\x04")  # Ctrl-D
         assert person.child.wait(timeout=30) == 0
+
+
+def test_at_a_terminal_the_table_follows_the_answer(good: Path, environment: dict[str, str]) -> None:
+    with terminal(["chat", str(good), *GREEDY, "--memory", "200M"], {**environment, "COLUMNS": "120"}) as person:
+        person.expect(">>> ")
+        person.type("/stats live\r")
+        person.expect("the table follows each answer")
+        person.expect(">>> ")
+        person.type("hello\r")
+        shown = person.expect(">>> ")
+        assert "by layer" in shown and "Traceback" not in shown
+        person.type("/stats live\r")
+        person.expect("no table any more")
+        person.expect(">>> ")
+        person.type("hello\r")
+        assert "by layer" not in person.expect(">>> ")
+        person.type("/memory\r")
+        person.expect("of 200 MiB")  # what the table's library took is inside the budget
 
 
 def test_at_the_prompt_ctrl_c_twice_leaves(good: Path, environment: dict[str, str]) -> None:

@@ -27,7 +27,11 @@ def assert_refused(cli: Cli, code: int, words: str, *arguments: object, stdin: s
     ("arguments", "words"),
     [
         (["chta", "x.gguf"], "did you mean `chat`"),
-        (["chat"], "missing argument `MODEL`"),
+        (["chat", "no-such-model"], "there is no model `no-such-model` on this machine"),
+        (["chat", ""], "an empty name names no model"),
+        (["chat", "hf:nonsense"], "`hf:nonsense` is no name on the hub"),
+        (["demo", "-n", "0"], "`--max-tokens 0` makes no sense"),
+        (["models", "--memory", "banana"], "`banana` is not a size"),
         (["chat", "x.gguf", "y.gguf"], "unexpected extra argument"),
         (["chat", "x.gguf", "--colour"], "no such option: --colour"),
         (["chat", "x.gguf", "--memory"], "--memory"),

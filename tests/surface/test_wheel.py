@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from console import PACKAGE
+
+from edgemoe.places import BUILTIN, builtin_path
 
 ROOT = PACKAGE.parent
 
@@ -50,6 +53,15 @@ def test_symlinked_folders_library_and_data_are_real_files(wheel: Path) -> None:
     assert (package / "py.typed").is_file()
 
 
+@pytest.mark.skipif(builtin_path() is None, reason=f"edgemoe/models/{BUILTIN}.gguf is not in this checkout")
+def test_the_built_in_model_travels_in_it(wheel: Path) -> None:
+    inside = wheel / "edgemoe" / "models" / f"{BUILTIN}.gguf"
+    checkout = builtin_path()
+    assert checkout is not None
+    assert not inside.is_symlink() and inside.stat().st_size == checkout.stat().st_size
+    assert inside.stat().st_size <= 95_000_000  # an index takes wheels of 100 MB
+
+
 def test_it_runs_from_an_empty_folder(wheel: Path, good: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     program = (
         "import importlib.util, edgemoe, sys\n"
@@ -70,3 +82,20 @@ def test_it_runs_from_an_empty_folder(wheel: Path, good: Path, tmp_path: Path, e
     )
     assert done.returncode == 0, done.stderr
     assert "smallest budget" in done.stdout
+
+
+def test_a_c_program_builds_against_it_with_gcc_alone(wheel: Path, good: Path, tmp_path: Path) -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc")
+    llama = importlib.util.find_spec("llama_cpp").submodule_search_locations[0]  # type: ignore[union-attr,index]
+    program = tmp_path / "embed"
+    environment = {"PATH": "/usr/bin:/bin", "EDGEMOE": str(wheel / "edgemoe"), "LLAMA_LIB": f"{llama}/lib"}
+    subprocess.run([ROOT / "apps" / "embed-c" / "build.sh", program], env=environment, check=True)
+    done = subprocess.run(
+        [program, good, "1024", "--max-tokens", "5", "--cache", tmp_path / "cache", "hello"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()

@@ -4,7 +4,7 @@ import json
 from dataclasses import fields, replace
 
 from edgemoe import _abi
-from edgemoe.runtime.load import POLICIES
+from edgemoe.runtime.load import POLICIES, PREFETCH
 from edgemoe.runtime.stats import READERS, Stats, reading
 
 ZERO = Stats(**{field.name: 0 for field in fields(Stats)})  # type: ignore[arg-type]
@@ -21,7 +21,10 @@ def test_names_are_in_the_order_of_the_header() -> None:
         _abi.READER_THREADS,
         _abi.READER_URING,
     ]
-    assert [POLICIES.index(name) for name in ("lfru", "lru")] == [_abi.POLICY_LFRU, _abi.POLICY_LRU]
+    numbers = {name: getattr(_abi, f"POLICY_{name.upper().replace('-', '_')}") for name in POLICIES}
+    assert numbers == {name: number for number, name in enumerate(POLICIES)}
+    modes = {name: getattr(_abi, f"PREFETCH_{name.upper()}") for name in PREFETCH}
+    assert modes == {name: number for number, name in enumerate(PREFETCH)}
 
 
 def test_rates_are_derived_and_zero_before_anything_happened() -> None:

@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/thread.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -103,6 +104,7 @@ private:
 };
 
 void ThreadReader::run() {
+    prefer_short_turns();
     for (;;) {
         ReadProgress p;
         {

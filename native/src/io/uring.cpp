@@ -4,6 +4,7 @@
 #if defined(__linux__) && __has_include(<linux/io_uring.h>)
 
 #include "base/error.h"
+#include "base/thread.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -206,6 +207,7 @@ void UringReader::reap() {
 }
 
 void UringReader::sleep_for_completions() {
+    prefer_short_turns();
     for (;;) {
         int const n = ring_enter(fd_, 0, 1, IORING_ENTER_GETEVENTS);
         if (n < 0 && errno != EINTR && errno != EAGAIN && errno != EBUSY) return;

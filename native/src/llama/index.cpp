@@ -21,21 +21,51 @@ namespace {
 // Order in which llama.cpp's common MoE block multiplies (build_moe_ffn): up before gate, down last.
 constexpr const char *k_roles[] = {"gate_up", "up", "gate", "down"};
 
-// "blk.3.ffn_up_exps.weight" -> 3, "exps", "up". The shapes of all routed expert tensors that go through
-// MUL_MAT_ID; "chexps" are GroveMoE's second set.
-bool parse_expert_name(const std::string &name, uint32_t *layer, std::string *family, std::string *role) {
-    unsigned n = 0;
-    int used = 0;
-    if (sscanf(name.c_str(), "blk.%u.ffn_%n", &n, &used) != 1 || used == 0) return false;
-    std::string const rest = name.substr(static_cast<size_t>(used));
-    for (const char *r : k_roles)
-        for (const char *f : {"exps", "chexps"})
-            if (rest == std::string(r) + "_" + f + ".weight") {
-                *layer = n;
-                *role = r;
-                *family = f;
-                return true;
-            }
+// Version of the per-expert tensors that we read (docs/format.md).
+constexpr uint64_t k_format_version = 1;
+constexpr const char *k_key_format = "edgemoe.format.version";
+
+// What a routed expert tensor's name says. Those that go through MUL_MAT_ID hold all experts of a matrix
+// ("blk.3.ffn_up_exps.weight"; "chexps" are GroveMoE's second set); files of ours may hold each expert in a tensor of
+// its own ("blk.3.ffn_up_exps.17.weight").
+struct ExpertName {
+    uint32_t layer = 0;
+    std::string family;  // "exps"
+    std::string role;    // "up"
+    int64_t expert = -1; // -1: all of them
+};
+
+// A number as people write it: no sign, no leading zero, at most 6 digits.
+bool parse_number(const std::string &text, uint32_t *value) {
+    if (text.empty() || text.size() > 6 || (text.size() > 1 && text[0] == '0')) return false;
+    if (text.find_first_not_of("0123456789") != std::string::npos) return false;
+    *value = static_cast<uint32_t>(strtoul(text.c_str(), nullptr, 10));
+    return true;
+}
+
+bool parse_expert_name(const std::string &name, ExpertName *parsed) {
+    size_t const dot = name.find('.', 4);
+    if (name.compare(0, 4, "blk.") != 0 || dot == std::string::npos) return false;
+    if (!parse_number(name.substr(4, dot - 4), &parsed->layer)) return false;
+    std::string const rest = name.substr(dot + 1);
+    for (const char *role : k_roles)
+        for (const char *family : {"exps", "chexps"}) {
+            std::string const stem = std::string("ffn_") + role + "_" + family + ".";
+            if (rest.compare(0, stem.size(), stem) != 0) continue;
+            std::string const end = rest.substr(stem.size());
+            constexpr size_t k_suffix = sizeof ".weight" - 1;
+            uint32_t expert = 0;
+            if (end == "weight")
+                parsed->expert = -1;
+            else if (end.size() > k_suffix && end.compare(end.size() - k_suffix, k_suffix, ".weight") == 0 &&
+                     parse_number(end.substr(0, end.size() - k_suffix), &expert))
+                parsed->expert = expert;
+            else
+                return false;
+            parsed->role = role;
+            parsed->family = family;
+            return true;
+        }
     return false;
 }
 
@@ -122,6 +152,11 @@ uint16_t split_number(const gguf_context *g, const char *key) {
     return id >= 0 && gguf_get_kv_type(g, id) == GGUF_TYPE_UINT16 ? gguf_get_val_u16(g, id) : uint16_t{0};
 }
 
+uint64_t meta_number(const gguf_context *g, const char *key) {
+    int64_t const id = gguf_find_key(g, key);
+    return id >= 0 && gguf_get_kv_type(g, id) == GGUF_TYPE_UINT32 ? gguf_get_val_u32(g, id) : 0;
+}
+
 // All files of the set that path belongs to, in order.
 std::vector<std::string> split_set(const std::string &path, const gguf_context *g) {
     uint16_t const n = split_number(g, "split.count");
@@ -139,59 +174,109 @@ std::vector<std::string> split_set(const std::string &path, const gguf_context *
     return paths;
 }
 
-void add_layers(ModelIndex *index) {
-    // (block, family) -> matrices by role
-    std::map<std::pair<uint32_t, std::string>, std::map<std::string, TensorInfo const *>> groups;
-    for (TensorInfo const &t : index->experts) {
-        uint32_t layer = 0;
-        std::string family, role;
-        parse_expert_name(t.name, &layer, &family, &role);
-        groups[{layer, family}][role] = &t;
+// All experts of one matrix, in one tensor or in one each.
+struct Stack {
+    TensorInfo const *whole = nullptr;
+    std::map<uint32_t, TensorInfo const *> single; // by expert
+
+    TensorInfo const &any() const { return whole ? *whole : *single.begin()->second; }
+    uint64_t n_expert() const { return whole ? static_cast<uint64_t>(whole->ne[2]) : single.size(); }
+    TensorInfo const &tensor(uint32_t expert) const { return whole ? *whole : *single.at(expert); }
+    Slice slice(uint32_t expert) const {
+        TensorInfo const &t = tensor(expert);
+        Slice s;
+        s.bytes = static_cast<uint32_t>(t.bytes / static_cast<uint64_t>(t.ne[2]));
+        s.offset = t.offset + (whole ? uint64_t{expert} * s.bytes : 0);
+        s.file = t.file;
+        s.type = static_cast<uint16_t>(t.type);
+        return s;
     }
+};
+// (block, family) -> matrices by role
+using Groups = std::map<std::pair<uint32_t, std::string>, std::map<std::string, Stack>>;
+
+std::string stack_name(const ExpertName &name) {
+    return "blk." + std::to_string(name.layer) + ".ffn_" + name.role + "_" + name.family + ".weight";
+}
+
+Groups group_experts(const std::vector<TensorInfo> &tensors) {
+    Groups groups;
+    for (TensorInfo const &t : tensors) {
+        ExpertName name;
+        parse_expert_name(t.name, &name);
+        Stack &stack = groups[{name.layer, name.family}][name.role];
+        bool const fresh = name.expert < 0 ? stack.whole == nullptr && stack.single.empty()
+                                           : stack.whole == nullptr &&
+                                                 stack.single.emplace(static_cast<uint32_t>(name.expert), &t).second;
+        if (!fresh) fail(EMOE_ERR_FORMAT, "`%s` holds experts that another tensor holds too", t.name.c_str());
+        if (name.expert < 0) stack.whole = &t;
+    }
+    return groups;
+}
+
+void check_stack(const Stack &stack, const std::string &name) {
+    if (!stack.whole && stack.single.rbegin()->first + uint64_t{1} != stack.single.size())
+        fail(EMOE_ERR_FORMAT, "`%s` has %zu experts, and one of them has number %u", name.c_str(), stack.single.size(),
+             stack.single.rbegin()->first);
+    uint64_t const n = stack.whole ? 1 : stack.single.size();
+    for (uint32_t e = 0; e < n; e++) {
+        TensorInfo const &t = stack.tensor(e);
+        TensorInfo const &first = stack.any();
+        if (t.ne[0] != first.ne[0] || t.ne[1] != first.ne[1])
+            fail(EMOE_ERR_FORMAT, "`%s` is %lld x %lld, `%s` %lld x %lld", t.name.c_str(),
+                 static_cast<long long>(t.ne[0]), static_cast<long long>(t.ne[1]), first.name.c_str(),
+                 static_cast<long long>(first.ne[0]), static_cast<long long>(first.ne[1]));
+        if (!can_compute(t.type))
+            fail(EMOE_ERR_UNSUPPORTED, "`%s` has type %s, which this build of llama.cpp cannot multiply by on the CPU",
+                 t.name.c_str(), ggml_type_name(t.type));
+        if (t.ne[0] > UINT32_MAX || t.ne[1] > UINT32_MAX || t.bytes / static_cast<uint64_t>(t.ne[2]) > UINT32_MAX / 2)
+            fail(EMOE_ERR_UNSUPPORTED, "one expert of `%s` is %llu bytes, more than the 2 GiB that one read can bring",
+                 t.name.c_str(), static_cast<unsigned long long>(t.bytes / static_cast<uint64_t>(t.ne[2])));
+    }
+}
+
+void add_layers(ModelIndex *index, const std::vector<TensorInfo> &tensors) {
     Layout &layout = index->layout;
-    for (auto const &group : groups) {
+    for (auto const &group : group_experts(tensors)) {
         ExpertLayer layer;
         layer.layer = group.first.first;
         layer.first = layout.n_expert_total;
-        std::vector<TensorInfo const *> tensors;
+        std::vector<Stack const *> stacks;
         for (const char *role : k_roles) {
             auto const it = group.second.find(role);
             if (it == group.second.end()) continue;
-            TensorInfo const &t = *it->second;
+            TensorInfo const &t = it->second.any();
             Matrix m;
-            m.name = t.name;
+            ExpertName name;
+            parse_expert_name(t.name, &name);
+            m.name = stack_name(name);
             m.role = role;
+            check_stack(it->second, m.name);
             m.n_col = static_cast<uint32_t>(t.ne[0]);
             m.n_row = static_cast<uint32_t>(t.ne[1]);
             layer.matrices.push_back(m);
-            tensors.push_back(&t);
+            stacks.push_back(&it->second);
         }
-        if (tensors.size() > k_max_matrix || !group.second.count("down"))
+        if (stacks.size() > k_max_matrix || !group.second.count("down"))
             fail(EMOE_ERR_UNSUPPORTED, "block %u has an unknown set of expert matrices (`%s` and %zu more)",
-                 layer.layer, tensors.front()->name.c_str(), tensors.size() - 1);
-        layer.n_expert = static_cast<uint32_t>(tensors.front()->ne[2]);
-        for (TensorInfo const *t : tensors) {
-            if (t->ne[2] != layer.n_expert)
-                fail(EMOE_ERR_FORMAT, "`%s` has %lld experts, `%s` %u", t->name.c_str(),
-                     static_cast<long long>(t->ne[2]), tensors.front()->name.c_str(), layer.n_expert);
-            if (!can_compute(t->type))
-                fail(EMOE_ERR_UNSUPPORTED,
-                     "`%s` has type %s, which this build of llama.cpp cannot multiply by on the CPU", t->name.c_str(),
-                     ggml_type_name(t->type));
-            if (t->bytes / layer.n_expert > UINT32_MAX / 2)
-                fail(EMOE_ERR_UNSUPPORTED,
-                     "one expert of `%s` is %llu bytes, more than the 2 GiB that one read can bring", t->name.c_str(),
-                     static_cast<unsigned long long>(t->bytes / layer.n_expert));
+                 layer.layer, layer.matrices.front().name.c_str(), stacks.size() - 1);
+        if (stacks.front()->n_expert() > UINT32_MAX / 2)
+            fail(EMOE_ERR_FORMAT, "`%s` has %llu experts", layer.matrices.front().name.c_str(),
+                 static_cast<unsigned long long>(stacks.front()->n_expert()));
+        layer.n_expert = static_cast<uint32_t>(stacks.front()->n_expert());
+        for (size_t m = 0; m < stacks.size(); m++) {
+            if (stacks[m]->n_expert() != layer.n_expert)
+                fail(EMOE_ERR_FORMAT, "`%s` has %llu experts, `%s` %u", layer.matrices[m].name.c_str(),
+                     static_cast<unsigned long long>(stacks[m]->n_expert()), layer.matrices.front().name.c_str(),
+                     layer.n_expert);
+            // What llama.cpp is told: one tensor of all experts. It never looks at bytes or type.
+            TensorInfo declared = stacks[m]->any();
+            declared.name = layer.matrices[m].name;
+            declared.ne[2] = layer.n_expert;
+            index->experts.push_back(declared);
         }
         for (uint32_t e = 0; e < layer.n_expert; e++)
-            for (TensorInfo const *t : tensors) {
-                Slice s;
-                s.bytes = static_cast<uint32_t>(t->bytes / layer.n_expert);
-                s.offset = t->offset + uint64_t{e} * s.bytes;
-                s.file = t->file;
-                s.type = static_cast<uint16_t>(t->type);
-                layer.slices.push_back(s);
-            }
+            for (Stack const *stack : stacks) layer.slices.push_back(stack->slice(e));
         layout.n_expert_total += layer.n_expert;
         layout.layers.push_back(std::move(layer));
     }
@@ -279,27 +364,36 @@ std::unique_ptr<ModelIndex> index_model(const std::string &path) {
         fail(EMOE_ERR_FORMAT, "`%s` does not name its architecture (key `general.architecture`)", path.c_str());
     if (!meta_text(index->meta.get(), "general.name", &index->name)) index->name = path.substr(path.rfind('/') + 1);
 
+    uint64_t const format = meta_number(index->meta.get(), k_key_format);
+    if (format > k_format_version)
+        fail(EMOE_ERR_UNSUPPORTED, "`%s` has version %llu of the per-expert format, this build reads version %llu",
+             path.c_str(), static_cast<unsigned long long>(format), static_cast<unsigned long long>(k_format_version));
     bool untied = false;
+    std::vector<TensorInfo> experts;
     for (TensorInfo &t : tensors) {
-        uint32_t layer = 0;
-        std::string family, role;
+        ExpertName name;
         untied = untied || t.name == "output.weight";
-        if (parse_expert_name(t.name, &layer, &family, &role) && t.ne[2] > 1) {
+        bool const named = parse_expert_name(t.name, &name);
+        bool const single = named && name.expert >= 0 && t.ne[2] == 1 && t.ne[3] == 1;
+        if (single && format == 0)
+            fail(EMOE_ERR_FORMAT, "`%s` holds one expert, but the file does not say of which version (key `%s`)",
+                 t.name.c_str(), k_key_format);
+        if (single || (named && name.expert < 0 && t.ne[2] > 1)) {
             index->expert_bytes += t.bytes;
-            index->experts.push_back(std::move(t));
+            experts.push_back(std::move(t));
         } else {
             index->dense_bytes += t.bytes;
             index->dense.push_back(std::move(t));
         }
     }
-    if (index->experts.empty())
+    if (experts.empty())
         fail(EMOE_ERR_UNSUPPORTED, "`%s` is a dense model (%s): it has no routed experts to stream", path.c_str(),
              index->architecture.c_str());
     index->dense_token_bytes = index->dense_bytes;
     for (TensorInfo const &t : index->dense)
         if (untied && t.name == "token_embd.weight") index->dense_token_bytes -= t.bytes;
 
-    add_layers(index.get());
+    add_layers(index.get(), experts);
     for (TensorInfo const &t : index->dense) {
         uint32_t block = 0;
         if (!parse_router_name(t.name, &block)) continue;

@@ -1,4 +1,6 @@
 // What is in a GGUF: metadata, dense tensors, and the layout of the routed experts. Headers only, never tensor data.
+//
+// Experts are stacked, as llama.cpp writes them, or have a tensor each (docs/format.md): then each may have its own type.
 #pragma once
 
 #include "pipeline/layout.h"
@@ -32,7 +34,7 @@ struct ModelIndex {
     std::string name;
     Layout layout; // experts placed for the files' alignment
     std::vector<TensorInfo> dense;
-    std::vector<TensorInfo> experts;
+    std::vector<TensorInfo> experts; // as llama.cpp knows them: one tensor of all experts of a matrix
     uint64_t file_bytes = 0;
     uint64_t dense_bytes = 0;
     uint64_t dense_token_bytes = 0;

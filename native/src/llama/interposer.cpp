@@ -55,6 +55,7 @@ void Interposer::release_work() {
 }
 
 void Interposer::begin_graph() {
+    outputs_ = nullptr;
     compute_buffers_.clear();
     for (auto &router : routers_) router.second.input = router.second.weights = nullptr;
     for (auto const &site : sites_) site.second->product.disarm();
@@ -75,8 +76,20 @@ Interposer::Site *Interposer::site_of(const ggml_tensor *weights) {
     return site;
 }
 
+// From the experts' outputs on: a bias an expert (ADD_ID), a scale an expert, and last the router's weights, a value an
+// output. The last such factor is the router's.
+void Interposer::see_router(const ggml_tensor *node) {
+    if (node->op != GGML_OP_ADD_ID && node->op != GGML_OP_MUL) return;
+    ggml_tensor const *factor = node->src[1];
+    if (node->op == GGML_OP_MUL && factor->type == GGML_TYPE_F32 && factor->ne[0] == 1 &&
+        factor->ne[1] == node->ne[1] && factor->ne[2] == node->ne[2])
+        scratch_.collector->set_router(outputs_layer_, factor);
+    outputs_ = node;
+}
+
 void Interposer::see(ggml_tensor *node) {
     note_buffer(node);
+    if (outputs_ && node->src[0] == outputs_) see_router(node);
     if (node->view_src) dense_.visit_view(node);
     // A reused graph brings the same nodes again, already CUSTOM: they are recognised by their weights.
     if ((node->op == GGML_OP_MUL_MAT_ID || node->op == GGML_OP_CUSTOM) && node->src[0] && node->src[1]) {
@@ -99,6 +112,11 @@ void Interposer::see(ggml_tensor *node) {
             node->op = GGML_OP_CUSTOM;
             memcpy(node->op_params, site->op_params, sizeof site->op_params);
             n_rewritten_++;
+            if (scratch_.collector && scratch_.collector->is_down(site->layer, site->matrix)) {
+                outputs_ = node;
+                outputs_layer_ = site->layer;
+                scratch_.collector->set_router(site->layer, nullptr);
+            }
             for (int i = 1; i < GGML_MAX_SRC && node->src[i]; i++) dense_.visit(node->src[i]);
             return;
         }

@@ -34,14 +34,18 @@ public:
     // Why the model cannot be streamed, empty when it can.
     const std::string &violation() const { return violation_; }
     KernelScratch &scratch() { return scratch_; }
+    // From the next graph on; null: no more.
+    void set_collector(Collector *collector) { scratch_.collector = collector; }
 
 private:
     struct Site { // one streamed tensor: its product and the op_params that make a node call it
-        Site(Streamer &streamer, KernelScratch &scratch, uint32_t layer, uint32_t matrix)
-            : product(streamer), work(streamer, scratch, layer, matrix) {}
+        Site(Streamer &streamer, KernelScratch &scratch, uint32_t l, uint32_t m)
+            : product(streamer), work(streamer, scratch, l, m), layer(l), matrix(m) {}
         uint32_t block = 0;
         Product product;
         ExpertProduct work;
+        uint32_t layer;
+        uint32_t matrix;
         char op_params[GGML_MAX_OP_PARAMS] = {};
     };
     static void compute(ggml_tensor *dst, int ith, int nth, void *site);
@@ -50,6 +54,7 @@ private:
     void note_buffer(const ggml_tensor *node);
     void note_router(const ggml_tensor *node);
     void give_router(uint32_t layer, const ggml_tensor *node);
+    void see_router(const ggml_tensor *node);
 
     DenseMover &dense_;
     KernelScratch scratch_;
@@ -64,6 +69,9 @@ private:
     std::unordered_map<uint32_t, Router> routers_;
     Streamer &streamer_;
     std::vector<ggml_backend_buffer_t> compute_buffers_;           // of the graph under way: valid until the next
+    const ggml_tensor *outputs_ =
+        nullptr; // for a collector: the last layer's expert outputs, as far as the graph has come
+    uint32_t outputs_layer_ = 0;
     uint32_t n_rewritten_ = 0;
     std::string violation_;
 };

@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
+#include <numeric>
 
 namespace emoe {
 
@@ -89,21 +91,26 @@ void KernelScratch::release() {
 }
 
 uint64_t scratch_bytes(const Layout &layout, uint32_t n_token, uint32_t n_thread) {
-    uint64_t quantized = 0;
+    uint64_t quantized[GGML_TYPE_COUNT] = {}; // by vec_dot type: experts of several types need all of theirs
     uint64_t per_thread = 0;
     for (ExpertLayer const &layer : layout.layers)
         for (uint32_t m = 0; m < layer.matrices.size(); m++) {
             Matrix const &matrix = layer.matrices[m];
-            auto const type = static_cast<ggml_type>(layer.slice(0, m).type);
-            uint64_t const row = ggml_row_size(ggml_get_type_traits_cpu(type)->vec_dot_type, matrix.n_col);
             uint64_t const n_row = matrix.role == "down" ? uint64_t{n_token} * layout.n_expert_used : n_token;
-            quantized = std::max(quantized, n_row * row);
+            uint64_t row = 0;
+            for (uint32_t e = 0; e < layer.n_expert; e++) {
+                auto const type = static_cast<ggml_type>(layer.slice(e, m).type);
+                ggml_type const dot_type = ggml_get_type_traits_cpu(type)->vec_dot_type;
+                uint64_t const bytes = ggml_row_size(dot_type, matrix.n_col);
+                row = std::max(row, bytes);
+                quantized[dot_type] = std::max(quantized[dot_type], n_row * bytes);
+            }
             // Gathered rows, results of a chunk, and ggml's work space (half a MiB a thread for its tiles).
             uint64_t const chunk_rows = (matrix.n_row + n_thread - 1) / n_thread + k_row_group;
             per_thread = std::max(per_thread, n_token * row + n_token * chunk_rows * sizeof(float) +
                                                   (uint64_t{640} << 10) + uint64_t{n_token} * 16);
         }
-    return quantized + per_thread * n_thread;
+    return std::accumulate(std::begin(quantized), std::end(quantized), uint64_t{0}) + per_thread * n_thread;
 }
 
 bool can_compute(ggml_type type) {
@@ -129,6 +136,7 @@ bool ExpertProduct::plan(uint32_t n_thread) {
     if (router_weights && ggml_nelements(router_weights) == int64_t{routing.n_rank} * routing.n_token)
         routing.weights = static_cast<const float *>(router_weights->data);
     if (!streamer_.begin_product(layer_, matrix_, routing)) return false;
+    if (scratch_.collector && matrix_ == 0) scratch_.collector->begin_layer(layer_, activations, routing);
 
     n_type_ = 0;
     uint32_t most_rows = 0;
@@ -145,7 +153,7 @@ bool ExpertProduct::plan(uint32_t n_thread) {
     for (uint32_t i = 0; i < n_type_; i++) {
         if (vec_dot_types_[i] == GGML_TYPE_F32) continue;
         row_bytes_[i] = ggml_row_size(vec_dot_types_[i], activations->ne[0]);
-        scratch_.quantized[i].reserve(row_bytes_[i] * n_activation_);
+        quantized_[i] = scratch_.quantized[vec_dot_types_[i]].reserve(row_bytes_[i] * n_activation_);
     }
     bool const done =
         scratch_.source == activations && scratch_.visit == streamer_.visit() &&
@@ -177,7 +185,7 @@ void ExpertProduct::prepare(uint32_t item) {
     int64_t const n_block = a->ne[0] / block;
     int64_t const begin = n_block * segment / n_segment_;
     int64_t const end = n_block * (segment + 1) / n_segment_;
-    uint8_t *to = scratch_.quantized[type].data() + row * row_bytes_[type] +
+    uint8_t *to = scratch_.quantized[vec_dot_types_[type]].data() + row * row_bytes_[type] +
                   static_cast<size_t>(begin) * ggml_type_size(vec_dot_types_[type]);
     ggml_get_type_traits_cpu(vec_dot_types_[type])->from_float(from + begin * block, to, (end - begin) * block);
 }
@@ -189,24 +197,32 @@ const uint8_t *ExpertProduct::activation(ggml_type vec_dot_type, Row row) const 
         return static_cast<const uint8_t *>(a->data) + i11 * a->nb[1] + size_t{row.token} * a->nb[2];
     auto const type =
         static_cast<size_t>(std::find(vec_dot_types_, vec_dot_types_ + n_type_, vec_dot_type) - vec_dot_types_);
-    return scratch_.quantized[type].data() + (row.token * static_cast<size_t>(a->ne[1]) + i11) * row_bytes_[type];
+    return quantized_[type] + (row.token * static_cast<size_t>(a->ne[1]) + i11) * row_bytes_[type];
 }
 
 void ExpertProduct::compute(uint32_t expert_index, uint32_t chunk, uint32_t thread) {
+    VisitExpert const &e = streamer_.expert(expert_index);
+    auto const n = static_cast<uint32_t>(dst->ne[0]);
+    uint32_t const group = e.n_row >= k_batched_rows ? k_row_group : 16;
+    uint32_t const per_chunk = ((n + n_chunk - 1) / n_chunk + group - 1) / group * group;
+    uint32_t const begin = std::min(n, chunk * per_chunk);
+    uint32_t const end = std::min(n, begin + per_chunk);
+    if (begin < end) multiply(expert_index, begin, end, thread);
+    if (!scratch_.collector) return;
+    const Row *rows = streamer_.rows().data() + e.first_row;
+    scratch_.collector->input(layer_, matrix_, dst->src[1], e.expert, rows, e.n_row, chunk, n_chunk);
+    if (begin < end) scratch_.collector->output(layer_, matrix_, dst, e.expert, rows, e.n_row, begin, end);
+}
+
+void ExpertProduct::multiply(uint32_t expert_index, uint32_t begin, uint32_t end, uint32_t thread) {
     VisitExpert const &e = streamer_.expert(expert_index);
     auto const type = static_cast<ggml_type>(streamer_.slice(expert_index).type);
     auto const *traits = ggml_get_type_traits_cpu(type);
     bool const batched = e.n_row >= k_batched_rows;
     auto const k = static_cast<uint32_t>(dst->src[0]->ne[0]);
-    auto const n = static_cast<uint32_t>(dst->ne[0]);
-    uint32_t const group = batched ? k_row_group : 16;
-    uint32_t const per_chunk = ((n + n_chunk - 1) / n_chunk + group - 1) / group * group;
-    uint32_t const begin = std::min(n, chunk * per_chunk);
-    uint32_t const end = std::min(n, begin + per_chunk);
-    if (begin == end) return;
+    const Row *rows = streamer_.rows().data() + e.first_row;
     size_t const row_bytes = ggml_row_size(type, k);
     const uint8_t *weights = streamer_.weights(expert_index) + begin * row_bytes;
-    const Row *rows = streamer_.rows().data() + e.first_row;
     auto const to = [&](Row row) {
         return reinterpret_cast<float *>(static_cast<char *>(dst->data) + row.rank * dst->nb[1] +
                                          row.token * dst->nb[2]);

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "base/arena.h"
+#include "llama/collect.h"
 #include "pipeline/product.h"
 
 #include <ggml.h>
@@ -29,6 +30,9 @@ private:
     Arena arena_;
 };
 
+// Bound of the types into which activations are quantized for vec_dot (six in use: Q8_0, Q8_1, Q8_K, F16, BF16, F32).
+constexpr uint32_t k_max_dot_type = GGML_TYPE_COUNT;
+
 // Bytes that are reused from product to product. One for the engine: products never overlap.
 class KernelScratch {
 public:
@@ -38,13 +42,14 @@ public:
     struct Batched; // a thread's graph and buffers
     Batched &batched(uint32_t thread);
     void reserve_threads(uint32_t n);
-    Buffer quantized[3]; // activations, one buffer a vec_dot type
+    Buffer quantized[k_max_dot_type]; // activations, by vec_dot type
     // What `quantized` holds: gate multiplies the same activations as up, and finds them done.
     const ggml_tensor *source = nullptr;
     uint64_t visit = 0;
     uint32_t n_type = 0;
-    ggml_type types[3] = {};
-    void release(); // the pages, between computations
+    ggml_type types[k_max_dot_type] = {};
+    Collector *collector = nullptr; // of calibration
+    void release();                 // the pages, between computations
 
 private:
     std::vector<std::unique_ptr<Batched>> batched_;
@@ -53,7 +58,7 @@ private:
 // What KernelScratch will come to hold for batches of n_token.
 uint64_t scratch_bytes(const Layout &layout, uint32_t n_token, uint32_t n_thread);
 
-// True when this build of ggml can multiply by the type.
+// True when this build of ggml can multiply by the type. A layer's experts may have any mixture of such types.
 bool can_compute(ggml_type type);
 
 class ExpertProduct final : public ProductWork {
@@ -71,6 +76,8 @@ public:
     void compute(uint32_t expert_index, uint32_t chunk, uint32_t thread) override;
 
 private:
+    // Rows begin..end of the expert's matrix with all its tokens.
+    void multiply(uint32_t expert_index, uint32_t begin, uint32_t end, uint32_t thread);
     const uint8_t *activation(ggml_type vec_dot_type, Row row) const;
 
     Streamer &streamer_;
@@ -78,10 +85,11 @@ private:
     uint32_t const layer_;
     uint32_t const matrix_;
     uint32_t n_type_ = 0; // distinct vec_dot types of the experts in the visit
-    ggml_type vec_dot_types_[3] = {};
-    size_t row_bytes_[3] = {};  // of a quantized activation row
-    uint32_t n_segment_ = 1;    // pieces into which a row is cut for preparation
-    uint32_t n_activation_ = 0; // activation rows
+    ggml_type vec_dot_types_[k_max_dot_type] = {};
+    const uint8_t *quantized_[k_max_dot_type] = {}; // activations in that type
+    size_t row_bytes_[k_max_dot_type] = {};         // of a quantized activation row
+    uint32_t n_segment_ = 1;                        // pieces into which a row is cut for preparation
+    uint32_t n_activation_ = 0;                     // activation rows
 };
 
 } // namespace emoe

@@ -15,6 +15,10 @@
 #include <mutex>
 #include <unistd.h>
 
+#ifdef __APPLE__
+#include <mach/mach.h>
+#endif
+
 namespace emoe {
 
 llama_model_params model_params() {
@@ -117,6 +121,13 @@ uint64_t resident_bytes() {
         fclose(f);
     }
     return resident * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+#elif defined(__APPLE__)
+    // What the system holds against a process when memory is short.
+    task_vm_info_data_t info = {};
+    mach_msg_type_number_t count = TASK_VM_INFO_COUNT;
+    if (task_info(mach_task_self(), TASK_VM_INFO, reinterpret_cast<task_info_t>(&info), &count) != KERN_SUCCESS)
+        return 0;
+    return info.phys_footprint;
 #else
     return 0;
 #endif

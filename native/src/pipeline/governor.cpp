@@ -11,7 +11,7 @@ namespace {
 // Every so many tokens one is computed the other way: often at first, then seldom.
 constexpr uint64_t k_early = 128, k_probe_early = 8, k_probe_late = 24;
 constexpr uint32_t k_least = 12; // tokens of each kind before anything is concluded
-constexpr float k_threshold_idle = 0.25f, k_threshold_busy = 0.5f;
+constexpr float k_threshold_idle = 0.4f, k_threshold_busy = 0.5f;
 } // namespace
 
 double Governor::Side::mean() const {

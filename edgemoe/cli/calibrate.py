@@ -1,0 +1,88 @@
+"""`edgemoe calibrate`: what a model's experts matter, for `edgemoe convert` to give each its bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import UsageError
+from .options import ModelArgument, at_least, output_file
+from .progress import Bar
+
+if TYPE_CHECKING:
+    from ..converters.calibration import Calibration
+
+
+def calibrate(
+    model: ModelArgument,
+    out: Annotated[
+        str, typer.Option("--out", "-o", metavar="FILE", show_default=False, help="The calibration: a GGUF.")
+    ],
+    text: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", show_default=False, help="Text like what the model will read; may be repeated."),
+    ] = None,
+    windows: Annotated[int, typer.Option(metavar="N", help="Windows computed, from all over the texts.")] = 64,
+    ctx: Annotated[int, typer.Option(metavar="N", help="Tokens a window.")] = 512,
+    types: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="Quantizations to measure: `IQ2_S,Q4_K,Q8_0`.", show_default="all that fit"),
+    ] = None,
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory of the whole process.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="Compute threads.", show_default="physical cores")
+    ] = None,
+) -> None:
+    """Learn from a text how much each expert matters and what each quantization costs it.
+
+    Killed, it goes on where it was when started again with the same arguments.
+    """
+    at_least("--windows", windows, 1)
+    at_least("--ctx", ctx, 16)
+    at_least("--threads", threads, 1)
+    if not text:
+        raise UsageError("there is no text", hint="give `--text FILE`: some 100 kB like what the model will read")
+    path = output_file(out)
+    assert path is not None
+
+    # Before an engine is planned: what these imports take is part of its process.
+    from ..bench.runner import read_text
+    from ..quality.calibrate import Request, calibrate
+
+    bar = Bar()
+    try:
+        found = calibrate(
+            Request(
+                model=model,
+                out=path,
+                texts=[(Path(name).name, read_text(name)) for name in text],
+                n_window=windows,
+                n_ctx=ctx,
+                types=types.replace(",", " ").split() if types else None,
+                memory=memory,
+                threads=threads,
+            ),
+            bar,
+        )
+    finally:
+        bar.end()
+    print("\n".join(lines(found)))
+
+
+def lines(found: Calibration) -> list[str]:
+    from ..converters.allocate import super_experts
+
+    tokens = [n for layer in found.layers.values() for n in layer.stats[:, 0]]
+    unused = sum(n == 0 for n in tokens)
+    guarded = super_experts(found)
+    names = ", ".join(f"layer {layer} expert {expert}" for layer, expert in guarded)
+    ranked = sorted(found.sensitivity.items(), key=lambda pair: -pair[1])
+    return [
+        f"{len(tokens):,} experts in {len(found.layers)} layers, {found.n_token:,} tokens"
+        + (f"; {unused} experts were never used: give more text" if unused else ""),
+        f"super experts  {names or 'none'}",
+        f"errors matter most in layers {', '.join(str(layer) for layer, _ in ranked[:3])}, "
+        f"least in {', '.join(str(layer) for layer, _ in ranked[-3:])}",
+    ]

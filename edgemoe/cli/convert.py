@@ -1,0 +1,197 @@
+"""`edgemoe convert`: a checkpoint or a GGUF to a GGUF in which every expert has its own type."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from ..units import format_size, parse_size
+from .options import JsonOption, at_least
+from .progress import Bar
+
+if TYPE_CHECKING:
+    from ..converters.convert import Progress, Report
+    from ..converters.source import Source
+
+
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", show_default=False, help="A GGUF file, or the folder of a checkpoint.")
+    ],
+    out: Annotated[str, typer.Argument(metavar="OUT", show_default=False, help="The GGUF file to write.")],
+    type_name: Annotated[
+        str | None,
+        typer.Option("--type", metavar="TYPE", help="One type for all experts: `Q4_K`.", show_default="keep, or Q4_K"),
+    ] = None,
+    allocation: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A type for each expert, as docs/format.md says.")
+    ] = None,
+    bits: Annotated[
+        float | None, typer.Option(metavar="X", help="Mean bits of an expert weight; needs `--calibration`.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option("--size", metavar="SIZE", help="Size of OUT; needs `--calibration`.")
+    ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(metavar="FILE", help="What `edgemoe calibrate` measured; sharpens every quantization.")
+    ] = None,
+    dense_type: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE", help="Type of all other matrices.", show_default="keep, or Q8_0"),
+    ] = None,
+    uniform_per_layer: Annotated[
+        bool, typer.Option("--uniform-per-layer", help="Stack the experts, as stock llama.cpp wants them.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare every tensor with SRC; of a file that exists, do only that.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory of the process.")] = "2GiB",
+    threads: Annotated[int | None, typer.Option(metavar="N", help="Workers.", show_default="all cores")] = None,
+    pre_tokenizer: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="llama.cpp's name of a tokenizer's cut.", show_default="found out"),
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Write SRC with a tensor and a type for each expert. LOSSY wherever a type has fewer bits than SRC's.
+
+    Interrupted or killed, it goes on where it stopped when the same command is given again.
+    """
+    from ..converters import convert as library
+
+    at_least("--threads", threads, 1)
+    source_path, out_path = Path(source).expanduser(), Path(out).expanduser()
+    only_verify = verify and out_path.exists() and not overwrite
+    opened = library.open_source(source_path, pre_tokenizer=pre_tokenizer)
+    options = library.Options(
+        type_name=type_name,
+        uniform_per_layer=uniform_per_layer,
+        dense_type=dense_type,
+        memory=memory,
+        threads=threads,
+        overwrite=overwrite,
+        **_chosen(opened, type_name, allocation, bits, size, calibration, only_verify, uniform_per_layer, dense_type),
+    )
+    try:
+        with _progress(opened) as progress:
+            report = None if only_verify else library.convert(opened, out_path, options, progress=progress)
+            if verify:
+                checked = library.verify_file(opened, out_path, options, progress=progress)
+                report = checked if report is None else _both(report, checked)
+    except KeyboardInterrupt:
+        if not only_verify and not out_path.exists():
+            print("stopped: the same command goes on from here", file=sys.stderr)
+        raise
+    assert report is not None
+    if json_output:
+        print(json.dumps(_to_dict(report), indent=2))
+    else:
+        _print(report, converted=not only_verify)
+
+
+def _chosen(
+    source: Source,
+    type_name: str | None,
+    allocation: str | None,
+    bits: float | None,
+    size: str | None,
+    calibration: str | None,
+    only_verify: bool,
+    stacked: bool,
+    dense_type: str | None,
+) -> dict[str, Any]:
+    """The part of the options that says which bits go where."""
+    given = [
+        name
+        for name, value in (("--type", type_name), ("--allocation", allocation), ("--bits", bits), ("--size", size))
+        if value is not None
+    ]
+    if len(given) > 1:
+        raise UsageError(f"`{given[0]}` and `{given[1]}` contradict each other", hint="give one of them")
+    if (bits is not None or size is not None) and calibration is None:
+        raise UsageError(
+            f"`{given[0]}` needs `--calibration`", hint="`edgemoe calibrate MODEL --text FILE` makes the file"
+        )
+    from ..converters import allocation as allocations
+
+    chosen: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
+    known = None
+    if calibration is not None:
+        from ..converters import calibration as calibrations
+
+        known = calibrations.load(Path(calibration).expanduser())
+        chosen["importance"] = known.importance
+        facts["calibration"] = {**known.facts, "n_token": known.n_token}
+    if only_verify:  # the types are the file's
+        return chosen
+    if allocation is not None:
+        chosen["allocation"] = allocations.load(Path(allocation).expanduser())
+    elif known is not None and (bits is not None or size is not None):
+        from ..converters.budget import allocation_for
+
+        file_bytes = None if size is None else parse_size(size)
+        chosen["allocation"] = allocation_for(
+            source, known, bits=bits, file_bytes=file_bytes, stacked=stacked, dense_type=dense_type
+        )
+    if "allocation" in chosen:
+        facts["allocation"] = dict(chosen["allocation"].facts)
+    return {**chosen, "facts": facts}
+
+
+_LONG = 1e9  # weights; in a log, shorter conversions say nothing until they are done
+
+
+@contextlib.contextmanager
+def _progress(source: Source) -> Iterator[Progress | None]:
+    """A bar on a terminal, a line a tenth of the way elsewhere."""
+    if not sys.stderr.isatty() and source.n_weight < _LONG:
+        yield None
+        return
+    bar = Bar()
+    try:
+        yield lambda what, done, total: bar(f"{what}, million weights", done // 10**6, total // 10**6)
+    finally:
+        bar.end()
+
+
+def _both(converted: Report, checked: Report) -> Report:
+    import dataclasses
+
+    return dataclasses.replace(converted, check=checked.check)
+
+
+def _to_dict(report: Report) -> dict[str, Any]:
+    check = report.check
+    return {
+        "path": str(report.path),
+        "file_bytes": report.file_bytes,
+        "n_tensor": report.n_tensor,
+        "expert_bits": report.expert_bits,
+        "bits": report.bits,
+        "types": dict(report.types),
+        "n_resumed": report.n_resumed,
+        "verified": None if check is None else {"n_bytes": check.n_bytes, "relative_rms_error": dict(check.errors)},
+    }
+
+
+def _print(report: Report, *, converted: bool) -> None:
+    if converted:
+        types = ", ".join(f"{n} {kind}" for kind, n in sorted(report.types.items(), key=lambda item: -item[1]))
+        print(
+            f"wrote {report.path}: {format_size(report.file_bytes)}, experts at {report.expert_bits:.2f} bits a weight"
+        )
+        print(f"matrices: {types}")
+        if report.n_resumed:
+            print(f"{report.n_resumed} of them were there already, from a conversion that was interrupted")
+    if report.check is not None:
+        errors = ", ".join(f"{kind} {error:.2%}" for kind, error in report.check.errors.items())
+        print(f"verified: every tensor is what its source becomes{f'; relative error {errors}' if errors else ''}")

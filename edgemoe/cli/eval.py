@@ -1,0 +1,124 @@
+"""`edgemoe eval`: perplexity, distance to a reference model, small tasks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import UsageError
+from .options import ModelArgument, at_least, output_file
+from .progress import Bar
+
+if TYPE_CHECKING:
+    from ..quality.perplexity import Score
+    from ..quality.session import Result
+    from ..quality.tasks import TaskScore
+
+
+def eval(
+    model: ModelArgument,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REF", show_default=False, help="A GGUF to measure the distance to, or a file of `--save`."
+        ),
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Text to score.", show_default="a bundled one, short")
+    ] = None,
+    windows: Annotated[int | None, typer.Option(metavar="N", help="Windows of it.", show_default="all")] = None,
+    ctx: Annotated[int, typer.Option(metavar="N", help="Tokens a window; the second half is scored.")] = 512,
+    tasks: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", show_default=False, help="Multiple choice and exact match, a JSON object a line."),
+    ] = None,
+    save: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", show_default=False, help="Keep the model's probabilities, for `--against` later. Large."
+        ),
+    ] = None,
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory of the whole process.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="Compute threads.", show_default="physical cores")
+    ] = None,
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", show_default=False, help="Write everything to a file.")
+    ] = None,
+) -> None:
+    """Measure quality: perplexity as llama.cpp's perplexity tool does, KL divergence to a reference, tasks.
+
+    With --tasks and without --text only the tasks are done.
+    """
+    at_least("--windows", windows, 1)
+    at_least("--ctx", ctx, 8)
+    at_least("--threads", threads, 1)
+    if save is not None and against is not None:
+        raise UsageError("`--save` keeps a reference, `--against` reads one", hint="leave out one of the two")
+    if save is not None and tasks is not None and text is None:
+        raise UsageError("`--save` keeps what a text gives", hint="give `--text FILE`")
+    out = output_file(json_file)
+
+    # Before an engine is planned: what these imports take is part of its process.
+    from ..quality import session
+
+    bar = Bar()
+    try:
+        result = session.evaluate(
+            session.Request(
+                model=model,
+                against=Path(against).expanduser() if against else None,
+                text=None if tasks and text is None else session.read_text(text),
+                n_window=windows,
+                n_ctx=ctx,
+                tasks=session.read_tasks(Path(tasks).expanduser()) if tasks else (),
+                save=output_file(save),
+                memory=memory,
+                threads=threads,
+            ),
+            bar,
+        )
+    finally:
+        bar.end()
+    if out:
+        out.write_text(json.dumps(result.to_dict(), indent=1) + "\n", "utf-8")
+    print("\n".join(lines(result)))
+
+
+def lines(result: Result) -> list[str]:
+    found = []
+    if result.score:
+        found += _score_lines(result.score)
+    if result.tasks:
+        found.append(_task_line(result.tasks))
+    if result.reference_tasks:
+        found.append(_task_line(result.reference_tasks))
+    return found
+
+
+def _score_lines(score: Score) -> list[str]:
+    found = [
+        f"{score.model}: {score.n_window} windows of {score.n_ctx} tokens, {score.n_token:,} scored",
+        f"perplexity  {score.ppl:.4f} ± {score.ppl_error:.4f}",
+    ]
+    far = score.distance
+    if far:
+        found += [
+            f"reference   {far.ppl:.4f} ({far.reference}), ln ratio {far.ln_ratio:+.5f} ± {far.ln_ratio_error:.5f}",
+            f"KL          {far.kl:.6f} ± {far.kl_error:.6f} mean, {far.kl_median:.6f} median, "
+            f"{far.kl_p90:.6f} at 90 %, {far.kl_p99:.6f} at 99 %, {far.kl_max:.6f} at most",
+            f"same top    {far.top1:.2%}",
+        ]
+    return found
+
+
+def _task_line(tasks: TaskScore) -> str:
+    parts = []
+    if tasks.n_choice:
+        parts.append(f"{tasks.n_choice_right} of {tasks.n_choice} choices")
+    if tasks.n > tasks.n_choice:
+        parts.append(f"{tasks.n_right - tasks.n_choice_right} of {tasks.n - tasks.n_choice} exact matches")
+    return f"tasks       {tasks.n_right / tasks.n:.1%} right ({', '.join(parts)}), {tasks.model}"

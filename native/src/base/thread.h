@@ -1,0 +1,10 @@
+// Threads that sleep for a device and have little to do when it answers.
+#pragma once
+
+namespace emoe {
+
+// Asks the kernel to run the calling thread soon after it is woken, also when every core is busy: its turns are short.
+// Linux 6.12 and newer (EEVDF: a shorter slice is an earlier deadline); elsewhere nothing happens.
+void prefer_short_turns();
+
+} // namespace emoe

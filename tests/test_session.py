@@ -1,0 +1,333 @@
+"""The session of edgemoe.h: what an app without Python gets is what Python gets."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tinymoe
+from csession import CSession, TooSmall, answer_params, make_plan, message_array
+
+import edgemoe
+from edgemoe import Cancelled, ContextFullError, FormatError, Sampling, UnsupportedError, UsageError, _native
+from edgemoe import _abi as abi
+from edgemoe.units import MIB
+
+TALK = [("system", "you are the other thing"), ("user", "what is in the interior?")]
+MESSAGES = [{"role": role, "content": text} for role, text in TALK]
+BUDGET = 700 * MIB  # of a process that has pytest in it: every tiny expert fits
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One cache folder for both sides."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEMOE_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tinymoe.write(tmp_path_factory.mktemp("models") / "tiny.gguf", "qwen3moe", n_layer=4, n_expert=16, n_used=4)
+
+
+@pytest.fixture(scope="module")
+def opened(path: Path, cache: Path) -> Iterator[CSession]:
+    with CSession(path, cache, budget_bytes=BUDGET, n_ctx=512, n_threads=1) as session:
+        yield session
+
+
+@pytest.fixture
+def session(opened: CSession) -> CSession:
+    opened.set_budget(BUDGET)
+    return opened
+
+
+def ask(session: CSession, talk: list[tuple[str, str]]) -> None:
+    """Makes the prompt known: from then on only its last token is computed, so that each answer is rounded alike."""
+    list(session.chat(talk, answer_params(1)))
+
+
+@pytest.fixture(scope="module")
+def engine(path: Path, cache: Path) -> Iterator[edgemoe.Engine]:
+    with edgemoe.load(path, memory=BUDGET, ctx=512, threads=1) as found:
+        yield found
+
+
+def needed(model: Path, cache: Path, **params: int) -> int:
+    with pytest.raises(TooSmall) as error:
+        make_plan(model, cache, budget_bytes=MIB, **params)
+    return error.value.smallest
+
+
+# ---------------------------------------------------------------- the same text
+
+
+@pytest.mark.parametrize("sampler", [{}, {"temp": 0.9, "seed": 3}, {"temp": 1.2, "top_k": 0, "seed": 8}])
+def test_a_conversation_has_pythons_tokens_and_text(
+    session: CSession, engine: edgemoe.Engine, sampler: dict[str, float]
+) -> None:
+    list(session.prompt("~", answer_params(1)))  # neither side knows the prompt
+    engine.reset()
+    theirs = list(session.chat(TALK, answer_params(60, (), **sampler)))
+    ours = list(engine.chat(MESSAGES, max_tokens=60, sampling=Sampling(**sampler)))  # type: ignore[arg-type]
+    assert theirs == ours  # piece by piece
+    n = len(engine.chat_tokens(MESSAGES))
+    assert session.tokens[:n] == engine.chat_tokens(MESSAGES)
+    assert len(session.tokens) == engine.n_past
+
+
+def test_plain_text_goes_on_as_in_python(session: CSession, engine: edgemoe.Engine) -> None:
+    text = "the theme in the interior" * 20  # several batches
+    list(session.prompt("~", answer_params(1)))
+    engine.reset()
+    theirs = "".join(session.prompt(text, answer_params(40, ["zq", "\u20ac"])))
+    assert theirs == "".join(engine.generate(text, max_tokens=40, stop=["zq", "\u20ac"]))
+
+
+def test_a_trained_model_answers_as_in_python(smolmoe: Path, cache: Path) -> None:
+    talk = [("system", "You are helpful."), ("user", "Name the planets.")]
+    messages = [{"role": role, "content": text} for role, text in talk]
+    with edgemoe.load(smolmoe, memory="2GiB", ctx=512, threads=1) as engine:
+        ours = "".join(engine.chat(messages, max_tokens=32, sampling=Sampling(temp=0.7, seed=5)))
+    with CSession(smolmoe, cache, budget_bytes=2048 * MIB, n_ctx=512, n_threads=1) as session:
+        theirs = "".join(session.chat(talk, answer_params(32, temp=0.7, seed=5)))
+    assert theirs == ours
+    assert len(ours) > 20
+
+
+def test_a_second_question_computes_only_what_is_new(session: CSession, engine: edgemoe.Engine) -> None:
+    "".join(session.prompt("another theme", answer_params(1)))
+    answer = "".join(session.chat(TALK, answer_params(20)))
+    longer = [*TALK, ("assistant", answer), ("user", "and the other?")]
+    before = session.stats.n_prefill
+    again = "".join(session.chat(longer, answer_params(20)))
+    assert session.stats.n_prefill - before < len(session.tokens) - 40
+    # The same way there: what is computed in one batch is rounded as one.
+    engine.reset()
+    assert answer == "".join(engine.chat(MESSAGES, max_tokens=20))
+    messages = [{"role": role, "content": text} for role, text in longer]
+    assert again == "".join(engine.chat(messages, max_tokens=20))
+
+
+def test_a_recurrent_model_begins_anew_and_says_the_same(tmp_path: Path, cache: Path) -> None:
+    model = tinymoe.write(tmp_path / "recurrent.gguf", "lfm2moe")
+    with CSession(model, cache, budget_bytes=BUDGET, n_ctx=256, n_threads=1) as session:
+        first = "".join(session.prompt("the theme in the other", answer_params(10)))  # a recurrent one has no prefix
+        "".join(session.prompt("the theme of another", answer_params(10)))
+        assert "".join(session.prompt("the theme in the other", answer_params(10))) == first
+
+
+# ---------------------------------------------------------------- how it ends
+
+
+def test_a_stop_text_ends_the_answer_and_is_no_part_of_it(session: CSession) -> None:
+    ask(session, TALK)
+    whole = "".join(session.chat(TALK, answer_params(60)))
+    assert session.finish == abi.FINISH_LENGTH
+    stop = whole[20:23]
+    cut = "".join(session.chat(TALK, answer_params(60, [stop])))
+    assert cut == whole[: whole.index(stop)]
+    assert session.finish == abi.FINISH_STOP
+    assert list(session.rest()) == []  # it has ended
+
+
+def test_the_answer_ends_where_the_context_does(path: Path, cache: Path) -> None:
+    with CSession(path, cache, budget_bytes=BUDGET, n_ctx=256, n_threads=1) as session:
+        text = "".join(session.chat(TALK, answer_params()))
+        assert len(session.tokens) == 256 and text
+        assert session.finish == abi.FINISH_LENGTH
+
+
+def test_a_prompt_longer_than_the_context_is_refused(session: CSession) -> None:
+    with pytest.raises(ContextFullError, match="the context holds 512"):
+        session.prompt("x y " * 400, answer_params(5))
+
+
+def test_cancel_ends_an_answer_and_the_next_is_whole(session: CSession) -> None:
+    ask(session, TALK)
+    whole = list(session.chat(TALK, answer_params(40)))
+    pieces = []
+    with pytest.raises(Cancelled):
+        for piece in session.chat(TALK, answer_params(40)):
+            pieces.append(piece)
+            if len(pieces) == 3:
+                session.cancel()
+    assert pieces == whole[:3]
+    assert session.finish == abi.FINISH_NONE
+    assert list(session.rest()) == []
+    assert list(session.chat(TALK, answer_params(40))) == whole
+
+
+def test_a_prompt_under_way_can_be_cancelled_and_shares_the_session_with_nobody(smolmoe: Path, cache: Path) -> None:
+    ended: list[BaseException] = []
+    with CSession(smolmoe, cache, budget_bytes=2048 * MIB, n_ctx=4096, n_threads=1, n_ubatch=64) as session:
+
+        def compute() -> None:
+            try:
+                session.prompt("The quick brown fox. " * 600, answer_params(1))
+            except Cancelled as error:
+                ended.append(error)
+
+        thread = threading.Thread(target=compute)
+        thread.start()
+        try:
+            while thread.is_alive() and session.stats.n_read == 0:
+                pass
+            with pytest.raises(UsageError, match="busy in another thread"):
+                session.prompt("something else", answer_params(1))
+        finally:
+            session.cancel()
+            thread.join()
+        assert ended
+        assert len(session.tokens) < 3000
+        assert "".join(session.prompt("The capital of France is", answer_params(4)))
+
+
+# ---------------------------------------------------------------- budget
+
+
+def test_the_plan_is_pythons(path: Path, cache: Path) -> None:
+    """Of the real model, measured by llama.cpp: the same shapes, and the cache that the larger process leaves."""
+    process = 500 * MIB  # more than this process takes: both sides are told
+    smallest = needed(path, cache, process_bytes=process, n_threads=2)
+    from edgemoe.runtime.planner import Budget, plan
+    from edgemoe.runtime.sizes import SizeBook
+
+    for extra in (0, 1, 3, 10, 40, 400):
+        n_bytes = smallest + extra * MIB
+        theirs = make_plan(path, cache, budget_bytes=n_bytes, process_bytes=process, n_threads=2)
+        with (
+            edgemoe.open_model(path) as model,
+            SizeBook(model, n_threads=2, n_outputs=1, kv_type="f16") as sizes,
+        ):
+            # The vocabulary is measured as growth of this process, differently each time: the plan says what it was.
+            vocab = sizes(theirs.n_ctx, theirs.n_ubatch).vocab_bytes
+            budget = Budget(n_bytes, theirs.process_bytes - vocab, 2)
+            ours = plan(model.info, sizes, budget)
+        for name, *_ in abi.Plan._fields_:
+            if name != "struct_size":
+                assert getattr(theirs, name) == getattr(ours, name), name
+
+
+def test_a_budget_too_small_is_refused_with_the_smallest(path: Path, cache: Path) -> None:
+    process = 500 * MIB
+    with pytest.raises(TooSmall) as refused:
+        CSession(path, cache, budget_bytes=process, process_bytes=process, n_threads=1)
+    smallest = refused.value.smallest
+    assert re.search(rf"it needs {smallest // MIB} MiB \({smallest} bytes\)", str(refused.value))
+    with CSession(path, cache, budget_bytes=smallest, process_bytes=process, n_threads=1) as session:
+        assert session.plan.budget_bytes == smallest
+        assert "".join(session.chat(TALK, answer_params(10)))
+
+
+def test_the_budget_changes_in_the_middle_and_the_answer_does_not(smolmoe: Path, cache: Path) -> None:
+    with CSession(smolmoe, cache, budget_bytes=2048 * MIB, n_ctx=512, n_threads=1) as session:
+        talk = [("user", "Tell me about the sea.")]
+        ask(session, talk)
+        whole = list(session.chat(talk, answer_params(30)))
+        roomy = session.plan
+        with pytest.raises(edgemoe.BudgetError, match="is too small for"):
+            session.set_budget(50 * MIB)
+        assert session.plan.budget_bytes == roomy.budget_bytes
+        pieces = []
+        for piece in session.chat(talk, answer_params(30)):
+            pieces.append(piece)
+            if len(pieces) == 5:
+                session.memory_warning(abi.MEMORY_LOW)
+            if len(pieces) == 10:
+                session.memory_warning(abi.MEMORY_CRITICAL)
+            if len(pieces) == 15:
+                low = session.stats
+                assert low.n_slot_used <= session.plan.n_slot + 1
+                assert session.plan.cache_bytes == roomy.slot_min_bytes + roomy.prefill_bytes
+            if len(pieces) == 20:
+                session.memory_warning(abi.MEMORY_NORMAL)
+        assert pieces == whole
+        assert session.stats.n_evict > 0
+        assert session.plan.cache_bytes == roomy.cache_bytes
+        with pytest.raises(UsageError, match="level 7"):
+            session.memory_warning(7)
+
+
+def test_more_than_the_machine_has_is_refused(tmp_path: Path, cache: Path) -> None:
+    model = tinymoe.sparse_big(tmp_path / "big.gguf", 1 << 40)
+    with pytest.raises(UsageError, match="more than this machine has"):
+        make_plan(model, cache, budget_bytes=1 << 50)
+
+
+# ---------------------------------------------------------------- templates
+
+
+def without_template(tmp_path: Path, text: str = "") -> Path:
+    """The tiny model, its chat template replaced."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tinymoe, "CHAT_TEMPLATE", text)
+        return tinymoe.write(tmp_path / "other.gguf", "qwen3moe")
+
+
+@pytest.mark.parametrize("text", ["", "{{ messages | tojson }} in a way of its own"])
+def test_nothing_is_guessed_when_the_template_is_not_known(tmp_path: Path, cache: Path, text: str) -> None:
+    model = without_template(tmp_path, text)
+    with CSession(model, cache, budget_bytes=BUDGET, n_ctx=256, n_threads=1) as session:
+        with pytest.raises(UnsupportedError, match='"chatml" can be asked for'):
+            session.chat(TALK, answer_params(5))
+        assert "".join(session.chat(TALK, answer_params(5), template="chatml"))
+
+
+def render(template: str, messages: list[tuple[str, str]]) -> str:
+    buffer, n, error = ctypes.create_string_buffer(4096), ctypes.c_uint64(), abi.Error()
+    status = _native.library().emoe_chat_render(
+        template.encode(), message_array(messages), len(messages), buffer, 4096, ctypes.byref(n), ctypes.byref(error)
+    )
+    _native.check(status, error)
+    assert n.value == len(buffer.value)
+    return buffer.value.decode()
+
+
+def test_a_prompt_can_be_looked_at() -> None:
+    assert render("chatml", [("user", "hi")]) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert render(tinymoe.CHAT_TEMPLATE, [("user", "hi")]) == render("chatml", [("user", "hi")])
+    with pytest.raises(UsageError, match="no messages"):
+        render("chatml", [])
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_the_cache_folder_is_shared_with_python(path: Path, cache: Path, opened: CSession) -> None:
+    (notes,) = [
+        file for file in (cache / "shells").glob("*.json") if json.loads(file.read_text())["source"] == str(path)
+    ]
+    assert notes.with_suffix(".gguf").exists()
+    written = notes.with_suffix(".gguf").stat().st_ino
+    with edgemoe.load(path, memory=BUDGET, ctx=64):
+        assert notes.with_suffix(".gguf").stat().st_ino == written  # found, not made again
+    assert not list((cache / "shells").glob("*.measure"))
+
+
+def test_what_is_lost_from_the_cache_folder_is_made_anew(path: Path, tmp_path: Path) -> None:
+    for content in (b"", b"edgemoe sizes 1\nof another library\n512 32 1 1: 1 1 1 1 1 1 1\n", b"\xff" * 100):
+        with CSession(path, tmp_path / "own", budget_bytes=BUDGET, n_threads=1) as session:
+            (book,) = (tmp_path / "own" / "shells").glob("*.sizes")
+            assert "".join(session.chat(TALK, answer_params(3)))
+        assert book.read_text().startswith("edgemoe sizes 1\nggml")
+        book.write_bytes(content)
+        book.with_suffix(".gguf").write_bytes(content)
+
+
+def test_a_folder_or_file_that_is_none_is_refused(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(edgemoe.StorageError, match="cannot make the cache folder"):
+        CSession(path, tmp_path / "file", budget_bytes=BUDGET)
+    with pytest.raises(edgemoe.StorageError):
+        CSession(tmp_path / "absent.gguf", tmp_path, budget_bytes=BUDGET)
+    (tmp_path / "text.gguf").write_text("this is no model" * 100)
+    with pytest.raises(FormatError):
+        CSession(tmp_path / "text.gguf", tmp_path, budget_bytes=BUDGET)
