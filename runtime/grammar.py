@@ -17,7 +17,9 @@ from ..errors import UsageError
 Schema = Mapping[str, Any]
 
 JSON_RULES = {
-    "ws": '| " " | "\\n" [ \\t]{0,20}',
+    # Blanks where people who format JSON put them, and no more: small models, once in blanks, find no way out.
+    "ws": '| " " | "\\n" " "{0,8}',
+    "sp": '" "?',
     "char": '[^"\\\\\\x7F\\x00-\\x1F] | "\\\\" (["\\\\/bfnrt] | "u" [0-9a-fA-F]{4})',
     "string": '"\\"" char* "\\""',
     "integer": '"-"? ("0" | [1-9] [0-9]{0,15})',
@@ -25,8 +27,8 @@ JSON_RULES = {
     "boolean": '"true" | "false"',
     "null": '"null"',
     "value": "object | array | string | number | boolean | null",
-    "object": '"{" ws (string ws ":" ws value ws ("," ws string ws ":" ws value ws)*)? "}"',
-    "array": '"[" ws (value ws ("," ws value ws)*)? "]"',
+    "object": '"{" ws (string ":" sp value ("," ws string ":" sp value)*)? ws "}"',
+    "array": '"[" ws (value ("," ws value)*)? ws "]"',
 }
 """Rules of JSON itself; `value` is any of it."""
 
@@ -263,28 +265,28 @@ class Converter:
             return "object"
         pairs = [
             (
-                f'{literal(json.dumps(key, ensure_ascii=False))} ws ":" ws {self.rule(value, f"{name}-{key}")}',
+                f'{_constant(str(key))} ":" sp {self.rule(value, f"{name}-{key}")}',
                 key in required,
             )
             for key, value in fields.items()
         ]
         others = ""
         if more is not False:
-            others = self._add(f"{name}-other", f'string ws ":" ws {self.rule(more, f"{name}-others")}')
-        return f'"{{" ws {self._members(pairs, others, name)} "}}"'
+            others = self._add(f"{name}-other", f'string ":" sp {self.rule(more, f"{name}-others")}')
+        return f'"{{" ws {self._members(pairs, others, name)} ws "}}"'
 
     def _members(self, pairs: list[tuple[str, bool]], others: str, name: str) -> str:
         """Pairs in order, optional ones left out or not, commas between: one rule for each place in the list."""
-        begun = self._add(f"{name}-more", f'("," ws {others} ws)*' if others else "")
-        fresh = self._add(f"{name}-any", f'({others} ws ("," ws {others} ws)*)?' if others else "")
+        begun = self._add(f"{name}-more", f'("," ws {others})*' if others else "")
+        fresh = self._add(f"{name}-any", f'({others} ("," ws {others})*)?' if others else "")
         for pair, required in reversed(pairs):
             here = self._add(f"{name}-pair", pair)
             if required:
-                fresh = self._add(f"{name}-first", f"{here} ws {begun}")
-                begun = self._add(f"{name}-next", f'"," ws {here} ws {begun}')
+                fresh = self._add(f"{name}-first", f"{here} {begun}")
+                begun = self._add(f"{name}-next", f'"," ws {here} {begun}')
             else:
-                fresh = self._add(f"{name}-first", f"{here} ws {begun} | {fresh}")
-                begun = self._add(f"{name}-next", f'("," ws {here} ws)? {begun}')
+                fresh = self._add(f"{name}-first", f"{here} {begun} | {fresh}")
+                begun = self._add(f"{name}-next", f'("," ws {here})? {begun}')
         return fresh
 
     def _array(self, schema: Schema, name: str) -> str:
@@ -299,13 +301,13 @@ class Converter:
             if least > len(first) and self._strict:
                 raise UsageError("`minItems` beyond `prefixItems` in a schema cannot be promised")
             kept = rules if most is None else rules[:most]
-            return '"[" ws ' + ' "," ws '.join(f"{rule} ws" for rule in kept) + ' "]"'
+            return '"[" ws ' + ' "," ws '.join(kept) + ' ws "]"'
         item = self.rule(items, f"{name}-item") if items is not False else ""
         if items is False or most == 0:
             return '"[" ws "]"'
-        rest = _repeat(f'"," ws {item} ws', max(0, least - 1), None if most is None else most - 1)
-        inside = f"{item} ws {rest}".strip()
-        return f'"[" ws {inside if least else f"({inside})?"} "]"'
+        rest = _repeat(f'"," ws {item}', max(0, least - 1), None if most is None else most - 1)
+        inside = f"{item} {rest}".strip()
+        return f'"[" ws {inside if least else f"({inside})?"} ws "]"'
 
     def _string(self, schema: Schema) -> str:
         form = schema.get("format")

@@ -28,8 +28,8 @@ def test_simple_types_are_json_rules() -> None:
 def test_properties_keep_their_order_and_required_ones_are_not_optional() -> None:
     found = rules({"properties": {"b": {"type": "null"}, "a": {"type": "null"}}, "required": ["b"]})
     texts = "\n".join(f"{name} {body}" for name, body in found.items())
-    assert '"\\"b\\"" ws ":" ws null' in texts and '"\\"a\\"" ws ":" ws null' in texts
-    assert not any("string ws" in body for name, body in found.items() if name.startswith("s-"))
+    assert '"\\"b\\"" ":" sp null' in texts and '"\\"a\\"" ":" sp null' in texts
+    assert not any("string" in body for name, body in found.items() if name.startswith("s-"))
 
 
 @pytest.mark.parametrize(
