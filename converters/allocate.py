@@ -62,8 +62,7 @@ def outlier_limit(largest: F64) -> float:
 
 
 def super_experts(calibration: Calibration) -> list[tuple[int, int]]:
-    """(layer, expert) of rare, extreme outliers in what down gives (arXiv 2507.23279), in the first three quarters.
-    """
+    """(layer, expert) of rare, extreme outliers in what down gives (arXiv 2507.23279), in the first three quarters."""
     layers = sorted(calibration.layers)
     largest = {i: calibration.layers[i].stats[:, STATS.index("largest")].astype(np.float64) for i in layers}
     least = outlier_limit(np.concatenate([largest[i] for i in layers]))

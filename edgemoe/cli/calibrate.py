@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,6 +48,8 @@ def calibrate(
     path = output_file(out)
     assert path is not None
 
+    # Quantizers run in threads of our own; numpy's beside them would spin for the same cores. Read as numpy is loaded.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Before an engine is planned: what these imports take is part of its process.
     from ..bench.runner import read_text
     from ..quality.calibrate import Request, calibrate
