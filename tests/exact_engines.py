@@ -87,7 +87,8 @@ def streamed(
     context = abi.ContextParams(n_ctx=N_CTX, n_ubatch=n_ubatch, n_threads=threads, n_outputs_max=1, kv_type=1)
     params = abi.EngineParams(
         n_read_lane=lanes,
-        cache_bytes=max(info["slot_min_bytes"], int(share * info["slot_bytes"])),
+        # With every expert: also while a large batch borrows.
+        cache_bytes=max(info["slot_min_bytes"], int(share * info["slot_bytes"]) + (64 << 20 if share >= 1 else 0)),
         policy=policy,
         buffered=int(buffered),
         reader=reader,

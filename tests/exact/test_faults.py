@@ -11,6 +11,7 @@ from exact_engines import streamed
 
 from edgemoe import _abi as abi
 from edgemoe import _native
+from edgemoe._abi import PREFETCH_OFF, PREFETCH_ON
 from edgemoe.errors import Cancelled, ContextFullError, EdgeMoEError, StorageError
 
 FAIL, SHORT, TRUNCATE, DELAY = 1, 2, 3, 4
@@ -25,7 +26,8 @@ def test_a_failed_read_is_one_error_and_the_engine_goes_on(
 ) -> None:
     path = tiny("llama")
     prompt, step, then = tokens[:20], tokens[20 : 20 + n_token], [[t] for t in tokens[100:104]]
-    with streamed(path, share=0.0, reader=READERS[reader]) as engine:
+    # Nothing read ahead: every read is one that somebody needs.
+    with streamed(path, share=0.0, reader=READERS[reader], prefetch=PREFETCH_OFF) as engine:
         reference = engine.run([prompt, step, *then])
         engine.rewind()
         engine.run([prompt])
@@ -125,3 +127,29 @@ def test_a_file_replaced_before_it_is_opened_is_refused(tiny: Callable[..., Path
     with pytest.raises(StorageError, match="changed"):
         _native.shell_write(model, shell, with_data=True)
     _native.model_close(model)
+
+
+@pytest.mark.parametrize("kind", [FAIL, TRUNCATE], ids=["fail", "truncate"])
+def test_a_failed_read_ahead_harms_nothing(tiny: Callable[..., Path], tokens: list[int], kind: int) -> None:
+    path = tiny("qwen2moe")
+    steps = [tokens[:20], *([t] for t in tokens[20:50])]
+    n_failed = n_done = 0
+    with streamed(path, share=0.6, prefetch=PREFETCH_ON) as engine:
+        reference = engine.run(steps)
+        for n in range(40):
+            engine.rewind()
+            try:
+                for step, row in zip(steps, reference, strict=True):
+                    if len(step) == 1:
+                        _native.engine_inject_fault(engine.handle, kind, n % 7)
+                    _native.engine_decode(engine.handle, step, want_all=False)
+                    assert engine.row() == row
+                    n_done += 1
+            except StorageError:
+                n_failed += 1
+            _native.engine_inject_fault(engine.handle, kind, 2**64 - 1)
+        assert engine.stats()["n_prefetch"] > 0
+        assert n_done > 40
+        engine.rewind()
+        assert engine.run(steps) == reference
+    assert n_failed > 0
