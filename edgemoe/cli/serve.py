@@ -15,7 +15,8 @@ ModelArguments = Annotated[
     typer.Argument(
         metavar="MODEL...",
         show_default=False,
-        help="GGUF files, each served under its file name or as `NAME=FILE`. One is in memory at a time.",
+        help="GGUF files or names that `edgemoe models` lists; `NAME=MODEL` serves one under a name of your own. "
+        "One is in memory at a time.",
     ),
 ]
 

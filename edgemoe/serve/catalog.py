@@ -19,6 +19,7 @@ from ..errors import UsageError
 from ..runtime.engine import Engine
 from ..runtime.load import load, plan
 from ..runtime.model import open_model
+from ..runtime.names import resolve
 from ..runtime.stats import Stats
 from .failures import ApiError
 
@@ -62,15 +63,16 @@ class Catalog:
         self._talk = talk
         self.entries: dict[str, Entry] = {}
         for given in paths:
-            self._add(given)
+            self._add(os.fspath(given))
 
-    def _add(self, given: str | os.PathLike[str]) -> None:
-        name, _, path = os.fspath(given).rpartition("=")
-        if name and not Path(os.fspath(given)).exists():
-            file = Path(path).expanduser()
-        else:
-            file = Path(given).expanduser()
-            name = file.stem
+    def _add(self, given: str) -> None:
+        """given: what `resolve` takes, or NAME= and that."""
+        label, _, rest = given.rpartition("=")
+        labelled = bool(label) and not Path(given).expanduser().exists()
+        wanted = rest if labelled else given
+        file = resolve(wanted, progress=self._talk)
+        # A file is served under its own name, a model that has one under that.
+        name = label if labelled else file.stem if Path(wanted).expanduser().exists() else wanted
         with open_model(file) as model:
             # Refused now rather than at the first request for it.
             plan(model, memory=self.memory, measure=False, **_planned(self._options))
