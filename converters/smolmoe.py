@@ -315,8 +315,8 @@ def quantize(weights: F32, kind: QuantType, gram: F32, damping: float) -> npt.ND
     if damping == 0 or kind not in BLOCKS:
         return np.stack([chunk(rows, kind, np.diag(gram[i % len(gram)])) for i, rows in enumerate(weights)])
     if len(gram) == 1:  # one inverse for all
-        whole = compensate(weights.reshape(-1, weights.shape[-1]), kind, gram[0], damping)
-        return whole.reshape((*weights.shape[:2], -1))
+        whole: npt.NDArray[np.uint8] = compensate(weights.reshape(-1, weights.shape[-1]), kind, gram[0], damping)
+        return np.asarray(whole.reshape((*weights.shape[:2], -1)), np.uint8)
     return np.stack([compensate(rows, kind, gram[i], damping) for i, rows in enumerate(weights)])
 
 

@@ -81,7 +81,7 @@ def _fetch_blob(repo: str, name: str, revision: str | None, known: Any, cache: P
     """Put a file's content where the hub's client then finds it and only links to it."""
     import huggingface_hub
     from huggingface_hub.file_download import http_get, repo_folder_name
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils._headers import build_hf_headers
 
     url = huggingface_hub.hf_hub_url(repo, name, revision=revision)
     meta = huggingface_hub.get_hf_file_metadata(url)
