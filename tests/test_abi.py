@@ -21,6 +21,7 @@ SCALARS: dict[object, str] = {
     ctypes.c_uint64: "uint64_t",
     ctypes.c_int64: "int64_t",
     ctypes.c_float: "float",
+    ctypes.c_uint8: "uint8_t",
     None: "void",
 }
 
@@ -71,7 +72,7 @@ def test_every_function_of_the_header_is_bound_with_its_types() -> None:
 
 def test_every_struct_of_the_header_is_mirrored_field_by_field() -> None:
     declared = {
-        name: re.findall(r"(\w+)(?:\[\d+\])?;", body)
+        name: re.findall(r"(\w+)(?:\[\w+\])?;", body)
         for name, body in re.findall(r"typedef struct (emoe_\w+) \{(.*?)\}", TEXT, flags=re.DOTALL)
     }
     assert declared == {name: [field[0] for field in struct._fields_] for name, struct in _abi.STRUCTS.items()}
@@ -80,7 +81,7 @@ def test_every_struct_of_the_header_is_mirrored_field_by_field() -> None:
 def test_every_constant_of_the_header_is_mirrored() -> None:
     declared = dict(
         re.findall(
-            r"#define EMOE_((?:OK|ERR_|POLICY_|READER_|FINISH_|MEMORY_|FAULT_|ABI_VERSION)\w*) (\d+)",
+            r"#define EMOE_((?:OK|ERR_|POLICY_|PREFETCH_|EXPERT_|MAX_|REPLAY_|READER_|FINISH_|MEMORY_|FAULT_|ABI_)\w*) (\d+)",
             HEADER.read_text(),
         )
     )

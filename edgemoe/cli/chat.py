@@ -71,7 +71,8 @@ def _small(path: Path, options: EngineOptions) -> EngineOptions:
     from ..runtime.share import share_budget
 
     options = dataclasses.replace(options, ctx=options.ctx or _BUILTIN_CTX)
-    arguments = {name: value for name, value in options.arguments().items() if name not in ("memory", "policy")}
+    shape = ("ctx", "threads", "kv_type")
+    arguments = {name: value for name, value in options.arguments().items() if name in shape}
     return dataclasses.replace(options, memory=str(share_budget(path, _BUILTIN_SHARE, **arguments)))
 
 

@@ -22,8 +22,8 @@ namespace {
 class ReadLoad final : public ReadSink {
 public:
     ReadLoad(File &file, uint64_t block, uint32_t n_lane, uint64_t max_bytes, uint64_t max_ns)
-        : file_(file), block_(block), left_(max_bytes / block),
-          arena_(size_t{block} * places(block, n_lane)), begun_ns_(n_lane) {
+        : file_(file), block_(block), left_(max_bytes / block), arena_(size_t{block} * places(block, n_lane)),
+          begun_ns_(n_lane) {
         ReaderParams params;
         params.n_lane = n_lane;
         reader_ = make_reader(params, faults_, *this);
@@ -111,8 +111,9 @@ void measure_storage(const std::string &path, uint64_t block_bytes, uint32_t n_l
     std::nth_element(l.begin(), l.begin() + static_cast<ptrdiff_t>(l.size() / 2), l.end());
     speed->direct_io = file.direct() ? 1 : 0;
     speed->latency_ns = l[l.size() / 2];
-    speed->bytes_per_s = static_cast<uint64_t>(static_cast<double>(block * l.size()) * 1e9 /
-                                               static_cast<double>(std::max<uint64_t>(1, load.last_ns_ - load.begin_ns_)));
+    speed->bytes_per_s =
+        static_cast<uint64_t>(static_cast<double>(block * l.size()) * 1e9 /
+                              static_cast<double>(std::max<uint64_t>(1, load.last_ns_ - load.begin_ns_)));
 }
 
 uint64_t measure_compute(const std::string &type_name, uint32_t n_thread, uint64_t max_ns) {

@@ -188,9 +188,9 @@ Layout layout_of(const std::vector<std::vector<Slice>> &experts) {
 }
 
 void neighbours_in_a_file_become_one_read() {
-    Layout layout = layout_of({{{4096, 1000, 0, 0}, {5096, 1000, 0, 0}, {6096, 1000, 0, 0}},     // one after the other
+    Layout layout = layout_of({{{4096, 1000, 0, 0}, {5096, 1000, 0, 0}, {6096, 1000, 0, 0}}, // one after the other
                                {{100, 1000, 0, 0}, {1u << 20, 1000, 0, 0}, {2u << 20, 1000, 0, 0}}, // far apart
-                               {{4096, 1000, 0, 0}, {5096, 1000, 1, 0}, {6096, 1000, 1, 0}}});   // another file
+                               {{4096, 1000, 0, 0}, {5096, 1000, 1, 0}, {6096, 1000, 1, 0}}});      // another file
     place_experts(&layout, 512);
     ExpertLayer const &layer = layout.layers[0];
     CHECK_EQ(layer.places[0].n_piece, 1u);

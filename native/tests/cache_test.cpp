@@ -127,6 +127,8 @@ static void classes_share_a_budget_in_proportion() {
         CHECK(c.bytes() <= bytes);
     }
     CHECK_EQ(c.bytes(), c.max_bytes());
+    CHECK(c.set_bytes(c.min_bytes() * 3)); // few slots: all of the size that serves for any expert
+    CHECK_EQ(c.n_slot(), 12u);
 }
 
 static void a_small_expert_may_lie_in_a_large_slot() {
@@ -136,13 +138,15 @@ static void a_small_expert_may_lie_in_a_large_slot() {
     CHECK_EQ(id.cls, 1u);
     uint32_t const four[k_max_class] = {2, 2}, five[k_max_class] = {3, 2}, large[k_max_class] = {0, 5};
     CHECK(c.fits(four));
+    uint32_t const small_only[k_max_class] = {4, 0};
+    CHECK(c.fits(small_only));
     CHECK(!c.fits(five));
     CHECK(!c.fits(large));
 }
 
 static void slots_move_to_the_class_that_needs_them() {
     ExpertCache c = two_classes();
-    CHECK(c.set_bytes(4096 * 5 + 8192 * 12)); // half of either
+    CHECK(c.set_bytes(4096 * 5 + 8192 * 16)); // most of either
     uint64_t const before = c.bytes();
     // The small ones are in use all the time, of the large ones only two.
     for (uint32_t round = 0; round < 300; round++) {

@@ -10,6 +10,8 @@ namespace emoe {
 namespace {
 // Victims ranked at once: more than a visit needs as a rule.
 constexpr size_t k_rank = 64;
+// Below so many times the least, a cache of several sizes has one size of slot.
+constexpr uint64_t k_few = 4;
 // An expert expected within a few visits is worse to lose than any that is only likely.
 constexpr double k_expected = -1e9;
 } // namespace
@@ -26,7 +28,8 @@ ExpertCache::ExpertCache(SlotClasses classes, std::unique_ptr<EvictionPolicy> po
     for (SlotClass const &spec : classes_spec_.classes) {
         Class c;
         c.spec = spec;
-        uint32_t const most = std::max(spec.n_expert, spec.n_min);
+        bool const largest = classes_.size() + 1 == classes_spec_.classes.size();
+        auto const most = largest ? static_cast<uint32_t>(classes_spec_.class_of.size()) : spec.n_expert;
         c.arena = Arena(spec.slot_bytes * most);
         c.slots.resize(most);
         classes_.push_back(std::move(c));
@@ -59,10 +62,14 @@ bool ExpertCache::set_bytes(uint64_t bytes) {
     require_cache_bytes(bytes, least);
     double const share =
         most == least ? 1.0 : static_cast<double>(std::min(bytes, most) - least) / static_cast<double>(most - least);
+    // Few slots serve best when any expert fits into any of them: then all are of the largest class.
+    bool const few = classes_.size() > 1 && bytes < k_few * least && bytes < most;
     std::vector<uint32_t> limits;
     for (Class const &c : classes_) {
-        uint32_t const n_most = static_cast<uint32_t>(c.slots.size());
-        limits.push_back(c.spec.n_min + static_cast<uint32_t>(share * (n_most - c.spec.n_min)));
+        uint32_t const n_most = std::max(c.spec.n_expert, c.spec.n_min);
+        auto n = c.spec.n_min + static_cast<uint32_t>(share * (n_most - c.spec.n_min));
+        if (few) n = &c == &classes_.back() ? static_cast<uint32_t>(bytes / c.spec.slot_bytes) : 0;
+        limits.push_back(std::min(n, static_cast<uint32_t>(c.slots.size())));
     }
     for (size_t i = 0; i < classes_.size(); i++)
         for (uint32_t s = limits[i]; s < classes_[i].limit; s++)
@@ -135,11 +142,9 @@ bool ExpertCache::fits(const uint32_t (&n)[k_max_class]) const {
     uint64_t wanted = 0, available = 0; // of this class and larger
     for (size_t c = classes_.size(); c-- > 0;) {
         wanted += n[c];
-        if (n[c] != 0 || wanted != 0) {
-            available += classes_[c].free.size();
-            for (uint32_t s = 0; s < classes_[c].limit; s++) available += evictable(classes_[c].slots[s]) ? 1 : 0;
-            if (wanted > available) return false;
-        }
+        available += classes_[c].free.size();
+        for (uint32_t s = 0; s < classes_[c].limit; s++) available += evictable(classes_[c].slots[s]) ? 1 : 0;
+        if (wanted > available) return false;
     }
     return true;
 }
@@ -163,7 +168,8 @@ void ExpertCache::rank(Class &c) {
         std::nth_element(c.victims.begin(), c.victims.begin() + k_rank, c.victims.end(), worse);
         c.victims.resize(k_rank);
     }
-    std::sort(c.victims.begin(), c.victims.end(), [](Victim const &a, Victim const &b) { return a.badness < b.badness; });
+    std::sort(c.victims.begin(), c.victims.end(),
+              [](Victim const &a, Victim const &b) { return a.badness < b.badness; });
 }
 
 bool ExpertCache::evict(Class &c, uint32_t cls, bool gently, SlotId *id) {

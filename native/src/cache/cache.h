@@ -118,8 +118,8 @@ private:
 
     SlotClasses classes_spec_;
     std::vector<Class> classes_;
-    std::vector<SlotId> slot_of_;        // by ExpertIndex, none() when not in the cache
-    std::vector<uint64_t> expected_by_;  // by ExpertIndex: visit until which it is expected
+    std::vector<SlotId> slot_of_;       // by ExpertIndex, none() when not in the cache
+    std::vector<uint64_t> expected_by_; // by ExpertIndex: visit until which it is expected
     std::unique_ptr<EvictionPolicy> policy_;
     uint64_t now_ = 1; // visits
     uint32_t n_used_ = 0;

@@ -155,7 +155,9 @@ void Interposer::note_router(const ggml_tensor *node) {
 void Interposer::give_router(uint32_t layer, const ggml_tensor *node) {
     ggml_tensor const *weights = node->src[0];
     ggml_to_float_t const to_float = ggml_get_type_traits(weights->type)->to_float;
-    auto const on_host = [](const ggml_tensor *t) { return t->data && (!t->buffer || ggml_backend_buffer_is_host(t->buffer)); };
+    auto const on_host = [](const ggml_tensor *t) {
+        return t->data && (!t->buffer || ggml_backend_buffer_is_host(t->buffer));
+    };
     if (!on_host(weights) || (weights->type != GGML_TYPE_F32 && !to_float)) return;
     if (weights->ne[1] != streamer_.layout().layers[layer].n_expert) return;
     auto const n = static_cast<size_t>(weights->ne[0]);

@@ -68,7 +68,7 @@ private:
     };
     std::unordered_map<uint32_t, Router> routers_;
     Streamer &streamer_;
-    std::vector<ggml_backend_buffer_t> compute_buffers_;           // of the graph under way: valid until the next
+    std::vector<ggml_backend_buffer_t> compute_buffers_; // of the graph under way: valid until the next
     const ggml_tensor *outputs_ =
         nullptr; // for a collector: the last layer's expert outputs, as far as the graph has come
     uint32_t outputs_layer_ = 0;

@@ -1,5 +1,5 @@
-#include "pipeline/predictor.h"
 #include "llama/measure.h"
+#include "pipeline/predictor.h"
 
 #include "base/error.h"
 #include "llama/kernels.h"

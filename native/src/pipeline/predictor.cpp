@@ -11,7 +11,7 @@ namespace {
 // Steps of the regression: by these a few hundred tokens are remembered.
 constexpr float k_rate = 0.05f, k_rate_own = 0.02f;
 
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) &&                        \
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) &&                       \
     !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
 #define EMOE_WIDE __attribute__((target_clones("arch=skylake-avx512", "avx2", "default"), optimize("O3")))
 #else

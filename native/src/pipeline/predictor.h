@@ -55,11 +55,11 @@ private:
     };
     struct Layer {
         uint32_t first = 0, n_expert = 0;
-        std::vector<int8_t> rows;       // [n_expert][n_embd]
-        std::vector<float> scale;       // of each row
+        std::vector<int8_t> rows;        // [n_expert][n_embd]
+        std::vector<float> scale;        // of each row
         std::vector<float> norm_inverse; // [n_embd], empty for no norm
-        std::vector<uint8_t> used;      // by the last token
-        Guess guesses[k_max_depth];     // of this layer, from d + 1 layers before
+        std::vector<uint8_t> used;       // by the last token
+        Guess guesses[k_max_depth];      // of this layer, from d + 1 layers before
         Accuracy accuracy;
     };
     PolicyShape const shape_;

@@ -26,8 +26,9 @@ public:
                 std::nth_element(ranking_.begin(), ranking_.begin() + static_cast<ptrdiff_t>(n) - 1, ranking_.end(),
                                  std::greater<>());
             for (size_t i = 0; i < n; i++) here_[ranking_[i].second] = 0;
-            members_.erase(std::remove_if(members_.begin(), members_.end(), [this](ExpertIndex e) { return !here_[e]; }),
-                           members_.end());
+            members_.erase(
+                std::remove_if(members_.begin(), members_.end(), [this](ExpertIndex e) { return !here_[e]; }),
+                members_.end());
         }
         for (ExpertIndex e : missing) {
             if (members_.size() == n_slot_) break;

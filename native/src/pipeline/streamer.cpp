@@ -15,9 +15,7 @@ constexpr uint64_t k_streamed = uint64_t{1} << 63;
 uint64_t slot_tag(SlotId id, uint32_t matrices, bool ahead) {
     return uint64_t{id.cls} << 48 | uint64_t{id.slot} << 16 | uint64_t{ahead} << 8 | matrices;
 }
-SlotId tag_slot(uint64_t tag) {
-    return SlotId{static_cast<uint32_t>(tag >> 48), static_cast<uint32_t>(tag >> 16)};
-}
+SlotId tag_slot(uint64_t tag) { return SlotId{static_cast<uint32_t>(tag >> 48), static_cast<uint32_t>(tag >> 16)}; }
 bool tag_ahead(uint64_t tag) { return (tag >> 8 & 1) != 0; }
 uint32_t tag_matrices(uint64_t tag) { return static_cast<uint32_t>(tag & 0xff); }
 
@@ -426,10 +424,9 @@ void Streamer::issue_streamed() {
 
 void Streamer::make_ready(uint32_t index) {
     uint32_t const expert = groups_.experts[index].expert;
-    weights_[index] =
-        streamed_[index]
-            ? cache_->data(in_passage_[index]) + aligned_span(spec_->slice(expert, matrix_), alignment_).skip
-            : cache_->data(slots_[index]) + spec_->places[expert].at[matrix_];
+    weights_[index] = streamed_[index] ? cache_->data(in_passage_[index]) +
+                                             aligned_span(spec_->slice(expert, matrix_), alignment_).skip
+                                       : cache_->data(slots_[index]) + spec_->places[expert].at[matrix_];
     uint32_t const position = n_ready_.load(std::memory_order_relaxed);
     ready_[position] = index;
     n_ready_.store(position + 1, std::memory_order_release);

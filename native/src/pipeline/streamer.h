@@ -40,11 +40,11 @@ struct StreamerStats {
     uint64_t n_evict = 0;
     uint64_t n_read = 0;
     uint64_t read_bytes = 0;
-    uint64_t prefetch_bytes = 0;   // of read_bytes: read ahead
-    uint64_t n_prefetch = 0;       // experts read ahead, whole or in part
-    uint64_t n_prefetch_used = 0;  // of them used before they were given up
-    uint64_t stall_ns = 0;         // summed over threads
-    uint64_t drive_ns = 0;         // time with a read under way
+    uint64_t prefetch_bytes = 0;  // of read_bytes: read ahead
+    uint64_t n_prefetch = 0;      // experts read ahead, whole or in part
+    uint64_t n_prefetch_used = 0; // of them used before they were given up
+    uint64_t stall_ns = 0;        // summed over threads
+    uint64_t drive_ns = 0;        // time with a read under way
     uint64_t cache_bytes = 0;
     uint32_t n_slot = 0;
     uint32_t n_slot_used = 0;
@@ -98,7 +98,7 @@ public:
     void fail_visit(const std::string &why); // any thread: cancels the visit, wakes the waiting
 
     void set_cache_bytes(uint64_t bytes); // any thread
-    StreamerStats stats() const; // any thread
+    StreamerStats stats() const;          // any thread
     uint32_t resident(uint32_t layer) const;
     // One byte for each expert of a layer: EMOE_EXPERT_* bits. Any thread.
     std::vector<uint8_t> expert_states(uint32_t layer) const;

@@ -35,7 +35,10 @@ public:
     void product(uint32_t layer, uint32_t matrix, uint64_t begin_ns, uint64_t end_ns);
 
 private:
-    template <class T> void put(T value) { fwrite(&value, sizeof value, 1, file_); }
+    template <class T>
+    void put(T value) {
+        fwrite(&value, sizeof value, 1, file_);
+    }
     std::string path_;
     FILE *file_ = nullptr;
 };
