@@ -53,7 +53,8 @@ def test_the_command_writes_what_convert_needs(cli: Cli, good: Path, text: Path,
         assert layer.stats[:, 1].sum() == pytest.approx(240, rel=1e-3)  # the router's weights of a token sum to 1
         for errors in layer.errors.values():
             used = errors[layer.stats[:, 0] > 0]
-            assert (used[:, 0] > used[:, 1]).all() and (used[:, 1] > used[:, 2]).all()  # fewer bits, more error
+            assert (used[:, 0] > 10 * used[:, 1:].max(1)).all()  # fewer bits, more error
+            assert (used[:, 1] < 1e-6).all()  # the source's own type
             assert (used[:, 0] < 0.2).all() and (used[:, 2] < 1e-3).all()
     chosen = allocate(found, bits=4.0)
     assert chosen.facts["bits"] <= 4.0
