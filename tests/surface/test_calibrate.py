@@ -64,10 +64,11 @@ def test_an_interrupted_calibration_goes_on(good: Path, tmp_path: Path, monkeypa
     import numpy as np
 
     from edgemoe.quality import calibrate as module
+    from edgemoe.quality import experts
 
     whole = module.calibrate(request(good, tmp_path / "whole"), quiet)
     computed: list[int] = []
-    original = module.compute_window
+    original = experts.compute_window
 
     def until_the_third(engine: Any, windows: Any, i: int) -> None:
         if len(computed) == 3:
@@ -87,7 +88,7 @@ def test_an_interrupted_calibration_goes_on(good: Path, tmp_path: Path, monkeypa
         original(engine, windows, i)
 
     monkeypatch.setattr(module, "compute_window", note)
-    monkeypatch.setattr(module, "measure_sensitivity", fail_at(module.measure_sensitivity, 1))
+    monkeypatch.setattr(module, "measure_sensitivity", fail_at(experts.measure_sensitivity, 1))
     with pytest.raises(KeyboardInterrupt):
         module.calibrate(request(good, out), quiet)
     assert computed == [0, 1, 2, 3, 4]  # none twice
