@@ -27,8 +27,11 @@ def collect(path: Path, tokens: list[int]) -> tuple[bytes, list[dict[str, Any]]]
     source = open_source(path)
     numbers = sorted({layer for layer, _, _ in source.experts})
     layers = []
-    with edgemoe.load(path, memory="1GiB", ctx=128, threads=2) as engine, engine.collecting(N, 1) as collected:
-        engine.eval(tokens[:60])
+    with (
+        edgemoe.load(path, memory="1GiB", ctx=128, threads=2, n_outputs=60) as engine,
+        engine.collecting(N, 1) as collected,
+    ):
+        engine.eval(tokens[:60], want_all=True)  # else the last layer sees only the last token
         for token in tokens[60:N]:
             engine.eval([token])
         row = engine.row().tobytes()
@@ -59,8 +62,8 @@ def collect(path: Path, tokens: list[int]) -> tuple[bytes, list[dict[str, Any]]]
 
 
 def resident_row(path: Path, tokens: list[int]) -> bytes:
-    with edgemoe.load(path, memory="1GiB", ctx=128, threads=2) as engine:
-        engine.eval(tokens[:60])
+    with edgemoe.load(path, memory="1GiB", ctx=128, threads=2, n_outputs=60) as engine:
+        engine.eval(tokens[:60], want_all=True)
         for token in tokens[60:N]:
             engine.eval([token])
         return engine.row().tobytes()
@@ -113,7 +116,8 @@ def test_sums_are_those_of_the_model(tiny: Callable[..., Path], tokens: list[int
 def test_noise_has_the_size_that_was_asked_for_and_ends(tiny: Callable[..., Path], tokens: list[int]) -> None:
     path = tiny("qwen3moe", expert_type="Q8_0")
     clean = resident_row(path, tokens)
-    with edgemoe.load(path, memory="1GiB", ctx=128, threads=2) as engine, engine.collecting(1, 1) as collected:
+    opened = edgemoe.load(path, memory="1GiB", ctx=128, threads=2, n_outputs=60)
+    with opened as engine, engine.collecting(1, 1) as collected:
         collected.noise(1, 0.5)
         engine.eval(tokens[:60])
         experts = collected.read(1, abi.COLLECT_EXPERTS, 16 * 5)
@@ -125,7 +129,7 @@ def test_noise_has_the_size_that_was_asked_for_and_ends(tiny: Callable[..., Path
         assert engine.row().tobytes() != clean
         collected.no_noise()
         engine.reset()
-        engine.eval(tokens[:60])
+        engine.eval(tokens[:60], want_all=True)
         for token in tokens[60:N]:
             engine.eval([token])
         assert engine.row().tobytes() == clean

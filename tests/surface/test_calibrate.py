@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,8 @@ def test_the_command_writes_what_convert_needs(cli: Cli, good: Path, text: Path,
         assert layer.stats[:, 1].sum() == pytest.approx(240, rel=1e-3)  # the router's weights of a token sum to 1
         for errors in layer.errors.values():
             used = errors[layer.stats[:, 0] > 0]
-            assert (used[:, 0] > used[:, 1]).all() and (used[:, 1] > used[:, 2]).all()  # fewer bits, more error
+            assert (used[:, 0] > 10 * used[:, 1:].max(1)).all()  # fewer bits, more error
+            assert (used[:, 1] < 1e-6).all()  # the source's own type
             assert (used[:, 0] < 0.2).all() and (used[:, 2] < 1e-3).all()
     chosen = allocate(found, bits=4.0)
     assert chosen.facts["bits"] <= 4.0
@@ -63,11 +63,12 @@ def test_the_command_writes_what_convert_needs(cli: Cli, good: Path, text: Path,
 def test_an_interrupted_calibration_goes_on(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import numpy as np
 
-    module: Any = importlib.import_module("edgemoe.quality.calibrate")
+    from edgemoe.quality import calibrate as module
+    from edgemoe.quality import experts
 
     whole = module.calibrate(request(good, tmp_path / "whole"), quiet)
     computed: list[int] = []
-    original = module.compute_window
+    original = experts.compute_window
 
     def until_the_third(engine: Any, windows: Any, i: int) -> None:
         if len(computed) == 3:
@@ -87,7 +88,7 @@ def test_an_interrupted_calibration_goes_on(good: Path, tmp_path: Path, monkeypa
         original(engine, windows, i)
 
     monkeypatch.setattr(module, "compute_window", note)
-    monkeypatch.setattr(module, "measure_sensitivity", fail_at(module.measure_sensitivity, 1))
+    monkeypatch.setattr(module, "measure_sensitivity", fail_at(experts.measure_sensitivity, 1))
     with pytest.raises(KeyboardInterrupt):
         module.calibrate(request(good, out), quiet)
     assert computed == [0, 1, 2, 3, 4]  # none twice
