@@ -219,7 +219,7 @@ void weights_are_right_at_every_cache_size() {
 // Three layers that choose alike, and room for a third of the experts: what is read ahead is used.
 void right_guesses_are_read_ahead_and_used() {
     TestModel const model;
-    Streamer::Params p = params(bytes_for(g_form == Form::split ? 12 : 5));
+    Streamer::Params p = params(bytes_for(g_form == Form::split ? 12 : 10));
     p.prefetch = PrefetchMode::on;
     Streamer s(model.layout, p);
     give_routers(s);
@@ -280,7 +280,8 @@ void after_any_failed_read_the_next_graph_is_right(uint32_t kind, bool is_error,
         s.faults().countdown = UINT64_MAX;
         CHECK(compute_graph(s, n_token, random));
     }
-    CHECK_EQ(n_failed > 11, is_error);
+    // A read ahead that goes wrong is nobody's failure.
+    CHECK_EQ(n_failed > (g_prefetch == PrefetchMode::off ? 11u : 3u), is_error);
     if (!is_error) CHECK_EQ(n_failed, 0u);
 }
 
