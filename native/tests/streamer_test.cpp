@@ -202,7 +202,7 @@ void weights_are_right_at_every_cache_size() {
         Streamer s(model.layout, params(bytes_for(n_slot)));
         give_routers(s);
         std::mt19937 random(n_slot);
-        for (uint32_t i = 0; i < 20; i++) CHECK(compute_graph(s, i % 5 == 4 ? 30 : 1, random));
+        for (uint32_t i = 0; i < 10; i++) CHECK(compute_graph(s, i % 5 == 4 ? 30 : 1, random));
         StreamerStats const st = s.stats();
         CHECK(st.n_miss > 0);
         if (g_form == Form::split) CHECK_EQ(st.n_slot, n_slot);
@@ -224,7 +224,7 @@ void right_guesses_are_read_ahead_and_used() {
     Streamer s(model.layout, p);
     give_routers(s);
     std::mt19937 random(11);
-    for (uint32_t i = 0; i < 200; i++) CHECK(compute_graph(s, 1, random, true, Guesses::right));
+    for (uint32_t i = 0; i < 120; i++) CHECK(compute_graph(s, 1, random, true, Guesses::right));
     StreamerStats const st = s.stats();
     CHECK(st.n_prefetch > 20);
     CHECK(st.n_prefetch_used * 2 > st.n_prefetch);
@@ -271,7 +271,7 @@ void after_any_failed_read_the_next_graph_is_right(uint32_t kind, bool is_error,
     give_routers(s);
     std::mt19937 random(3);
     uint32_t n_failed = 0;
-    for (uint64_t n = 0; n < 24; n++) {
+    for (uint64_t n = 0; n < 14; n++) {
         s.faults().kind = kind;
         s.faults().countdown = n % 11;
         bool const ok = compute_graph(s, n_token, random);
@@ -281,7 +281,7 @@ void after_any_failed_read_the_next_graph_is_right(uint32_t kind, bool is_error,
         CHECK(compute_graph(s, n_token, random));
     }
     // A read ahead that goes wrong is nobody's failure.
-    CHECK_EQ(n_failed > (g_prefetch == PrefetchMode::off ? 11u : 3u), is_error);
+    CHECK_EQ(n_failed > (g_prefetch == PrefetchMode::off ? 7u : 1u), is_error);
     if (!is_error) CHECK_EQ(n_failed, 0u);
 }
 
@@ -317,7 +317,7 @@ void budgets_change_while_computing() {
         }
     });
     std::mt19937 random(6);
-    for (uint32_t i = 0; i < 60; i++) CHECK(compute_graph(s, i % 7 == 0 ? 20 : 1, random));
+    for (uint32_t i = 0; i < 30; i++) CHECK(compute_graph(s, i % 7 == 0 ? 20 : 1, random));
     stop = true;
     other.join();
     CHECK(s.stats().n_evict > 0);
