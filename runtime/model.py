@@ -54,7 +54,8 @@ class LayerInfo:
     """One layer with streamed experts.
 
     layer: block number in the model. n_matrix: matrices an expert. expert_bytes: one expert (mean over the layer).
-    slot_bytes: cache that one expert occupies. types: "gate=Q4_K up=Q4_K down=Q6_K+": the most frequent type of each matrix, + when some experts have others.
+    slot_bytes: cache that one expert occupies. types: "gate=Q4_K up=Q4_K down=Q6_K+": the most frequent type of each
+    matrix, + when some experts have others.
     """
 
     layer: int
