@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, StorageError
+from ..paths import whole_file
 
 VERSION = 1
 ROLES = ("gate", "up", "gate_up", "down")
@@ -55,17 +56,8 @@ def save(allocation: Allocation, path: str | os.PathLike[str]) -> None:
         },
         "dense": dict(allocation.dense),
     }
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            json.dump(value, stream, indent=1)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    except OSError as error:
-        raise StorageError(f"cannot write `{file}`: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(file) as stream:
+        stream.write(json.dumps(value, indent=1).encode("utf-8"))
 
 
 def load(path: str | os.PathLike[str]) -> Allocation:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import FormatError, StorageError
+from ..paths import whole_file
 
 VERSION = 1
 STATS = ("tokens", "weight", "weight2", "output2", "largest")
@@ -74,7 +75,6 @@ class Calibration:
 def save(calibration: Calibration, path: str | os.PathLike[str]) -> None:
     """Write it, atomically. Raises StorageError."""
     file = Path(path)
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     writer = gguf.GGUFWriter(None, "")
     writer.kv_data[0].pop("general.architecture", None)
     writer.add_type("imatrix")
@@ -98,20 +98,12 @@ def save(calibration: Calibration, path: str | os.PathLike[str]) -> None:
             writer.add_tensor(f"blk.{number}.{_ERRORS}.{role}", np.ascontiguousarray(values, np.float32))
             writer.add_array(f"edgemoe.calibration.shape.{number}.{role}", list(layer.shapes[role]))
         writer.add_tensor(f"blk.{number}.{_SENSITIVITY}", np.array([calibration.sensitivity[number]], np.float32))
-    try:
-        with temporary.open("wb") as stream:
-            writer.fout = [stream]
-            writer.state = gguf.gguf_writer.WriterState.EMPTY
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    except OSError as error:
-        raise StorageError(f"cannot write `{file}`: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(file) as stream:
+        writer.fout = [stream]
+        writer.state = gguf.gguf_writer.WriterState.EMPTY
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
 
 
 def load(path: str | os.PathLike[str]) -> Calibration:

@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import FormatError, StorageError, UsageError
+from ..paths import whole_file
 from ..units import format_size
 from .windows import F32, Windows, log_probabilities
 
@@ -94,17 +95,8 @@ def make(engine: Engine, windows: Windows, folder: Path, progress: Progress) -> 
 def save(engine: Engine, windows: Windows, path: Path, progress: Progress) -> None:
     """Compute a reference into a file, atomically. Raises StorageError."""
     _check_room(path.absolute().parent, windows, engine.n_vocab)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            _write(stream, engine, windows, progress)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise StorageError(f"cannot write `{path}`: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as stream:
+        _write(stream, engine, windows, progress)
 
 
 def is_reference(path: Path) -> bool:
