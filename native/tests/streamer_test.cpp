@@ -191,7 +191,8 @@ void give_routers(Streamer &s) {
 uint64_t bytes_for(uint32_t n) {
     TestModel const model;
     Layout layout = model.layout;
-    place_experts(&layout, 512);
+    // As the streamer's: of the file's own file system, 4096 where the kernel does not tell (qemu's does not).
+    place_experts(&layout, std::max(512u, File(model.path, false).alignment()));
     SlotClasses const classes = slot_classes(layout);
     return classes.classes.back().slot_bytes * n;
 }
