@@ -37,6 +37,7 @@ EXPERT_MISSED = 4
 EXPERT_PREFETCHED = 8
 
 MAX_DEPTH = 4
+MAX_VERIFY = 7
 
 READER_AUTO = 0
 READER_THREADS = 1
@@ -355,6 +356,8 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "emoe_engine_open": (_status, [_model, c_char_p, POINTER(EngineParams), _out, _err]),
     "emoe_engine_close": (None, [_engine]),
     "emoe_engine_decode": (_status, [_engine, POINTER(c_int32), c_uint32, c_uint32, _err]),
+    "emoe_engine_verify": (_status, [_engine, POINTER(c_int32), c_uint32, _err]),
+    "emoe_engine_can_verify": (_status, [_engine, _err]),
     "emoe_engine_logits": (POINTER(c_float), [_engine, c_uint32]),
     "emoe_engine_n_past": (c_uint32, [_engine]),
     "emoe_engine_rewind": (_status, [_engine, c_uint32, _err]),

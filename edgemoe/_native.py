@@ -263,6 +263,18 @@ def engine_decode(engine: EngineHandle, tokens: Sequence[int], *, want_all: bool
     check(status, error)
 
 
+def engine_verify(engine: EngineHandle, tokens: Sequence[int]) -> None:
+    error = abi.Error()
+    values = array("i", tokens)
+    check(library().emoe_engine_verify(engine, _int32_pointer(values), len(values), ctypes.byref(error)), error)
+
+
+def engine_can_verify(engine: EngineHandle) -> None:
+    """Raises UnsupportedError, saying why, when `engine_verify` would."""
+    error = abi.Error()
+    check(library().emoe_engine_can_verify(engine, ctypes.byref(error)), error)
+
+
 def engine_logits(engine: EngineHandle, row: int, n_vocab: int) -> array[float]:
     """A copy of one row of logits, float32 [n_vocab]. Raises UsageError when there is no such row."""
     pointer = library().emoe_engine_logits(engine, row)

@@ -23,6 +23,7 @@ from ..units import KIB, MIB, format_size
 from . import usage
 from .allowance import Allowance
 from .collected import Collected
+from .draft import Lookahead, Payoff
 from .model import Model
 from .planner import Plan
 from .prompt import CHATML_END, Message, first_rendering_bytes, render
@@ -64,15 +65,18 @@ class Engine:
         *,
         resolve: Callable[[str | int], int],
         warm_start: bool = True,
+        draft: int = 0,
     ) -> None:
         """params: with the smallest cache, which grows as soon as it is known what is left for it.
 
-        resolve: bytes of a budget as the user writes it. warm_start: see `edgemoe.load`.
+        resolve: bytes of a budget as the user writes it. warm_start, draft: see `edgemoe.load`.
         """
         self.model = model
         self.finish_reason = ""
         self.n_reused = 0
         self._resolve = resolve
+        self._draft, self._payoff = draft, Payoff()
+        self._n_draft = self._n_draft_used = 0
         self._unchecked = 0  # tokens since the last look at the process's memory
         handle = _native.engine_open(model.handle, os.fspath(shell), params)
         self._finalizer = weakref.finalize(self, _native.engine_close, handle)
@@ -85,6 +89,8 @@ class Engine:
             usage.recall(handle, model.info)
         _native.trim_heap()
         try:
+            if draft:
+                _native.engine_can_verify(handle)
             stats = _native.engine_stats(handle)
             # What was planned, as it came out.
             lent = {name: stats[name] for name in ("decode_bytes", "prefill_bytes")}
@@ -123,8 +129,11 @@ class Engine:
         memory = process_memory()
         known = {name: native[name] for name in _NATIVE_STATS}
         flags = {name: bool(native[name]) for name in ("direct_io", "prefetch_paused")}
+        known["n_decode"] += self._n_draft_used  # a pass counts as one token
         return Stats(
             **{**known, **flags, "reader": READERS[native["reader"]]},
+            n_draft=self._n_draft,
+            n_draft_used=self._n_draft_used,
             rss_bytes=memory.rss,
             peak_bytes=memory.peak,
             budget_bytes=self.plan.budget_bytes,
@@ -315,26 +324,34 @@ class Engine:
         special: bool,
     ) -> Iterator[Step]:
         sampler = sampling.open(self._sequence.handle)
+        ahead: Lookahead | None = None
         try:
             self.n_reused = self._become(tokens)
             epoch, n_token = self._sequence.epoch, 0
+            ahead = Lookahead(self._sequence, self._draft, self._payoff)
+            append = functools.partial(self._append, epoch=epoch)
             while True:
-                token, piece = self._sequence.sample(sampler, epoch, special=special)
+                token, piece = self._sequence.sample(sampler, epoch, row=ahead.row, special=special)
                 if piece is None:
                     self.finish_reason = "stop"
                     break
                 n_token += 1
-                logprob, top = (None, []) if n_top is None else self._sequence.logprobs(token, n_top)
+                logprob, top = (None, []) if n_top is None else self._sequence.logprobs(token, n_top, row=ahead.row)
                 yield Step(token, piece, stream.feed(piece), logprob, tuple(top))
                 if stream.stopped:
                     self.finish_reason = "stop"
                     break
-                if n_token == max_tokens or self.n_past >= self.n_ctx:
+                if n_token == max_tokens or self.n_past - ahead.n_pending >= self.n_ctx:
                     self.finish_reason = "length"
                     break
-                self._append([token], epoch=epoch)
+                n_draft, n_used = ahead.n_draft, ahead.n_used
+                ahead.append(token, append)
+                self._n_draft += ahead.n_draft - n_draft
+                self._n_draft_used += ahead.n_used - n_used
         finally:
             _native.sampler_close(sampler)
+            if ahead:
+                ahead.close()
         text = stream.finish()
         if text:
             yield Step(-1, b"", text)

@@ -94,6 +94,24 @@ class TokenSequence:
             finally:
                 self._synchronize(handle)
 
+    def verify(self, tokens: Sequence[int], *, epoch: int) -> None:
+        """Compute a few tokens in one pass, each rounded as if decoded alone; logits of all. Raises like `append`."""
+        with self._exclusive() as handle:
+            if self._cancelled:
+                raise Cancelled("cancelled")
+            self._begin_epoch(epoch)
+            try:
+                _native.engine_verify(handle, tokens)
+                self._tokens.extend(tokens)
+            finally:
+                self._synchronize(handle)
+
+    def followed_by(self, token: int) -> array[int]:
+        """The tokens of the sequence and one more: a copy."""
+        tokens = self._tokens[:]
+        tokens.append(token)
+        return tokens
+
     def become(self, tokens: Sequence[int]) -> int:
         """Make `tokens` the whole sequence, with the logits of the last. A common beginning is not computed again.
 
@@ -116,32 +134,38 @@ class TokenSequence:
         """Cut the sequence to its first n tokens. Raises UnsupportedError for a recurrent model unless n is 0."""
         if n < 0:
             raise UsageError(f"a sequence cannot be cut to {n} tokens")
+        self.cut(n, epoch=None)
+
+    def cut(self, n: int, *, epoch: int | None) -> None:
+        """`rewind` in the middle of an answer, or with None as a purpose of its own."""
         with self._exclusive() as handle:
-            self._begin_epoch(None)
+            self._begin_epoch(epoch)
             try:
                 _native.engine_rewind(handle, n)
             finally:
                 self._synchronize(handle)
 
-    def sample(self, sampler: _native.SamplerHandle, epoch: int, *, special: bool = False) -> tuple[int, bytes | None]:
+    def sample(
+        self, sampler: _native.SamplerHandle, epoch: int, *, row: int = 0, special: bool = False
+    ) -> tuple[int, bytes | None]:
         """The next token and its bytes; None instead of these when it ends the answer, or a grammar allows none.
 
-        special: the bytes of control tokens too, which are empty otherwise.
+        row: of the last computation's logits. special: the bytes of control tokens too, which are empty otherwise.
         Raises UsageError when the sequence has been used for something else since `epoch`.
         """
         with self._exclusive() as handle:
             self._begin_epoch(epoch)
-            token = _native.sampler_sample(sampler, handle)
+            token = _native.sampler_sample(sampler, handle, row)
             if token == -1:
                 raise NativeError("there are no logits to sample from")
             if token < 0 or _native.engine_is_eog(handle, token):
                 return token, None
             return token, _native.engine_piece(handle, token, special=special)
 
-    def logprobs(self, token: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
-        """Log-probability of a token after the sequence, and the n_top likeliest tokens with theirs."""
+    def logprobs(self, token: int, n_top: int, *, row: int = 0) -> tuple[float, list[tuple[int, float]]]:
+        """Log-probability of a token in a row of logits, and the n_top likeliest tokens with theirs."""
         with self._exclusive() as handle:
-            return _native.engine_logprobs(handle, 0, token, n_top)
+            return _native.engine_logprobs(handle, row, token, n_top)
 
     def row(self, i: int) -> array[float]:
         """Logits of row i of the last computation: a copy, float32 [n_vocab]."""

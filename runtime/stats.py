@@ -27,7 +27,7 @@ class Stats:
     """Counters and state of an engine; durations in ns, sizes in bytes.
 
     n_slot: experts that the cache can hold (estimate where sizes differ); n_slot_used: experts in it.
-    n_decode: tokens computed one at a time, in decode_ns. n_prefill: tokens computed in batches, in prefill_ns.
+    n_decode: tokens of answers after the first, in decode_ns. n_prefill: tokens computed in batches, in prefill_ns.
     n_hit, n_miss: uses of an expert in a layer, by a token or a batch, found in the cache or read.
     n_streamed: uses in prefill that passed through without staying. n_late: hits that were still on their way.
     n_prefetch: experts read before a router asked for them; n_prefetch_used: of them used; prefetch_bytes: read for it.
@@ -37,6 +37,7 @@ class Stats:
     direct_io: reads bypass the page cache. reader: how they are made, "threads" or "uring".
     stall_ns: time in which a compute thread slept for a read, mean over threads.
     rss_bytes, peak_bytes: resident memory of this process now and at most. budget_bytes: what it may use.
+    n_draft: tokens drafted and verified; n_draft_used: of them those that became part of an answer.
     n_past: tokens in the sequence, of n_ctx.
     """
 
@@ -76,6 +77,8 @@ class Stats:
     rss_bytes: int
     peak_bytes: int
     budget_bytes: int
+    n_draft: int
+    n_draft_used: int
     n_past: int
     n_ctx: int
 

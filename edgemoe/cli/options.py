@@ -78,13 +78,24 @@ class EngineOptions(BudgetOptions):
 
     cache_policy: CachePolicyOption = "next-use"
     prefetch: PrefetchOption = "auto"
+    draft: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Guess up to N tokens from the text and verify them at once, where that is faster; 0 is off."
+        ),
+    ] = 0
     trace: Annotated[
         str | None,
         typer.Option(metavar="FILE", show_default=False, help="Record routing and reads for `edgemoe replay`; slower."),
     ] = None
 
     def arguments(self) -> dict[str, Any]:
-        return {**super().arguments(), "policy": self.cache_policy.lower(), "prefetch": self.prefetch.lower()}
+        return {
+            **super().arguments(),
+            "policy": self.cache_policy.lower(),
+            "prefetch": self.prefetch.lower(),
+            "draft": self.draft,
+        }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -184,6 +184,15 @@ EMOE_API void emoe_engine_close(emoe_engine *engine);
 EMOE_API emoe_status emoe_engine_decode(emoe_engine *engine, const int32_t *tokens, uint32_t n, uint32_t want_all,
                                         emoe_error *err);
 
+/* Appends at most EMOE_MAX_VERIFY tokens and computes them in one pass, each rounded as if it were decoded alone: the
+ * logits of all of them, row by row, equal those of n calls of emoe_engine_decode. For drafts: what turns out wrong is cut
+ * with emoe_engine_rewind. EMOE_ERR_UNSUPPORTED for recurrent models and those with a sliding window; n_outputs_max must
+ * be at least n. In emoe_stats a pass counts as one decoded token. Else as emoe_engine_decode. */
+#define EMOE_MAX_VERIFY 7
+EMOE_API emoe_status emoe_engine_verify(emoe_engine *engine, const int32_t *tokens, uint32_t n, emoe_error *err);
+/* EMOE_ERR_UNSUPPORTED and why, where emoe_engine_verify is. */
+EMOE_API emoe_status emoe_engine_can_verify(const emoe_engine *engine, emoe_error *err);
+
 /* Logits of row i of the last decode call: n_vocab floats, owned by the engine, valid until the next call.
  * NULL when there is no such row. */
 EMOE_API const float *emoe_engine_logits(const emoe_engine *engine, uint32_t i);

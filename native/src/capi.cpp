@@ -205,6 +205,22 @@ emoe_status emoe_engine_decode(emoe_engine *engine, const int32_t *tokens, uint3
     });
 }
 
+emoe_status emoe_engine_verify(emoe_engine *engine, const int32_t *tokens, uint32_t n, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(engine, "engine");
+        check_pointer(tokens, "tokens");
+        engine->engine->verify(tokens, n);
+    });
+}
+
+emoe_status emoe_engine_can_verify(const emoe_engine *engine, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(engine, "engine");
+        std::string const why = engine->engine->no_verify();
+        if (!why.empty()) fail(EMOE_ERR_UNSUPPORTED, "this model cannot verify drafts: %s", why.c_str());
+    });
+}
+
 const float *emoe_engine_logits(const emoe_engine *engine, uint32_t i) {
     return engine ? engine->engine->logits(i) : nullptr;
 }

@@ -63,7 +63,8 @@ void Engine::load(const ModelIndex &index, const std::string &shell_path) {
     cp.cb_eval_user_data = interposer_.get();
     cp.abort_callback = [](void *self) {
         auto const *engine = static_cast<const Engine *>(self);
-        return engine->dry_ || engine->streamer_->failed() || !engine->interposer_->violation().empty();
+        return engine->dry_ || engine->streamer_->failed() || !engine->interposer_->violation().empty() ||
+               !engine->interposer_->column_violation().empty();
     };
     cp.abort_callback_data = this;
     ctx_.reset(llama_init_from_model(model_.get(), cp));
@@ -84,8 +85,10 @@ void Engine::dry_run() {
     dry_ = true;
     llama_token token = std::max(llama_vocab_bos(vocab_), 0);
     streamer_->begin_batch();
+    interposer_->columns().begin_learning();
     llama_batch const batch = llama_batch_get_one(&token, 1);
     (void)llama_decode(ctx_.get(), batch);
+    interposer_->columns().end();
     streamer_->end_batch();
     dry_ = false;
     interposer_->begin_graph();
@@ -96,7 +99,24 @@ void Engine::dry_run() {
         fail(EMOE_ERR_UNSUPPORTED, "this model cannot be streamed: its graph never multiplies by its experts");
 }
 
-void Engine::decode(const int32_t *tokens, uint32_t n, bool want_all) {
+void Engine::decode(const int32_t *tokens, uint32_t n, bool want_all) { run(tokens, n, want_all, Rounding::batch); }
+
+std::string Engine::no_verify() const {
+    if (llama_model_is_recurrent(model_.get()) || llama_model_is_hybrid(model_.get()))
+        return "its recurrent state cannot be taken back";
+    // A window's cells are used again: which cell a token gets depends on how many come at once.
+    if (llama_model_n_swa(model_.get()) != 0) return "it attends to a sliding window";
+    return "";
+}
+
+void Engine::verify(const int32_t *tokens, uint32_t n) {
+    if (n > k_max_columns) fail(EMOE_ERR_ARGUMENT, "%u tokens at once: at most %u can be verified", n, k_max_columns);
+    std::string const why = no_verify();
+    if (!why.empty()) fail(EMOE_ERR_UNSUPPORTED, "this model cannot verify drafts: %s", why.c_str());
+    run(tokens, n, true, n == 1 ? Rounding::batch : Rounding::columns);
+}
+
+void Engine::run(const int32_t *tokens, uint32_t n, bool want_all, Rounding rounding) {
     uint32_t const n_ubatch = params_.context.n_ubatch;
     uint32_t const n_vocab = static_cast<uint32_t>(llama_vocab_n_tokens(vocab_));
     if (n == 0) fail(EMOE_ERR_ARGUMENT, "no tokens to compute");
@@ -120,7 +140,7 @@ void Engine::decode(const int32_t *tokens, uint32_t n, bool want_all) {
     try {
         for (uint32_t done = 0; done < n; done += n_ubatch) {
             uint32_t const piece = std::min(n_ubatch, n - done);
-            compute(tokens + done, piece, want_all, done + piece == n);
+            compute(tokens + done, piece, want_all, done + piece == n, rounding);
         }
     } catch (...) {
         streamer_->end_batch();
@@ -131,8 +151,9 @@ void Engine::decode(const int32_t *tokens, uint32_t n, bool want_all) {
     streamer_->end_batch();
     if (extra != 0) lend(0);
     uint64_t const took = now_ns() - t0;
-    (n == 1 ? decode_ns_ : prefill_ns_) += took;
-    (n == 1 ? n_decode_ : n_prefill_) += n;
+    bool const decodes = n == 1 || rounding == Rounding::columns;
+    (decodes ? decode_ns_ : prefill_ns_) += took;
+    (decodes ? n_decode_ : n_prefill_) += decodes ? 1 : n; // of verified tokens the host knows how many it keeps
     all_outputs_ = want_all;
     n_output_ = want_all ? n : 1;
 }
@@ -151,7 +172,7 @@ void Engine::lend(uint64_t bytes) {
     streamer_->set_cache_bytes(cache_bytes_ - bytes);
 }
 
-void Engine::compute(const int32_t *tokens, uint32_t n, bool want_all, bool want_last) {
+void Engine::compute(const int32_t *tokens, uint32_t n, bool want_all, bool want_last, Rounding rounding) {
     wanted_.assign(n, want_all ? 1 : 0);
     if (want_last) wanted_.back() = 1;
     llama_batch batch = {};
@@ -160,7 +181,9 @@ void Engine::compute(const int32_t *tokens, uint32_t n, bool want_all, bool want
     batch.logits = wanted_.data();
     LogCapture const log;
     interposer_->begin_graph();
+    if (rounding == Rounding::columns) interposer_->columns().begin(n_past_);
     int const rc = llama_decode(ctx_.get(), batch);
+    interposer_->columns().end();
     if (streamer_->failed()) {
         std::string const why = streamer_->failure();
         if (why == k_cancelled) fail(EMOE_ERR_CANCELLED, "cancelled");
@@ -168,6 +191,8 @@ void Engine::compute(const int32_t *tokens, uint32_t n, bool want_all, bool want
     }
     if (!interposer_->violation().empty())
         fail(EMOE_ERR_UNSUPPORTED, "this model cannot be streamed: %s", interposer_->violation().c_str());
+    if (!interposer_->column_violation().empty())
+        fail(EMOE_ERR_UNSUPPORTED, "this model cannot verify drafts: %s", interposer_->column_violation().c_str());
     if (rc == 1) fail(EMOE_ERR_CONTEXT, "no room for %u tokens in the KV cache of %u", n, n_ctx_);
     if (rc != 0)
         fail(EMOE_ERR_INTERNAL, "llama.cpp failed to compute (%d): %s", rc, log.last_error("no reason given").c_str());

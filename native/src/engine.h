@@ -30,6 +30,10 @@ public:
     Engine(const ModelIndex &index, const std::string &shell_path, const emoe_engine_params &params);
 
     void decode(const int32_t *tokens, uint32_t n, bool want_all);
+    // At most k_max_columns tokens in one graph, each rounded as if decoded alone; logits of all.
+    void verify(const int32_t *tokens, uint32_t n);
+    // Why `verify` cannot be used with this model, empty when it can.
+    std::string no_verify() const;
     const float *logits(uint32_t i) const;
     uint32_t n_past() const { return n_past_; }
     void rewind(uint32_t n);
@@ -49,7 +53,9 @@ public:
 private:
     void load(const ModelIndex &index, const std::string &shell_path);
     void dry_run();
-    void compute(const int32_t *tokens, uint32_t n, bool want_all, bool want_last);
+    enum class Rounding { batch, columns };
+    void run(const int32_t *tokens, uint32_t n, bool want_all, Rounding rounding);
+    void compute(const int32_t *tokens, uint32_t n, bool want_all, bool want_last, Rounding rounding);
     void forget_after(uint32_t n);
     void lend(uint64_t bytes); // cache bytes to the work space of a large batch, 0: all back
 

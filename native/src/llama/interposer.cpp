@@ -56,6 +56,7 @@ void Interposer::release_work() {
 
 void Interposer::begin_graph() {
     outputs_ = nullptr;
+    column_violation_.clear();
     compute_buffers_.clear();
     for (auto &router : routers_) router.second.input = router.second.weights = nullptr;
     for (auto const &site : sites_) site.second->product.disarm();
@@ -130,6 +131,7 @@ void Interposer::see(ggml_tensor *node) {
         if (!source->view_src) dense_.visit(source);
     }
     note_router(node);
+    columns_.see(node, &column_violation_);
 }
 
 // Prediction and traces want the router's input and its weights for the chosen experts. Where a graph names them

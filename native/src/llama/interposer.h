@@ -5,6 +5,7 @@
 // and sums). docs/seam.md lists what this relies on.
 #pragma once
 
+#include "llama/columns.h"
 #include "llama/dense.h"
 #include "llama/kernels.h"
 #include "pipeline/product.h"
@@ -33,7 +34,10 @@ public:
     uint32_t n_rewritten() const { return n_rewritten_; }
     // Why the model cannot be streamed, empty when it can.
     const std::string &violation() const { return violation_; }
+    // Why the graph under way cannot be computed column by column.
+    const std::string &column_violation() const { return column_violation_; }
     KernelScratch &scratch() { return scratch_; }
+    Columns &columns() { return columns_; }
     // From the next graph on; null: no more.
     void set_collector(Collector *collector) { scratch_.collector = collector; }
 
@@ -58,6 +62,7 @@ private:
 
     DenseMover &dense_;
     KernelScratch scratch_;
+    Columns columns_;
     std::unordered_map<std::string, std::unique_ptr<Site>> sites_; // by tensor name
     std::unordered_map<const ggml_tensor *, Site *> known_;        // nullptr: not streamed
     // By block: what its router multiplies and what it gives the chosen experts, in the graph under way.
@@ -74,6 +79,7 @@ private:
     uint32_t outputs_layer_ = 0;
     uint32_t n_rewritten_ = 0;
     std::string violation_;
+    std::string column_violation_;
 };
 
 } // namespace emoe
