@@ -58,6 +58,11 @@ class Streamed:
             rows.append(self.row())
         return rows
 
+    def verify(self, tokens: Sequence[int]) -> list[bytes]:
+        """The rows of a pass over drafted tokens."""
+        _native.engine_verify(self.handle, tokens)
+        return [_native.engine_logits(self.handle, i, self.n_vocab).tobytes() for i in range(len(tokens))]
+
     def stats(self) -> dict[str, Any]:
         return _native.engine_stats(self.handle)
 
@@ -77,6 +82,7 @@ def streamed(
     buffered: bool = False,
     lanes: int = 0,
     prefetch: int = abi.PREFETCH_AUTO,
+    n_ctx: int = N_CTX,
 ) -> Iterator[Streamed]:
     """The engine with slots for `share` of all experts, at least the smallest cache that works."""
     model = _native.model_open(str(path))
@@ -84,7 +90,7 @@ def streamed(
     if not _native.shell_check(model, str(shell)):
         _native.shell_write(model, str(shell), with_data=True)
     info = _native.model_info(model)
-    context = abi.ContextParams(n_ctx=N_CTX, n_ubatch=n_ubatch, n_threads=threads, n_outputs_max=1, kv_type=1)
+    context = abi.ContextParams(n_ctx=n_ctx, n_ubatch=n_ubatch, n_threads=threads, n_outputs_max=abi.MAX_VERIFY, kv_type=1)
     params = abi.EngineParams(
         n_read_lane=lanes,
         # With every expert: also while a large batch borrows.
