@@ -11,14 +11,38 @@ from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from .. import _native
 from .._abi import MAX_VERIFY
-from ..errors import UsageError
+from ..errors import UnsupportedError, UsageError
 from .sequence import TokenSequence
 
 MAX_DRAFT = MAX_VERIFY - 1  # tokens; the pass holds the one that is known as well
 
 _MATCHES = (4, 3, 2)  # lengths of what must have stood there before, the longest first
 _ITEM = array("i").itemsize
+
+
+def parse_draft(draft: str | int) -> int | None:
+    """Most tokens to draft: 0 to MAX_DRAFT, "off" for 0; None for "auto". Raises UsageError."""
+    text = str(draft).strip().lower()
+    if text in ("auto", "off"):
+        return None if text == "auto" else 0
+    if text.isdecimal() and int(text) <= MAX_DRAFT:
+        return int(text)
+    raise UsageError(f"a draft of `{draft}` tokens makes no sense", hint=f"use `auto`, `off`, or 1 to {MAX_DRAFT}")
+
+
+def allowed(handle: _native.EngineHandle, n_draft: int | None) -> int:
+    """Most tokens to draft with this model. Raises UnsupportedError when some were asked for and it can verify none."""
+    if n_draft == 0:
+        return 0
+    try:
+        _native.engine_can_verify(handle)
+    except UnsupportedError:
+        if n_draft is not None:
+            raise
+        return 0
+    return MAX_DRAFT if n_draft is None else n_draft
 
 
 def propose(tokens: array[int], n_draft: int) -> tuple[list[int], int]:

@@ -23,7 +23,7 @@ from ..units import KIB, MIB, format_size
 from . import usage
 from .allowance import Allowance
 from .collected import Collected
-from .draft import Lookahead, Payoff
+from .draft import Lookahead, Payoff, allowed
 from .model import Model
 from .planner import Plan
 from .prompt import CHATML_END, Message, first_rendering_bytes, render
@@ -65,18 +65,19 @@ class Engine:
         *,
         resolve: Callable[[str | int], int],
         warm_start: bool = True,
-        draft: int = 0,
+        n_draft: int | None = 0,
     ) -> None:
         """params: with the smallest cache, which grows as soon as it is known what is left for it.
 
-        resolve: bytes of a budget as the user writes it. warm_start, draft: see `edgemoe.load`.
+        resolve: bytes of a budget as the user writes it. warm_start: see `edgemoe.load`.
+        n_draft: most tokens drafted at once; None: MAX_DRAFT where the model can verify them.
         """
         self.model = model
         self.finish_reason = ""
         self.n_reused = 0
         self._resolve = resolve
-        self._draft, self._payoff = draft, Payoff()
-        self._n_draft = self._n_draft_used = 0
+        self._payoff = Payoff()
+        self._n_drafted = self._n_draft_used = 0
         self._unchecked = 0  # tokens since the last look at the process's memory
         handle = _native.engine_open(model.handle, os.fspath(shell), params)
         self._finalizer = weakref.finalize(self, _native.engine_close, handle)
@@ -89,8 +90,7 @@ class Engine:
             usage.recall(handle, model.info)
         _native.trim_heap()
         try:
-            if draft:
-                _native.engine_can_verify(handle)
+            self._n_draft = min(allowed(handle, n_draft), plan.n_ubatch - 1)
             stats = _native.engine_stats(handle)
             # What was planned, as it came out.
             lent = {name: stats[name] for name in ("decode_bytes", "prefill_bytes")}
@@ -132,7 +132,7 @@ class Engine:
         known["n_decode"] += self._n_draft_used  # a pass counts as one token
         return Stats(
             **{**known, **flags, "reader": READERS[native["reader"]]},
-            n_draft=self._n_draft,
+            n_draft=self._n_drafted,
             n_draft_used=self._n_draft_used,
             rss_bytes=memory.rss,
             peak_bytes=memory.peak,
@@ -328,7 +328,7 @@ class Engine:
         try:
             self.n_reused = self._become(tokens)
             epoch, n_token = self._sequence.epoch, 0
-            ahead = Lookahead(self._sequence, self._draft, self._payoff)
+            ahead = Lookahead(self._sequence, self._n_draft, self._payoff)
             append = functools.partial(self._append, epoch=epoch)
             while True:
                 token, piece = self._sequence.sample(sampler, epoch, row=ahead.row, special=special)
@@ -346,7 +346,7 @@ class Engine:
                     break
                 n_draft, n_used = ahead.n_draft, ahead.n_used
                 ahead.append(token, append)
-                self._n_draft += ahead.n_draft - n_draft
+                self._n_drafted += ahead.n_draft - n_draft
                 self._n_draft_used += ahead.n_used - n_used
         finally:
             _native.sampler_close(sampler)

@@ -13,7 +13,7 @@ from ..devices.memory import available_memory, memory_limit, process_memory
 from ..devices.profile import profile
 from ..errors import UnsupportedError, UsageError
 from ..units import Memory, format_exact, format_size, parse_memory, parse_size
-from .draft import MAX_DRAFT
+from .draft import MAX_DRAFT, parse_draft
 from .engine import Engine
 from .model import Model, context_params, open_model
 from .planner import Budget, Plan, Speeds, resident_bytes
@@ -43,7 +43,7 @@ def load(
     n_outputs: int = 1,
     policy: str = "next-use",
     prefetch: str = "auto",
-    draft: int = 0,
+    draft: str | int = "auto",
     warm_start: bool = True,
     buffered: bool = False,
     reader: str = "auto",
@@ -65,8 +65,9 @@ def load(
     policy: which expert leaves a full cache: "next-use" (the one expected to be needed again last), "lfru", "lru",
         "lfu" or "mrs".
     prefetch: read experts before a router asks for them: "auto" (where it measures faster), "off" or "on".
-    draft: most tokens guessed from the text (prompt lookup) and verified in one pass with the next, 0 to MAX_DRAFT: as
-        many as measure faster. The answer is the same to the bit.
+    draft: most tokens guessed from the text (prompt lookup) and verified in one pass with the next: 1 to 6, "off", or
+        "auto": 6 where the model allows it. Fewer or none are drafted where that measures faster. The answer is the
+        same to the bit.
     warm_start: begin with what earlier runs learned about the model's experts, and keep what this one learns.
     buffered: read through the page cache even where O_DIRECT works.
     reader: "uring", "threads", or "auto": io_uring where the kernel allows it.
@@ -86,13 +87,13 @@ def load(
         raise UsageError(f"`{reader}` is not a reader", hint="use `auto`, `uring` or `threads`")
     if not 0 <= read_lanes <= 64:
         raise UsageError(f"{read_lanes} reads at once make no sense", hint="give 1 to 64, or 0 for the default")
-    _check_draft(draft)
+    n_draft = parse_draft(draft)
     read_bytes_per_s = 0 if read_limit is None else parse_size(read_limit)
     if reader == "uring" and (buffered or read_bytes_per_s):
         raise UsageError(
             "io_uring reads neither through the page cache nor at a limit", hint="use the reader `threads`"
         )
-    n_outputs = max(n_outputs, draft + 1)
+    n_outputs = _rows(n_outputs, n_draft)
     shape = _Shape(ctx, _threads(threads), n_ubatch, n_outputs, kv_type)
     with ExitStack() as undo:
         model = undo.enter_context(open_model(path))
@@ -116,7 +117,7 @@ def load(
         def resolve(new: str | int) -> int:
             return resolve_budget(parse_memory(new), plan.resident_bytes)
 
-        engine = Engine(model, shell, plan, params, resolve=resolve, warm_start=warm_start, draft=draft)
+        engine = Engine(model, shell, plan, params, resolve=resolve, warm_start=warm_start, n_draft=n_draft)
         undo.pop_all()
         return engine
 
@@ -129,7 +130,7 @@ def plan(
     threads: int | None = None,
     n_ubatch: int | None = None,
     n_outputs: int = 1,
-    draft: int = 0,
+    draft: str | int = "auto",
     kv_type: str = "f16",
     measure: bool = True,
 ) -> Plan:
@@ -139,17 +140,18 @@ def plan(
     from what is known. Raises like `load`.
     """
     wanted = parse_memory(memory)
-    _check_draft(draft)
-    shape = _Shape(ctx, _threads(threads), n_ubatch, max(n_outputs, draft + 1), kv_type)
+    n_outputs = _rows(n_outputs, parse_draft(draft))
+    shape = _Shape(ctx, _threads(threads), n_ubatch, n_outputs, kv_type)
     if isinstance(model, Model):
         return _plan(model, wanted, shape, measure=measure)
     with open_model(model) as opened:
         return _plan(opened, wanted, shape, measure=measure)
 
 
-def _check_draft(draft: int) -> None:
-    if not 0 <= draft <= MAX_DRAFT:
-        raise UsageError(f"a draft of {draft} tokens makes no sense", hint=f"use `--draft` 0 to {MAX_DRAFT}")
+def _rows(n_outputs: int, n_draft: int | None) -> int:
+    """Rows of logits to have room for: a pass over drafts needs one for each of its tokens."""
+    n_pass = 1 + (MAX_DRAFT if n_draft is None else n_draft)
+    return max(n_outputs, n_pass) if n_outputs >= 1 else n_outputs  # which is refused
 
 
 def _listed(names: tuple[str, ...]) -> str:

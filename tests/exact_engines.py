@@ -90,7 +90,9 @@ def streamed(
     if not _native.shell_check(model, str(shell)):
         _native.shell_write(model, str(shell), with_data=True)
     info = _native.model_info(model)
-    context = abi.ContextParams(n_ctx=n_ctx, n_ubatch=n_ubatch, n_threads=threads, n_outputs_max=abi.MAX_VERIFY, kv_type=1)
+    context = abi.ContextParams(
+        n_ctx=n_ctx, n_ubatch=n_ubatch, n_threads=threads, n_outputs_max=abi.MAX_VERIFY, kv_type=1
+    )
     params = abi.EngineParams(
         n_read_lane=lanes,
         # With every expert: also while a large batch borrows.

@@ -79,11 +79,11 @@ class EngineOptions(BudgetOptions):
     cache_policy: CachePolicyOption = "next-use"
     prefetch: PrefetchOption = "auto"
     draft: Annotated[
-        int,
+        str,
         typer.Option(
-            metavar="N", help="Guess up to N tokens from the text and verify them at once, where that is faster; 0 is off."
+            metavar="N", help="Guess up to N tokens from the text and verify them at once: `auto`, `off`, or 1 to 6."
         ),
-    ] = 0
+    ] = "auto"
     trace: Annotated[
         str | None,
         typer.Option(metavar="FILE", show_default=False, help="Record routing and reads for `edgemoe replay`; slower."),

@@ -49,7 +49,7 @@ def test_like_a_slow_search() -> None:
 
 
 def payoff(cost: float, right: float, n: int = 300) -> int:
-    """What is drafted after n passes in which a drafted token costs `cost` tokens and is right with probability `right`."""
+    """What is drafted after n passes in which a drafted token costs `cost` tokens, and is right this often."""
     p, generator = Payoff(), random.Random(1)
     m = 0
     for _ in range(n):
