@@ -11,11 +11,16 @@ from .. import _native
 from ..paths import read_cached, write_cached
 from ..units import MIB
 
-N_LANE = 4  # reads under way at once; what the engine uses when not told otherwise
+N_LANE = 4  # reads under way at once where it has not been measured
 
 _MAX_BYTES = 512 * MIB
 _MAX_NS = 1_000_000_000
 _KEEP = 64  # measurements
+
+_LANES = (2, 4, 8, 16)
+_ROUNDS = 3  # of which the best counts: other programs only ever make a drive look slower
+_ROUND_NS = 40_000_000
+_ENOUGH = 0.95  # more lanes than reach this share of the best would only make a read that is needed wait for others
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,30 @@ def cached_storage(path: str | Path, block_bytes: int, *, n_lane: int = N_LANE) 
         return StorageSpeed(**known) if known else None
     except TypeError:  # written by another version
         return None
+
+
+def find_lanes(path: str | Path, block_bytes: int, *, max_bytes: int) -> int:
+    """Reads to keep under way at once: the fewest that come near the drive's best for such reads of this file.
+
+    Measured the first time for a file and block size, in half a second and at most max_bytes of memory; N_LANE when
+    that is too little to tell. Raises StorageError when the file cannot be read.
+    """
+    key = _key(path, block_bytes, 0)
+    known = read_cached("lanes.json")
+    if known.get(key) in _LANES:
+        return int(known[key])
+    room = min(_MAX_BYTES // 8, max_bytes, os.path.getsize(path))
+    if room < 2 * _LANES[-1] * block_bytes:
+        return N_LANE
+    best = dict.fromkeys(_LANES, 0.0)
+    for _ in range(_ROUNDS):
+        for n_lane in _LANES:
+            found = _native.storage_measure(os.fspath(path), block_bytes, n_lane, room, _ROUND_NS)
+            best[n_lane] = max(best[n_lane], float(found["bytes_per_s"]))
+    lanes = next(n for n in _LANES if best[n] >= _ENOUGH * max(best.values()))
+    known.pop(key, None)
+    write_cached("lanes.json", {**dict(list(known.items())[1 - _KEEP :]), key: lanes})
+    return lanes
 
 
 def describe(path: str | Path) -> StorageInfo:

@@ -11,6 +11,7 @@ from .._abi import EngineParams
 from ..devices.cpu import physical_cores
 from ..devices.memory import available_memory, memory_limit, process_memory
 from ..devices.profile import profile
+from ..devices.storage import N_LANE, find_lanes
 from ..errors import UnsupportedError, UsageError
 from ..units import Memory, format_exact, format_size, parse_memory, parse_size
 from .draft import MAX_DRAFT, parse_draft
@@ -71,7 +72,8 @@ def load(
     warm_start: begin with what earlier runs learned about the model's experts, and keep what this one learns.
     buffered: read through the page cache even where O_DIRECT works.
     reader: "uring", "threads", or "auto": io_uring where the kernel allows it.
-    read_lanes: reads under way at once, 0 for the default. read_limit: bytes a second, for experiments.
+    read_lanes: reads under way at once; 0: as measured once on the model's file, if it streams.
+    read_limit: bytes a second, for experiments.
     kv_type: "f16", or "q8_0" for half the memory, which is lossy.
     progress: receives a line of text before each step that takes time.
 
@@ -104,7 +106,7 @@ def load(
         if progress:
             progress(f"loading {model.info.name}")
         params = EngineParams(
-            n_read_lane=read_lanes,
+            n_read_lane=read_lanes or _lanes(model, plan),
             cache_bytes=plan.cache_min_bytes,
             policy=POLICIES.index(policy),
             prefetch=PREFETCH.index(prefetch),
@@ -146,6 +148,12 @@ def plan(
         return _plan(model, wanted, shape, measure=measure)
     with open_model(model) as opened:
         return _plan(opened, wanted, shape, measure=measure)
+
+
+def _lanes(model: Model, plan: Plan) -> int:
+    """Reads under way at once. Measured in the memory that becomes the cache's."""
+    streams = plan.n_slot < plan.n_expert_total
+    return find_lanes(model.path, model.block_bytes, max_bytes=plan.cache_bytes) if streams else N_LANE
 
 
 def _rows(n_outputs: int, n_draft: int | None) -> int:

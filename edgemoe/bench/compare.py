@@ -17,7 +17,7 @@ from .._abi import REPLAY_BELADY
 from ..devices.cpu import physical_cores
 from ..devices.memory import available_memory
 from ..devices.profile import machine
-from ..devices.storage import measure_storage
+from ..devices.storage import find_lanes, measure_storage
 from ..errors import StorageError
 from ..runtime.shell import shell_for
 from ..runtime.trace import read_trace
@@ -51,7 +51,8 @@ def compare(
         plan = edgemoe.plan(model, memory=memory, ctx=workload.n_ctx, threads=n_threads, n_ubatch=n_ubatch)
         shell = shell_for(model, progress=say)
         files = [*model_files(Path(path)), shell]
-        disk = measure_storage(path, model.block_bytes, fresh=True)
+        lanes = find_lanes(path, model.block_bytes, max_bytes=plan.cache_bytes)
+        disk = measure_storage(path, model.block_bytes, n_lane=lanes, fresh=True)
         model_facts = asdict(model.info)
 
     problem = limit_problem(plan.budget_bytes)

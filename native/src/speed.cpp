@@ -22,7 +22,8 @@ namespace {
 class ReadLoad final : public ReadSink {
 public:
     ReadLoad(File &file, uint64_t block, uint32_t n_lane, uint64_t max_bytes, uint64_t max_ns)
-        : file_(file), block_(block), left_(max_bytes / block), arena_(size_t{block} * places(block, n_lane)),
+        : file_(file), block_(block), left_(max_bytes / block),
+          n_place_(std::max<uint64_t>(n_lane, std::min(k_target_bytes, max_bytes) / block)), arena_(block * n_place_),
           begun_ns_(n_lane) {
         ReaderParams params;
         params.n_lane = n_lane;
@@ -57,9 +58,6 @@ private:
     // Buffers that are filled in turn: as in a cache of experts, what is written to has long left the processor's
     // caches. Into a few buffers over and over a virtual disk reads a fifth faster, which no engine can have.
     static constexpr uint64_t k_target_bytes = uint64_t{64} << 20;
-    static uint64_t places(uint64_t block, uint32_t n_lane) {
-        return std::max<uint64_t>(n_lane, k_target_bytes / block);
-    }
 
     void submit(uint64_t lane) {
         if (left_ == 0 || (now_ns() > end_ns_ && !latencies_.empty())) return; // one read at least
@@ -74,7 +72,7 @@ private:
         r.bytes = static_cast<uint32_t>(block_);
         r.need = static_cast<uint32_t>(std::min<uint64_t>(block_, file_.size() - r.offset));
         r.alignment = file_.alignment();
-        r.dst = arena_.data() + n_begun_++ % places(block_, static_cast<uint32_t>(begun_ns_.size())) * block_;
+        r.dst = arena_.data() + n_begun_++ % n_place_ * block_;
         r.tag = lane;
         begun_ns_[lane] = now_ns();
         n_under_way_++;
@@ -88,6 +86,7 @@ private:
     uint64_t walk_ = 1;
     uint32_t n_under_way_ = 0;
     uint64_t n_begun_ = 0;
+    uint64_t const n_place_;
     Arena arena_;
     std::vector<uint64_t> begun_ns_;
     std::mutex mutex_;

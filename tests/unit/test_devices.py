@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from edgemoe import _native
 from edgemoe.devices import compute, cpu, storage
 from edgemoe.devices.profile import DeviceProfile
+from edgemoe.errors import StorageError
 from edgemoe.paths import cache_dir, read_cached, write_cached
 
 
@@ -43,6 +45,37 @@ def test_storage_is_measured_once_a_file_and_block_size(monkeypatch: pytest.Monk
     storage.measure_storage(file, 4096)
     storage.measure_storage(file, 4096, fresh=True)
     assert asked == [4096, 8192, 4096, 4096]
+
+
+def test_lanes_are_the_fewest_that_come_near_the_best(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    speeds = {2: 1.0e9, 4: 1.9e9, 8: 2.0e9, 16: 1.95e9}
+    asked: list[tuple[int, int]] = []
+
+    def measure(path: str, block_bytes: int, n_lane: int, max_bytes: int, max_ns: int) -> dict[str, Any]:
+        asked.append((n_lane, max_bytes))
+        # One round is disturbed: the best of a setting counts.
+        slower = 0.2 if len(asked) <= 4 else 1.0
+        return {"bytes_per_s": speeds[n_lane] * slower, "latency_ns": 1, "direct_io": 1}
+
+    monkeypatch.setattr(_native, "storage_measure", measure)
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"x")
+    os.truncate(file, 1 << 30)
+    assert storage.find_lanes(file, 1 << 16, max_bytes=8 << 20) == 4
+    n = len(asked)
+    assert {bound for _, bound in asked} == {8 << 20}
+    assert storage.find_lanes(file, 1 << 16, max_bytes=8 << 20) == 4  # known
+    assert len(asked) == n
+    assert storage.find_lanes(file, 1 << 20, max_bytes=8 << 20) == storage.N_LANE  # too little memory to tell
+    assert len(asked) == n
+
+
+def test_lanes_of_a_real_file(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(os.urandom(4 << 20))
+    assert storage.find_lanes(file, 1 << 16, max_bytes=4 << 20) in (2, 4, 8, 16)
+    with pytest.raises(StorageError):
+        storage.find_lanes(tmp_path, 1, max_bytes=1 << 20)
 
 
 def test_compute_speed_is_measured_once_a_type(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ namespace {
 constexpr int64_t k_cell_pad = 256;
 constexpr int64_t k_split_cells = 512;
 
-template <class T> T *at(const ggml_tensor *t, int64_t i1, int64_t i2, int64_t i3) {
+template <class T>
+T *at(const ggml_tensor *t, int64_t i1, int64_t i2, int64_t i3) {
     return reinterpret_cast<T *>(static_cast<char *>(t->data) + static_cast<size_t>(i1) * t->nb[1] +
                                  static_cast<size_t>(i2) * t->nb[2] + static_cast<size_t>(i3) * t->nb[3]);
 }
@@ -160,8 +161,7 @@ void Columns::Attention::query(int64_t i) {
     memcpy(out_->op_params, asked_->original, sizeof asked_->original);
     out_->src[4] = node->src[4]; // sinks: a value a head
     // Of the cells those that this token's own graph would show.
-    int64_t const n_cell =
-        std::min(node->src[1]->ne[1], (n_past_ + i + k_cell_pad) / k_cell_pad * k_cell_pad);
+    int64_t const n_cell = std::min(node->src[1]->ne[1], (n_past_ + i + k_cell_pad) / k_cell_pad * k_cell_pad);
     source_[0]->ne[1] = source_[3]->ne[1] = 1;
     source_[0]->data = at<void>(node->src[0], i, 0, 0);
     source_[1]->ne[1] = source_[2]->ne[1] = source_[3]->ne[0] = n_cell;
@@ -222,7 +222,8 @@ void Columns::see(ggml_tensor *node, std::string *violation) {
         if (known && (!single || x->ne[1] == 1)) return; // as in a graph of one token, or none of the drafted
         auto const *traits = ggml_get_type_traits_cpu(node->src[0]->type);
         bool const fits = known && x->ne[1] <= k_max_columns && traits->vec_dot &&
-                          (x->type == traits->vec_dot_type || x->type == GGML_TYPE_F32) && x->nb[0] == ggml_type_size(x->type);
+                          (x->type == traits->vec_dot_type || x->type == GGML_TYPE_F32) &&
+                          x->nb[0] == ggml_type_size(x->type);
         if (fits)
             rewrite(node);
         else if (violation->empty())

@@ -41,11 +41,11 @@ private:
 
     Mode mode_ = Mode::off;
     uint32_t n_past_ = 0;
-    uint32_t n_product_ = 0;                    // MUL_MAT nodes of this graph so far
-    std::vector<char> single_;                  // by MUL_MAT node of a graph of one token: it has one column
-    std::vector<std::unique_ptr<Work>> works_;  // reused from graph to graph
-    uint32_t n_work_ = 0;                       // in this graph
-    std::unique_ptr<Attention> attention_;      // made when first needed
+    uint32_t n_product_ = 0;                   // MUL_MAT nodes of this graph so far
+    std::vector<char> single_;                 // by MUL_MAT node of a graph of one token: it has one column
+    std::vector<std::unique_ptr<Work>> works_; // reused from graph to graph
+    uint32_t n_work_ = 0;                      // in this graph
+    std::unique_ptr<Attention> attention_;     // made when first needed
 };
 
 } // namespace emoe
