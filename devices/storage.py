@@ -20,7 +20,7 @@ _KEEP = 64  # measurements
 _LANES = (2, 4, 8, 16)
 _ROUNDS = 3  # of which the best counts: other programs only ever make a drive look slower
 _ROUND_NS = 40_000_000
-_ENOUGH = 0.95  # more lanes than reach this share of the best would only make a read that is needed wait for others
+_ENOUGH = 0.9  # more lanes than reach this share of the best would only make a read that is needed wait for others
 
 
 @dataclass(frozen=True)

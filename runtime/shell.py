@@ -27,6 +27,7 @@ Progress = Callable[[str], None]
 _FOLDER = "shells"
 _KEEP = 8  # shells; the least recently used go first
 _META_BYTES = 64 * MIB  # more than any tokenizer and metadata take
+_FRESH_S = 3600  # a shell used so lately may be another process's that is about to load it: it stays
 _STALE_S = 24 * 3600  # a temporary file this old was left by a process that died
 
 
@@ -112,8 +113,8 @@ def _prune(*, spare: Path) -> None:
             elif (file.suffix == ".measure" or ".tmp" in file.suffix) and used < time.time() - _STALE_S:
                 file.unlink()
     shells.sort(reverse=True)
-    for n, (_, file) in enumerate(shells, start=1):
-        if n >= _KEEP or not _source_exists(file):
+    for n, (used, file) in enumerate(shells, start=1):
+        if used < time.time() - _FRESH_S and (n >= _KEEP or not _source_exists(file)):
             for old in (file, file.with_suffix(".json")):
                 with contextlib.suppress(OSError):
                     old.unlink()

@@ -100,6 +100,8 @@ def test_measuring_uses_the_shell_or_one_that_goes_away(library: Library, tmp_pa
 def test_shells_of_models_that_are_gone_are_deleted(library: Library, tmp_path: Path) -> None:
     gone = model(tmp_path, 1)
     old, kept = shell_for(gone), shell_for(model(tmp_path, 2))
+    for path in (old, kept):
+        os.utime(path, (1000, 1000))
     gone.path.unlink()
     shell_for(model(tmp_path, 3))
     assert not old.exists() and not old.with_suffix(".json").exists()
@@ -114,6 +116,12 @@ def test_the_least_recently_used_shells_go_when_there_are_many(library: Library,
     newest = shell_for(model(tmp_path, 99))
     assert [path.exists() for path in shells] == [True, False, True, True, True, True, True, True]
     assert newest.exists()
+
+
+def test_shells_used_lately_stay_however_many(library: Library, tmp_path: Path) -> None:
+    """Another process may be about to load one."""
+    shells = [shell_for(model(tmp_path, i)) for i in range(12)]
+    assert all(path.exists() for path in shells)
 
 
 def test_what_a_dead_process_left_is_deleted_and_what_a_living_one_writes_is_not(

@@ -18,7 +18,8 @@ namespace emoe {
 
 namespace {
 
-constexpr size_t k_keep = 8;                              // shells; the least recently used go first
+constexpr size_t k_keep = 8;                    // shells; the least recently used go first
+constexpr auto k_fresh = std::chrono::hours(1); // one used so lately may be another process's that is about to load it
 constexpr uint64_t k_meta_bytes = uint64_t{64} << 20;     // more than any tokenizer and metadata take
 constexpr auto k_stale = std::chrono::hours(24);          // a temporary file this old was left by a process that died
 constexpr const char *k_book_version = "edgemoe sizes 1"; // of the file that SizeBook keeps
@@ -112,9 +113,11 @@ void Shells::prune() const {
             fs::remove(file, gone);
     }
     std::sort(shells.rbegin(), shells.rend());
-    for (size_t i = k_keep - 1; i < shells.size(); i++)
+    for (size_t i = k_keep - 1; i < shells.size(); i++) {
+        if (shells[i].first > fs::file_time_type::clock::now() - k_fresh) continue;
         for (const char *extension : {".gguf", ".json", ".sizes"})
             fs::remove(fs::path(shells[i].second).replace_extension(extension), ignored);
+    }
 }
 
 SizeBook::SizeBook(const emoe_model *model, const emoe_model_info &info, const Shells &shells, uint32_t n_threads,
