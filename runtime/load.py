@@ -13,6 +13,7 @@ from ..devices.memory import available_memory, memory_limit, process_memory
 from ..devices.profile import profile
 from ..errors import UnsupportedError, UsageError
 from ..units import Memory, format_exact, format_size, parse_memory, parse_size
+from .backend import NativeBackend
 from .engine import Engine
 from .model import Model, context_params, open_model
 from .planner import Budget, Plan, Speeds, resident_bytes
@@ -110,7 +111,8 @@ def load(
         def resolve(new: str | int) -> int:
             return resolve_budget(parse_memory(new), plan.resident_bytes)
 
-        engine = Engine(model, shell, plan, params, resolve=resolve, warm_start=warm_start)
+        backend = NativeBackend(_native.engine_open(model.handle, os.fspath(shell), params))
+        engine = Engine(model, backend, plan, resolve=resolve, warm_start=warm_start)
         undo.pop_all()
         return engine
 
