@@ -387,6 +387,8 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "emoe_engine_eos": (c_int32, [_engine]),
     "emoe_engine_n_vocab": (c_uint32, [_engine]),
     "emoe_engine_n_ctx": (c_uint32, [_engine]),
+    "emoe_vocabulary_open": (_status, [c_char_p, _out, _err]),
+    "emoe_vocabulary_set_logits": (_status, [_engine, POINTER(c_float), c_uint32, _err]),
     "emoe_sampler_open": (_status, [POINTER(SamplerParams), _out, _err]),
     "emoe_sampler_close": (None, [_sampler]),
     "emoe_sampler_sample": (c_int32, [_sampler, _engine, c_uint32]),

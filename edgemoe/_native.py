@@ -434,6 +434,20 @@ def engine_n_ctx(engine: EngineHandle) -> int:
     return int(library().emoe_engine_n_ctx(engine))
 
 
+def vocabulary_open(path: str) -> EngineHandle:
+    """An engine for text and sampling only: the caller computes, and tells it the logits."""
+    handle, error = ctypes.c_void_p(), abi.Error()
+    check(library().emoe_vocabulary_open(os.fsencode(path), ctypes.byref(handle), ctypes.byref(error)), error)
+    return EngineHandle(handle.value or 0)
+
+
+def vocabulary_set_logits(engine: EngineHandle, address: int, n_row: int) -> None:
+    """address: of float32 [n_row, n_vocab], which must stay there until the next call."""
+    error = abi.Error()
+    pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
+    check(library().emoe_vocabulary_set_logits(engine, pointer, n_row, ctypes.byref(error)), error)
+
+
 # ---------------------------------------------------------------- sampling
 
 

@@ -11,9 +11,9 @@ from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from .. import _native
 from .._abi import MAX_VERIFY
 from ..errors import UnsupportedError, UsageError
+from .backend import Backend
 from .sequence import TokenSequence
 
 MAX_DRAFT = MAX_VERIFY - 1  # tokens; the pass holds the one that is known as well
@@ -32,12 +32,12 @@ def parse_draft(draft: str | int) -> int | None:
     raise UsageError(f"a draft of `{draft}` tokens makes no sense", hint=f"use `auto`, `off`, or 1 to {MAX_DRAFT}")
 
 
-def allowed(handle: _native.EngineHandle, n_draft: int | None) -> int:
+def allowed(backend: Backend, n_draft: int | None) -> int:
     """Most tokens to draft with this model. Raises UnsupportedError when some were asked for and it can verify none."""
     if n_draft == 0:
         return 0
     try:
-        _native.engine_can_verify(handle)
+        backend.check_verify()
     except UnsupportedError:
         if n_draft is not None:
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 import weakref
@@ -10,18 +9,16 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields, replace
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .. import _native
-from .._abi import EngineParams
 from .._abi import Stats as NativeStats
 from ..devices.memory import process_memory
 from ..errors import UsageError
 from ..units import KIB, MIB, format_size
-from . import usage
 from .allowance import Allowance
+from .backend import Backend
 from .collected import Collected
 from .draft import Lookahead, Payoff, allowed
 from .model import Model
@@ -59,15 +56,14 @@ class Engine:
     def __init__(
         self,
         model: Model,
-        shell: Path,
+        backend: Backend,
         plan: Plan,
-        params: EngineParams,
         *,
         resolve: Callable[[str | int], int],
         warm_start: bool = True,
         n_draft: int | None = 0,
     ) -> None:
-        """params: with the smallest cache, which grows as soon as it is known what is left for it.
+        """backend: the engine's from now on; with the smallest cache, which grows when it is known what is left for it.
 
         resolve: bytes of a budget as the user writes it. warm_start: see `edgemoe.load`.
         n_draft: most tokens drafted at once; None: MAX_DRAFT where the model can verify them.
@@ -79,27 +75,25 @@ class Engine:
         self._payoff = Payoff()
         self._n_drafted = self._n_draft_used = 0
         self._unchecked = 0  # tokens since the last look at the process's memory
-        handle = _native.engine_open(model.handle, os.fspath(shell), params)
-        self._finalizer = weakref.finalize(self, _native.engine_close, handle)
+        self._finalizer = weakref.finalize(self, backend.close)
         self._finalizer.atexit = False  # the process's end frees everything; a daemon thread may still be computing
         # What the headers and loading took is the cache's from here on; what answers need of the model is read first.
         _ = (model.layers, model.chat_template)
         model.close()
         self._warm_start, self._tracing = warm_start, False
         if warm_start:
-            usage.recall(handle, model.info)
+            backend.recall(model.info)
         _native.trim_heap()
         try:
-            self._n_draft = min(allowed(handle, n_draft), plan.n_ubatch - 1)
-            stats = _native.engine_stats(handle)
+            self._n_draft = min(allowed(backend, n_draft), plan.n_ubatch - 1)
+            stats = backend.stats()
             # What was planned, as it came out.
             lent = {name: stats[name] for name in ("decode_bytes", "prefill_bytes")}
             plan = replace(plan, direct_io=bool(stats["direct_io"]), reader=READERS[stats["reader"]], **lent)
             # Weights and KV cache are in place; these buffers fill as tokens are computed.
             untouched = plan.decode_bytes + plan.output_bytes
-            resize = functools.partial(_native.engine_set_cache_bytes, handle)
-            self._allowance = Allowance(plan, model.info, resize, untouched_bytes=untouched)
-            self._sequence = TokenSequence(handle, self._allowance.lock)
+            self._allowance = Allowance(plan, model.info, backend.set_cache_bytes, untouched_bytes=untouched)
+            self._sequence = TokenSequence(backend, self._allowance.lock)
         except BaseException:
             self._finalizer()
             raise
@@ -124,8 +118,8 @@ class Engine:
 
     def stats(self) -> Stats:
         """Counters since load and the state of now. Any thread."""
-        with self._control() as handle:
-            native = _native.engine_stats(handle)
+        with self._control() as backend:
+            native = backend.stats()
         memory = process_memory()
         known = {name: native[name] for name in _NATIVE_STATS}
         flags = {name: bool(native[name]) for name in ("direct_io", "prefetch_paused")}
@@ -143,24 +137,24 @@ class Engine:
 
     def resident(self) -> tuple[int, ...]:
         """Experts in the cache, for each of `model.layers`. Any thread."""
-        with self._control() as handle:
-            return tuple(_native.engine_resident(handle, i) for i in range(self.model.info.n_moe_layer))
+        with self._control() as backend:
+            return tuple(backend.resident(i) for i in range(self.model.info.n_moe_layer))
 
     def experts(self) -> tuple[bytes, ...]:
         """For each of `model.layers` one byte for each expert: EXPERT_* bits of `edgemoe._abi`. Any thread.
 
         1: in the cache. Of the layer's last visit: 2: used, 4: had to be read, 8: was read ahead.
         """
-        with self._control() as handle:
-            return tuple(_native.engine_experts(handle, i) for i in range(self.model.info.n_moe_layer))
+        with self._control() as backend:
+            return tuple(backend.experts(i) for i in range(self.model.info.n_moe_layer))
 
     def accuracy(self) -> tuple[tuple[float | None, ...], ...]:
         """For each of `model.layers` the share of its experts that were predicted 1, 2, 3, 4 layers ahead. Any thread.
 
         Among the k likeliest, measured against the real router; None where nothing was predicted.
         """
-        with self._control() as handle:
-            counts = [_native.engine_accuracy(handle, i) for i in range(self.model.info.n_moe_layer)]
+        with self._control() as backend:
+            counts = [backend.accuracy(i) for i in range(self.model.info.n_moe_layer)]
         return tuple(
             tuple(found / used if used else None for used, found in zip(*layer, strict=True)) for layer in counts
         )
@@ -172,9 +166,9 @@ class Engine:
         """
         from .trace import header
 
-        with self._control() as handle:
-            text = header(self.model, _native.engine_stats(handle)["n_slot"])
-            _native.engine_trace(handle, None if path is None else os.fspath(path), text)
+        with self._control() as backend:
+            text = header(self.model, backend.stats()["n_slot"])
+            backend.trace(None if path is None else os.fspath(path), text)
             self._tracing = path is not None
 
     def room(self, n_bytes: int, what: str) -> AbstractContextManager[None]:
@@ -429,13 +423,13 @@ class Engine:
             try:
                 yield Collected(self._sequence, n_sample)
             finally:
-                with self._control() as handle:
-                    _native.collect_end(handle)
+                with self._control() as backend:
+                    _native.collect_end(backend.text)
 
     def inject_fault(self, kind: int, n: int) -> None:
         """For tests: make the n-th read from now go wrong; kinds are FAULT_* of `edgemoe._abi`."""
-        with self._control() as handle:
-            _native.engine_inject_fault(handle, kind, n)
+        with self._control() as backend:
+            _native.engine_inject_fault(backend.text, kind, n)
 
     def close(self) -> None:
         """Give everything back, ending what another thread is computing. May be called again."""
@@ -446,18 +440,18 @@ class Engine:
 
     def _leave(self) -> None:
         """What outlives the engine: the trace's end, and what the cache has learned."""
-        with self._control() as handle:
+        with self._control() as backend:
             if self._warm_start:
-                usage.remember(handle, self.model.info)
+                backend.remember(self.model.info)
             if self._tracing:
                 self._tracing = False
-                _native.engine_trace(handle, None)
+                backend.trace(None, "{}")
 
     @contextmanager
-    def _control(self) -> Iterator[_native.EngineHandle]:
-        """The native engine for a call that any thread may make: it stays open meanwhile."""
+    def _control(self) -> Iterator[Backend]:
+        """The backend for a call that any thread may make: it stays open meanwhile."""
         with self._allowance.lock:
-            yield self._sequence.handle
+            yield self._sequence.backend
 
     def __enter__(self) -> Engine:
         return self

@@ -14,6 +14,7 @@ from ..devices.profile import profile
 from ..devices.storage import N_LANE, find_lanes
 from ..errors import UnsupportedError, UsageError
 from ..units import Memory, format_exact, format_size, parse_memory, parse_size
+from .backend import NativeBackend
 from .draft import MAX_DRAFT, parse_draft
 from .engine import Engine
 from .model import Model, context_params, open_model
@@ -119,7 +120,8 @@ def load(
         def resolve(new: str | int) -> int:
             return resolve_budget(parse_memory(new), plan.resident_bytes)
 
-        engine = Engine(model, shell, plan, params, resolve=resolve, warm_start=warm_start, n_draft=n_draft)
+        backend = NativeBackend(_native.engine_open(model.handle, os.fspath(shell), params))
+        engine = Engine(model, backend, plan, resolve=resolve, warm_start=warm_start, n_draft=n_draft)
         undo.pop_all()
         return engine
 

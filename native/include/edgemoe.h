@@ -342,6 +342,16 @@ EMOE_API int32_t emoe_engine_eos(const emoe_engine *engine);
 EMOE_API uint32_t emoe_engine_n_vocab(const emoe_engine *engine);
 EMOE_API uint32_t emoe_engine_n_ctx(const emoe_engine *engine);
 
+/* ------------------------------------------------------------------ a vocabulary without a model */
+
+/* An engine for text and sampling only, where somebody else computes the logits: the functions of the sections `text`,
+ * `sampling` and `constraints` take it, all others refuse it. path: a GGUF, whose tensors are not needed. Close it with
+ * emoe_engine_close. */
+EMOE_API emoe_status emoe_vocabulary_open(const char *path, emoe_engine **out, emoe_error *err);
+/* The rows that are sampled from now on, [n_row][n_vocab]: not copied, so they must stay until the next call. */
+EMOE_API emoe_status emoe_vocabulary_set_logits(emoe_engine *engine, const float *logits, uint32_t n_row,
+                                                emoe_error *err);
+
 /* ------------------------------------------------------------------ sampling */
 
 typedef struct emoe_sampler_params {

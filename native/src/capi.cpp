@@ -10,6 +10,7 @@
 #include "sampler.h"
 #include "speed.h"
 #include "text.h"
+#include "vocabulary.h"
 
 #include <edgemoe.h>
 
@@ -27,6 +28,12 @@ struct emoe_model {
 struct emoe_engine {
     std::unique_ptr<Collector> collector; // outlives the engine, which may be told of it
     std::unique_ptr<Engine> engine;
+    std::unique_ptr<Vocabulary> vocabulary; // instead of an engine, where somebody else computes
+
+    const TextModel &text() const {
+        if (engine) return *engine;
+        return *vocabulary;
+    }
 };
 struct emoe_sampler {
     std::unique_ptr<Sampler> sampler;
@@ -43,6 +50,14 @@ void check_context(const emoe_context_params &p) {
     if (p.n_outputs_max == 0) fail(EMOE_ERR_ARGUMENT, "no row of logits");
     if (p.kv_type != GGML_TYPE_F16 && p.kv_type != GGML_TYPE_F32 && p.kv_type != GGML_TYPE_Q8_0)
         fail(EMOE_ERR_ARGUMENT, "a KV cache of type %u", p.kv_type);
+}
+
+// An engine that computes itself, for everything but text.
+bool computes(const emoe_engine *engine) { return engine && engine->engine; }
+
+void check_engine(const emoe_engine *engine) {
+    check_pointer(engine, "engine");
+    if (!engine->engine) fail(EMOE_ERR_ARGUMENT, "this engine is only a vocabulary");
 }
 
 void copy_text(char *to, size_t size, const std::string &from) { snprintf(to, size, "%s", from.c_str()); }
@@ -196,10 +211,28 @@ emoe_status emoe_engine_open(const emoe_model *model, const char *shell_path, co
 
 void emoe_engine_close(emoe_engine *engine) { delete engine; }
 
+emoe_status emoe_vocabulary_open(const char *path, emoe_engine **out, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(path, "path");
+        check_pointer(out, "out");
+        auto engine = std::make_unique<emoe_engine>();
+        engine->vocabulary = std::make_unique<Vocabulary>(path);
+        *out = engine.release();
+    });
+}
+
+emoe_status emoe_vocabulary_set_logits(emoe_engine *engine, const float *logits, uint32_t n_row, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(engine, "engine");
+        if (!engine->vocabulary) fail(EMOE_ERR_ARGUMENT, "this engine computes its logits itself");
+        engine->vocabulary->set_logits(logits, n_row);
+    });
+}
+
 emoe_status emoe_engine_decode(emoe_engine *engine, const int32_t *tokens, uint32_t n, uint32_t want_all,
                                emoe_error *err) {
     return guarded(err, [&] {
-        check_pointer(engine, "engine");
+        check_engine(engine);
         check_pointer(tokens, "tokens");
         engine->engine->decode(tokens, n, want_all != 0);
     });
@@ -222,47 +255,47 @@ emoe_status emoe_engine_can_verify(const emoe_engine *engine, emoe_error *err) {
 }
 
 const float *emoe_engine_logits(const emoe_engine *engine, uint32_t i) {
-    return engine ? engine->engine->logits(i) : nullptr;
+    return computes(engine) ? engine->engine->logits(i) : nullptr;
 }
 
-uint32_t emoe_engine_n_past(const emoe_engine *engine) { return engine ? engine->engine->n_past() : 0; }
+uint32_t emoe_engine_n_past(const emoe_engine *engine) { return computes(engine) ? engine->engine->n_past() : 0; }
 
 emoe_status emoe_engine_rewind(emoe_engine *engine, uint32_t n, emoe_error *err) {
     return guarded(err, [&] {
-        check_pointer(engine, "engine");
+        check_engine(engine);
         engine->engine->rewind(n);
     });
 }
 
 void emoe_engine_cancel(emoe_engine *engine) {
-    if (engine) engine->engine->cancel();
+    if (computes(engine)) engine->engine->cancel();
 }
 
 void emoe_engine_clear_cancel(emoe_engine *engine) {
-    if (engine) engine->engine->clear_cancel();
+    if (computes(engine)) engine->engine->clear_cancel();
 }
 
 emoe_status emoe_engine_set_cache_bytes(emoe_engine *engine, uint64_t cache_bytes, emoe_error *err) {
     return guarded(err, [&] {
-        check_pointer(engine, "engine");
+        check_engine(engine);
         engine->engine->set_cache_bytes(cache_bytes);
     });
 }
 
 emoe_status emoe_engine_get_stats(const emoe_engine *engine, emoe_stats *stats, emoe_error *err) {
     return guarded(err, [&] {
-        check_pointer(engine, "engine");
+        check_engine(engine);
         check_struct(stats, "emoe_stats");
         engine->engine->stats(stats);
     });
 }
 
 uint32_t emoe_engine_resident(const emoe_engine *engine, uint32_t index) {
-    return engine ? engine->engine->streamer().resident(index) : 0;
+    return computes(engine) ? engine->engine->streamer().resident(index) : 0;
 }
 
 uint32_t emoe_engine_experts(const emoe_engine *engine, uint32_t index, uint8_t *states, uint32_t cap) {
-    if (!engine) return 0;
+    if (!computes(engine)) return 0;
     std::vector<uint8_t> const found = engine->engine->streamer().expert_states(index);
     if (states && found.size() <= cap) std::copy(found.begin(), found.end(), states);
     return static_cast<uint32_t>(found.size());
@@ -270,7 +303,7 @@ uint32_t emoe_engine_experts(const emoe_engine *engine, uint32_t index, uint8_t 
 
 emoe_status emoe_engine_accuracy(const emoe_engine *engine, uint32_t index, emoe_accuracy *accuracy, emoe_error *err) {
     return guarded(err, [&] {
-        check_pointer(engine, "engine");
+        check_engine(engine);
         check_struct(accuracy, "emoe_accuracy");
         static_assert(EMOE_MAX_DEPTH == k_max_depth, "one depth");
         Accuracy const a = engine->engine->streamer().accuracy(index);
@@ -280,25 +313,25 @@ emoe_status emoe_engine_accuracy(const emoe_engine *engine, uint32_t index, emoe
 }
 
 uint64_t emoe_engine_rates(const emoe_engine *engine, float *rates, uint64_t cap) {
-    if (!engine) return 0;
+    if (!computes(engine)) return 0;
     std::vector<float> const found = engine->engine->streamer().rates();
     if (rates && found.size() <= cap) std::copy(found.begin(), found.end(), rates);
     return found.size();
 }
 
 void emoe_engine_warm_start(emoe_engine *engine, const float *rates, uint64_t n) {
-    if (engine && rates) engine->engine->streamer().warm_start(std::vector<float>(rates, rates + n));
+    if (computes(engine) && rates) engine->engine->streamer().warm_start(std::vector<float>(rates, rates + n));
 }
 
 emoe_status emoe_engine_trace(emoe_engine *engine, const char *path, const char *header, emoe_error *err) {
     return guarded(err, [&] {
-        check_pointer(engine, "engine");
+        check_engine(engine);
         engine->engine->streamer().trace_to(path ? std::make_unique<Trace>(path, header ? header : "{}") : nullptr);
     });
 }
 
 void emoe_engine_inject_fault(emoe_engine *engine, uint32_t kind, uint64_t n) {
-    if (!engine) return;
+    if (!computes(engine)) return;
     FaultPlan &plan = engine->engine->streamer().faults();
     plan.kind.store(kind);
     plan.countdown.store(n);
@@ -307,7 +340,7 @@ void emoe_engine_inject_fault(emoe_engine *engine, uint32_t kind, uint64_t n) {
 uint64_t emoe_collect_bytes(const emoe_engine *engine, uint32_t n_sample) {
     uint64_t n = 0;
     (void)guarded(nullptr, [&] {
-        check_pointer(engine, "engine");
+        check_engine(engine);
         n = Collector::bytes(engine->engine->streamer().layout(), n_sample);
     });
     return n;
@@ -315,7 +348,7 @@ uint64_t emoe_collect_bytes(const emoe_engine *engine, uint32_t n_sample) {
 
 emoe_status emoe_collect_begin(emoe_engine *engine, uint32_t n_sample, uint32_t sample_stride, emoe_error *err) {
     return guarded(err, [&] {
-        check_pointer(engine, "engine");
+        check_engine(engine);
         auto made = std::make_unique<Collector>(engine->engine->streamer().layout(), n_sample, sample_stride);
         engine->engine->set_collector(made.get());
         engine->collector = std::move(made);
@@ -323,14 +356,14 @@ emoe_status emoe_collect_begin(emoe_engine *engine, uint32_t n_sample, uint32_t 
 }
 
 void emoe_collect_end(emoe_engine *engine) {
-    if (!engine) return;
+    if (!computes(engine)) return;
     engine->engine->set_collector(nullptr);
     engine->collector.reset();
 }
 
 emoe_status emoe_collect_noise(emoe_engine *engine, uint32_t index, float share, float limit, emoe_error *err) {
     return guarded(err, [&] {
-        check_pointer(engine, "engine");
+        check_engine(engine);
         if (!engine->collector) fail(EMOE_ERR_ARGUMENT, "nothing is collected");
         if (!(share >= 0 && share <= 100)) fail(EMOE_ERR_ARGUMENT, "noise of %g times the output", double{share});
         engine->collector->set_noise(index, share, limit);
@@ -340,7 +373,7 @@ emoe_status emoe_collect_noise(emoe_engine *engine, uint32_t index, float share,
 emoe_status emoe_collect_read(const emoe_engine *engine, uint32_t index, uint32_t kind, float *out, uint64_t n,
                               emoe_error *err) {
     return guarded(err, [&] {
-        check_pointer(engine, "engine");
+        check_engine(engine);
         check_pointer(out, "out");
         if (!engine->collector) fail(EMOE_ERR_ARGUMENT, "nothing is collected");
         engine->collector->read(index, kind, out, n);
@@ -352,7 +385,7 @@ int64_t emoe_engine_tokenize(const emoe_engine *engine, const char *text, uint64
     int64_t n = -1;
     (void)guarded(nullptr, [&] {
         check_pointer(engine, "engine");
-        n = tokenize(*engine->engine, text, text_bytes, add_special != 0, parse_special != 0, tokens, cap);
+        n = tokenize(engine->text(), text, text_bytes, add_special != 0, parse_special != 0, tokens, cap);
     });
     return n;
 }
@@ -361,24 +394,26 @@ int64_t emoe_engine_piece(const emoe_engine *engine, int32_t token, uint32_t spe
     int64_t n = -1;
     (void)guarded(nullptr, [&] {
         check_pointer(engine, "engine");
-        n = piece(*engine->engine, token, special != 0, buf, cap);
+        n = piece(engine->text(), token, special != 0, buf, cap);
     });
     return n;
 }
 
 uint32_t emoe_engine_is_eog(const emoe_engine *engine, int32_t token) {
-    if (!engine || token < 0 || token >= llama_vocab_n_tokens(engine->engine->vocab())) return 0;
-    return llama_vocab_is_eog(engine->engine->vocab(), token) ? 1 : 0;
+    if (!engine || token < 0 || token >= llama_vocab_n_tokens(engine->text().vocab())) return 0;
+    return llama_vocab_is_eog(engine->text().vocab(), token) ? 1 : 0;
 }
 
-int32_t emoe_engine_bos(const emoe_engine *engine) { return engine ? llama_vocab_bos(engine->engine->vocab()) : -1; }
-int32_t emoe_engine_eos(const emoe_engine *engine) { return engine ? llama_vocab_eos(engine->engine->vocab()) : -1; }
+int32_t emoe_engine_bos(const emoe_engine *engine) { return engine ? llama_vocab_bos(engine->text().vocab()) : -1; }
+int32_t emoe_engine_eos(const emoe_engine *engine) { return engine ? llama_vocab_eos(engine->text().vocab()) : -1; }
 
 uint32_t emoe_engine_n_vocab(const emoe_engine *engine) {
-    return engine ? static_cast<uint32_t>(llama_vocab_n_tokens(engine->engine->vocab())) : 0;
+    return engine ? static_cast<uint32_t>(llama_vocab_n_tokens(engine->text().vocab())) : 0;
 }
 
-uint32_t emoe_engine_n_ctx(const emoe_engine *engine) { return engine ? llama_n_ctx(engine->engine->context()) : 0; }
+uint32_t emoe_engine_n_ctx(const emoe_engine *engine) {
+    return computes(engine) ? llama_n_ctx(engine->engine->context()) : 0;
+}
 
 emoe_status emoe_sampler_open(const emoe_sampler_params *params, emoe_sampler **out, emoe_error *err) {
     return guarded(err, [&] {
@@ -395,7 +430,7 @@ void emoe_sampler_close(emoe_sampler *sampler) { delete sampler; }
 int32_t emoe_sampler_sample(emoe_sampler *sampler, const emoe_engine *engine, uint32_t i) {
     int32_t token = -1;
     (void)guarded(nullptr, [&] {
-        if (sampler && engine) token = sampler->sampler->sample(*engine->engine, i);
+        if (sampler && engine) token = sampler->sampler->sample(engine->text(), i);
     });
     return token;
 }
@@ -406,7 +441,7 @@ emoe_status emoe_sampler_constrain(emoe_sampler *sampler, const emoe_engine *eng
         check_pointer(sampler, "sampler");
         check_pointer(engine, "engine");
         check_struct(constraint, "emoe_constraint");
-        sampler->sampler->constrain(*engine->engine, *constraint);
+        sampler->sampler->constrain(engine->text(), *constraint);
     });
 }
 
@@ -419,7 +454,7 @@ emoe_status emoe_engine_logprobs(const emoe_engine *engine, uint32_t i, int32_t 
             check_pointer(top_tokens, "top_tokens");
             check_pointer(top_logprobs, "top_logprobs");
         }
-        logprobs(*engine->engine, i, token, logprob, n_top, top_tokens, top_logprobs);
+        logprobs(engine->text(), i, token, logprob, n_top, top_tokens, top_logprobs);
     });
 }
 

@@ -7,6 +7,7 @@
 #include "llama/measure.h"
 #include "llama/shell.h"
 #include "pipeline/streamer.h"
+#include "text.h"
 
 #include <edgemoe.h>
 
@@ -25,7 +26,7 @@ struct ContextFree {
     void operator()(llama_context *c) const { llama_free(c); }
 };
 
-class Engine {
+class Engine : public TextModel {
 public:
     Engine(const ModelIndex &index, const std::string &shell_path, const emoe_engine_params &params);
 
@@ -34,7 +35,7 @@ public:
     void verify(const int32_t *tokens, uint32_t n);
     // Why `verify` cannot be used with this model, empty when it can.
     std::string no_verify() const;
-    const float *logits(uint32_t i) const;
+    const float *logits(uint32_t i) const override;
     uint32_t n_past() const { return n_past_; }
     void rewind(uint32_t n);
     void cancel();
@@ -45,7 +46,7 @@ public:
     void set_collector(Collector *collector) { interposer_->set_collector(collector); }
     Streamer &streamer() const { return *streamer_; }
 
-    const llama_vocab *vocab() const { return vocab_; }
+    const llama_vocab *vocab() const override { return vocab_; }
     llama_context *context() const { return ctx_.get(); }
     // Row i of the last decode call as an index for llama_get_logits_ith; -2 when there is none.
     int32_t output_index(uint32_t i) const;

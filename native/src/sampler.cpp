@@ -2,7 +2,6 @@
 
 #include "base/error.h"
 #include "llama/log.h"
-#include "text.h"
 
 #include <algorithm>
 #include <cmath>
@@ -29,12 +28,12 @@ void check_grammar(const char *text) {
     }
 }
 
-std::string piece_of(const Engine &engine, int32_t token) {
+std::string piece_of(const TextModel &model, int32_t token) {
     std::string text(64, '\0');
-    int64_t n = piece(engine, token, true, text.data(), text.size());
+    int64_t n = piece(model, token, true, text.data(), text.size());
     if (n > static_cast<int64_t>(text.size())) {
         text.resize(static_cast<size_t>(n));
-        n = piece(engine, token, true, text.data(), text.size());
+        n = piece(model, token, true, text.data(), text.size());
     }
     text.resize(static_cast<size_t>(std::max<int64_t>(n, 0)));
     return text;
@@ -51,12 +50,12 @@ Sampler::Sampler(const emoe_sampler_params &p) : params_(p) {
         fail(EMOE_ERR_ARGUMENT, "a repeat penalty of %g", static_cast<double>(p.repeat_penalty));
 }
 
-void Sampler::constrain(const Engine &engine, const emoe_constraint &c) {
+void Sampler::constrain(const TextModel &model, const emoe_constraint &c) {
     if (chain_) fail(EMOE_ERR_ARGUMENT, "a sampler that has picked a token can no longer be constrained");
     if (!std::isfinite(c.presence_penalty) || !std::isfinite(c.frequency_penalty))
         fail(EMOE_ERR_ARGUMENT, "a penalty that is not a number");
     if (c.n_bias > 0 && (!c.bias_tokens || !c.bias_values)) fail(EMOE_ERR_ARGUMENT, "biases without tokens or values");
-    int32_t const n_vocab = llama_vocab_n_tokens(engine.vocab());
+    int32_t const n_vocab = llama_vocab_n_tokens(model.vocab());
     std::vector<llama_logit_bias> bias;
     for (uint32_t i = 0; i < c.n_bias; i++) {
         if (c.bias_tokens[i] < 0 || c.bias_tokens[i] >= n_vocab)
@@ -70,7 +69,7 @@ void Sampler::constrain(const Engine &engine, const emoe_constraint &c) {
         check_grammar(c.grammar);
         AssertionGuard const guard;
         LogCapture const log;
-        grammar.reset(llama_sampler_init_grammar(engine.vocab(), c.grammar, "root"));
+        grammar.reset(llama_sampler_init_grammar(model.vocab(), c.grammar, "root"));
         if (!grammar)
             fail(EMOE_ERR_ARGUMENT, "llama.cpp takes no such grammar: %s", log.last_error("no reason given").c_str());
     }
@@ -105,19 +104,19 @@ void Sampler::build(uint32_t n_vocab) {
     add(llama_sampler_init_dist(p.seed));
 }
 
-int32_t Sampler::sample(const Engine &engine, uint32_t i) {
-    int32_t const index = engine.output_index(i);
-    if (index == -2) return -1;
-    if (!chain_) build(static_cast<uint32_t>(llama_vocab_n_tokens(engine.vocab())));
+int32_t Sampler::sample(const TextModel &model, uint32_t i) {
+    const float *logits = model.logits(i);
+    if (!logits) return -1;
+    auto const n_vocab = static_cast<uint32_t>(llama_vocab_n_tokens(model.vocab()));
+    if (!chain_) build(n_vocab);
+    candidates_.resize(n_vocab);
+    int32_t token = pick(logits, false);
     if (!grammar_ || !trigger_.empty()) {
-        int32_t const token = llama_sampler_sample(chain_.get(), engine.context(), index);
-        if (grammar_) watch(engine, token);
+        llama_sampler_accept(chain_.get(), token);
+        if (grammar_) watch(model, token);
         return token;
     }
-    const float *logits = llama_get_logits_ith(engine.context(), index);
-    candidates_.resize(static_cast<size_t>(llama_vocab_n_tokens(engine.vocab())));
     // The whole vocabulary meets the grammar only when the first choice breaks it: that is slow and rare.
-    int32_t token = pick(logits, false);
     if (!allows(token)) token = pick(logits, true);
     if (token < 0) return -2;
     llama_sampler_accept(grammar_.get(), token);
@@ -148,8 +147,8 @@ bool Sampler::allows(int32_t token) {
     return one.logit != k_forbidden;
 }
 
-void Sampler::watch(const Engine &engine, int32_t token) {
-    tail_ += piece_of(engine, token);
+void Sampler::watch(const TextModel &model, int32_t token) {
+    tail_ += piece_of(model, token);
     size_t const at = tail_.find(trigger_);
     if (at == std::string::npos) {
         if (tail_.size() >= trigger_.size()) tail_.erase(0, tail_.size() - trigger_.size() + 1);
@@ -161,7 +160,7 @@ void Sampler::watch(const Engine &engine, int32_t token) {
     if (rest.empty()) return;
     // The token that ended the trigger wrote on. The grammar takes only tokens: those of the rest.
     std::vector<int32_t> tokens(rest.size() + 8);
-    int64_t const n = tokenize(engine, rest.data(), rest.size(), false, true, tokens.data(), tokens.size());
+    int64_t const n = tokenize(model, rest.data(), rest.size(), false, true, tokens.data(), tokens.size());
     for (int64_t i = 0; i < n; i++) {
         if (allows(tokens[static_cast<size_t>(i)])) {
             llama_sampler_accept(grammar_.get(), tokens[static_cast<size_t>(i)]);
@@ -172,11 +171,11 @@ void Sampler::watch(const Engine &engine, int32_t token) {
     }
 }
 
-void logprobs(const Engine &engine, uint32_t i, int32_t token, float *logprob, uint32_t n_top, int32_t *top_tokens,
+void logprobs(const TextModel &model, uint32_t i, int32_t token, float *logprob, uint32_t n_top, int32_t *top_tokens,
               float *top_logprobs) {
-    const float *logits = engine.logits(i);
+    const float *logits = model.logits(i);
     if (!logits) fail(EMOE_ERR_ARGUMENT, "the last evaluation kept no logits in row %u", i);
-    int32_t const n_vocab = llama_vocab_n_tokens(engine.vocab());
+    int32_t const n_vocab = llama_vocab_n_tokens(model.vocab());
     if (token < 0 || token >= n_vocab)
         fail(EMOE_ERR_ARGUMENT, "token %d is not in the vocabulary of %d", token, n_vocab);
     if (n_top > static_cast<uint32_t>(n_vocab))

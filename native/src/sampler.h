@@ -1,7 +1,7 @@
 // The choice of the next token: llama.cpp's samplers in llama.cpp's order, and its grammars.
 #pragma once
 
-#include "engine.h"
+#include "text.h"
 
 #include <edgemoe.h>
 
@@ -20,8 +20,8 @@ struct SamplerFree {
 class Sampler {
 public:
     explicit Sampler(const emoe_sampler_params &params);
-    void constrain(const Engine &engine, const emoe_constraint &constraint); // before the first sample
-    int32_t sample(const Engine &engine, uint32_t i);                        // -1: no such row, -2: nothing is allowed
+    void constrain(const TextModel &model, const emoe_constraint &constraint); // before the first sample
+    int32_t sample(const TextModel &model, uint32_t i); // -1: no such row, -2: nothing is allowed
 
 private:
     using Handle = std::unique_ptr<llama_sampler, SamplerFree>;
@@ -29,7 +29,7 @@ private:
     void build(uint32_t n_vocab); // at the first use: the penalties want the size of the vocabulary
     int32_t pick(const float *logits, bool obey);
     bool allows(int32_t token);
-    void watch(const Engine &engine, int32_t token);
+    void watch(const TextModel &model, int32_t token);
 
     emoe_sampler_params const params_;
     float presence_ = 0, frequency_ = 0;
@@ -42,7 +42,7 @@ private:
 };
 
 // See emoe_engine_logprobs.
-void logprobs(const Engine &engine, uint32_t i, int32_t token, float *logprob, uint32_t n_top, int32_t *top_tokens,
+void logprobs(const TextModel &model, uint32_t i, int32_t token, float *logprob, uint32_t n_top, int32_t *top_tokens,
               float *top_logprobs);
 
 } // namespace emoe

@@ -1,14 +1,22 @@
 // Text to tokens and back: llama.cpp's tokenizers, wrapped.
 #pragma once
 
-#include "engine.h"
+#include <llama.h>
 
 #include <cstdint>
 
 namespace emoe {
 
-int64_t tokenize(const Engine &engine, const char *text, uint64_t bytes, bool add_special, bool parse_special,
+// What reading and writing text needs of a model, whoever computes it.
+class TextModel {
+public:
+    virtual ~TextModel() = default;
+    virtual const llama_vocab *vocab() const = 0;
+    virtual const float *logits(uint32_t i) const = 0; // row i of the last computation, null when there is none
+};
+
+int64_t tokenize(const TextModel &model, const char *text, uint64_t bytes, bool add_special, bool parse_special,
                  int32_t *tokens, uint64_t cap);
-int64_t piece(const Engine &engine, int32_t token, bool special, char *buf, uint64_t cap);
+int64_t piece(const TextModel &model, int32_t token, bool special, char *buf, uint64_t cap);
 
 } // namespace emoe
