@@ -84,7 +84,7 @@ def test_every_way_out_leaves_the_same_sequence(plain: Engine, drafting: Engine)
             steps = engine.steps(PROMPT, sampling=Sampling(temp=0))
             for _ in range(n):
                 next(steps)
-            steps.close()
+            steps.close()  # type: ignore[attr-defined]
             left = engine.n_past
             engine.reset()
             "".join(engine.generate(PROMPT, max_tokens=60, stop=[text[n : n + 3]], sampling=Sampling(temp=0)))

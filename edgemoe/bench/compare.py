@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ from ..devices.cpu import physical_cores
 from ..devices.memory import available_memory
 from ..devices.profile import machine
 from ..devices.storage import find_lanes, measure_storage
-from ..errors import StorageError
+from ..runtime.catalog import split_set
 from ..runtime.shell import shell_for
 from ..runtime.trace import read_trace
 from .engines import Setting
@@ -50,7 +49,7 @@ def compare(
     with edgemoe.open_model(path) as model:
         plan = edgemoe.plan(model, memory=memory, ctx=workload.n_ctx, threads=n_threads, n_ubatch=n_ubatch)
         shell = shell_for(model, progress=say)
-        files = [*model_files(Path(path)), shell]
+        files = [*split_set(Path(path)), shell]
         lanes = find_lanes(path, model.block_bytes, max_bytes=plan.cache_bytes)
         disk = measure_storage(path, model.block_bytes, n_lane=lanes, fresh=True)
         model_facts = asdict(model.info)
@@ -126,15 +125,3 @@ def _resident(
     record = run_once(Side("resident", OURS, roomy, 0, workload.n_decode), workload, files)
     say(f"all experts resident: {glance(record)}")
     return record
-
-
-def model_files(path: Path) -> list[Path]:
-    """Every file of a split set, or the one file. Raises StorageError."""
-    match = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.gguf", path.name)
-    if not match:
-        return [path]
-    files = [path.with_name(f"{match[1]}-{i:05}-of-{match[2]}.gguf") for i in range(1, int(match[2]) + 1)]
-    for file in files:
-        if not file.exists():
-            raise StorageError(f"`{file}` of the split set is missing", hint="put all files of the set into one folder")
-    return files

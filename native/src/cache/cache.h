@@ -80,9 +80,7 @@ public:
     void unpin(SlotId id);
 
     uint8_t *data(SlotId id) const;
-    uint64_t slot_bytes(SlotId id) const { return classes_[id.cls].spec.slot_bytes; }
     uint32_t class_of(ExpertIndex expert) const { return classes_spec_.class_of[expert]; }
-    uint32_t n_class() const { return static_cast<uint32_t>(classes_.size()); }
 
     uint32_t n_slot() const;
     uint32_t n_used() const { return n_used_; }

@@ -27,8 +27,6 @@ public:
     float threshold() const { return threshold_; } // least probability worth a read
     uint32_t depth() const { return depth_; }      // layers to look ahead
     bool paused() const { return paused_; }        // found not to pay
-    uint64_t n_with() const { return with_.n; }
-    uint64_t n_without() const { return without_.n; }
     double with_ns() const { return with_.mean(); }
     double without_ns() const { return without_.mean(); }
 
