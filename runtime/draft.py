@@ -18,6 +18,9 @@ from .sequence import TokenSequence
 
 MAX_DRAFT = MAX_VERIFY - 1  # tokens; the pass holds the one that is known as well
 
+# What a drafted token adds to a pass, in tokens: where experts are read for each of them, and where all are in memory.
+COST_STREAMED, COST_RESIDENT = 0.75, 0.3
+
 _MATCHES = (4, 3, 2)  # lengths of what must have stood there before, the longest first
 _ITEM = array("i").itemsize
 
@@ -69,14 +72,16 @@ class Payoff:
     tried any more drifts back to where it began, so that it is tried again.
     """
 
-    _CERTAIN = 8.0  # observations that the first guess of a mean counts for
+    _CERTAIN = 4.0  # observations that the first guess of a mean counts for
     _MEMORY = 100.0
-    _COST, _RIGHT = 0.5, 0.6
+    _RIGHT = {4: 0.8, 3: 0.65, 2: 0.5}  # noqa: RUF012
 
-    def __init__(self) -> None:
+    def __init__(self, cost: float) -> None:
+        """cost: first guess of c."""
+        self._first_cost = cost
         self._token_s = 0.0
-        self._cost = (self._COST, self._CERTAIN)
-        self._right = dict.fromkeys(_MATCHES, (self._RIGHT, self._CERTAIN))
+        self._cost = (cost, self._CERTAIN)
+        self._right = {n_match: (right, self._CERTAIN) for n_match, right in self._RIGHT.items()}
 
     def worth(self, n_match: int, n_most: int) -> int:
         """Tokens to draft, 0 to n_most."""
@@ -88,13 +93,15 @@ class Payoff:
             if speed > best_speed * 1.02:
                 best, best_speed = m, speed
         if best == 0:
-            self._right[n_match] = self._mean(self._right[n_match], self._RIGHT, 0.2)
-            self._cost = self._mean(self._cost, self._COST, 0.2)
+            self._right[n_match] = self._mean(self._right[n_match], self._RIGHT[n_match], 0.2)
+            self._cost = self._mean(self._cost, self._first_cost, 0.2)
         return best
 
     def token(self, seconds: float) -> None:
         """A token was computed alone."""
-        self._token_s += (seconds - self._token_s) * (0.1 if self._token_s else 1.0)
+        # Falls fast and rises slowly: tokens right after a pass are slower than where there are no passes.
+        share = 0.02 if seconds > self._token_s > 0 else 0.5 if self._token_s else 1.0
+        self._token_s += (seconds - self._token_s) * share
 
     def computed(self, m: int, seconds: float) -> None:
         """A pass of m drafted tokens."""

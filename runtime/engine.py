@@ -21,7 +21,7 @@ from ..units import KIB, MIB, format_size
 from .allowance import Allowance
 from .backend import Backend
 from .collected import Collected
-from .draft import Lookahead, Payoff, allowed
+from .draft import COST_RESIDENT, COST_STREAMED, Lookahead, Payoff, allowed
 from .model import Model
 from .planner import Plan
 from .prompt import CHATML_END, Message, first_rendering_bytes, render
@@ -73,7 +73,7 @@ class Engine:
         self.finish_reason = ""
         self.n_reused = 0
         self._resolve = resolve
-        self._payoff = Payoff()
+        self._payoff = Payoff(COST_STREAMED if plan.n_slot < plan.n_expert_total else COST_RESIDENT)
         self._n_drafted = self._n_draft_used = 0
         self._unchecked = 0  # tokens since the last look at the process's memory
         self._finalizer = weakref.finalize(self, backend.close)

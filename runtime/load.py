@@ -45,7 +45,7 @@ def load(
     n_outputs: int = 1,
     policy: str = "next-use",
     prefetch: str = "auto",
-    draft: str | int = "auto",
+    draft: str | int = "off",
     warm_start: bool = True,
     buffered: bool = False,
     reader: str = "auto",
@@ -69,7 +69,7 @@ def load(
     prefetch: read experts before a router asks for them: "auto" (where it measures faster), "off" or "on".
     draft: most tokens guessed from the text (prompt lookup) and verified in one pass with the next: 1 to 6, "off", or
         "auto": 6 where the model allows it. Fewer or none are drafted where that measures faster. The answer is the
-        same to the bit.
+        same to the bit. Where the processor is the bottleneck, as it is where all fits, little is to be won.
     warm_start: begin with what earlier runs learned about the model's experts, and keep what this one learns.
     buffered: read through the page cache even where O_DIRECT works.
     reader: "uring", "threads", or "auto": io_uring where the kernel allows it.
@@ -134,7 +134,7 @@ def plan(
     threads: int | None = None,
     n_ubatch: int | None = None,
     n_outputs: int = 1,
-    draft: str | int = "auto",
+    draft: str | int = "off",
     kv_type: str = "f16",
     measure: bool = True,
 ) -> Plan:

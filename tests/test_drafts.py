@@ -10,6 +10,7 @@ import tinymoe
 
 import edgemoe
 from edgemoe import Engine, Sampling, UnsupportedError, UsageError
+from edgemoe.runtime import engine as engine_module
 from edgemoe.runtime.draft import Payoff
 
 PROMPT = list(range(20, 50)) * 3  # what stands there once may come again
@@ -38,13 +39,13 @@ def plain(path: Path) -> Iterator[Engine]:
 def drafting(path: Path) -> Iterator[Engine]:
     """What is drafted shall not depend on how busy this machine is: a drafted token costs a tenth of one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Payoff, "_COST", 0.1)
+        patch.setattr(engine_module, "COST_RESIDENT", 0.1)
         patch.setattr(Payoff, "computed", lambda *_: None)
         yield from opened(path)
 
 
 def opened(path: Path) -> Iterator[Engine]:
-    with edgemoe.load(path, memory="2GiB", ctx=256, threads=1) as found:
+    with edgemoe.load(path, memory="2GiB", ctx=256, threads=1, draft="auto") as found:
         yield found
 
 
@@ -117,7 +118,7 @@ def test_a_model_that_cannot_verify_is_refused_only_when_asked(tmp_path: Path) -
     path = tinymoe.write(tmp_path / "window.gguf", "gpt-oss")
     with pytest.raises(UnsupportedError, match="cannot verify drafts: it attends to a sliding window"):
         edgemoe.load(path, memory="2GiB", ctx=256, threads=1, draft=3)
-    with edgemoe.load(path, memory="2GiB", ctx=256, threads=1) as engine:
+    with edgemoe.load(path, memory="2GiB", ctx=256, threads=1, draft="auto") as engine:
         assert len(list(engine.steps(PROMPT, max_tokens=30, sampling=Sampling(temp=0)))) > 0
         assert engine.stats().n_draft == 0
 
@@ -129,5 +130,5 @@ def test_absurd_drafts_are_refused(path: Path, draft: object) -> None:
 
 
 def test_a_pass_is_no_longer_than_a_batch(path: Path) -> None:
-    with edgemoe.load(path, memory="2GiB", ctx=256, threads=1, n_ubatch=2) as engine:
+    with edgemoe.load(path, memory="2GiB", ctx=256, threads=1, n_ubatch=2, draft="auto") as engine:
         assert len(list(engine.steps(PROMPT, max_tokens=30, sampling=Sampling(temp=0)))) > 0

@@ -81,9 +81,9 @@ class EngineOptions(BudgetOptions):
     draft: Annotated[
         str,
         typer.Option(
-            metavar="N", help="Guess up to N tokens from the text and verify them at once: `auto`, `off`, or 1 to 6."
+            metavar="N", help="Guess up to N tokens from the text and verify them at once: `off`, `auto`, or 1 to 6."
         ),
-    ] = "auto"
+    ] = "off"
     trace: Annotated[
         str | None,
         typer.Option(metavar="FILE", show_default=False, help="Record routing and reads for `edgemoe replay`; slower."),

@@ -50,7 +50,7 @@ def test_like_a_slow_search() -> None:
 
 def payoff(cost: float, right: float, n: int = 300) -> int:
     """What is drafted after n passes in which a drafted token costs `cost` tokens, and is right this often."""
-    p, generator = Payoff(), random.Random(1)
+    p, generator = Payoff(0.5), random.Random(1)
     m = 0
     for _ in range(n):
         p.token(0.1)
@@ -70,15 +70,15 @@ def test_drafts_grow_where_they_are_right_and_cheap() -> None:
 
 
 def test_drafts_end_where_they_cost_more_than_they_bring() -> None:
-    p = Payoff()
+    p = Payoff(0.5)
     drafted = 0
     for _ in range(500):
         p.token(0.1)
-        m = p.worth(2, MAX_DRAFT)
+        m = p.worth(4, MAX_DRAFT)
         drafted += m
         if m:
             p.computed(m, 0.1 * (1 + 0.9 * m))
-            p.verified(2, False)
+            p.verified(4, False)
     assert drafted < 100  # tried, found wanting, and now and then tried again
     assert drafted > 0
 

@@ -13,6 +13,8 @@ namespace {
 constexpr uint32_t k_region_decode = 4, k_region_batch = 2;
 // An expert in the cache that will be used with this probability by one of the next layers is given up last.
 constexpr float k_expect = 0.3f;
+// A few tokens at once, as when drafts are verified, take about a token's experts, of which habit knows too little.
+constexpr uint32_t k_least_batch = 8;
 // In a batch, an expert that some token will use with this probability is read ahead.
 constexpr double k_batch_probability = 0.9;
 // Bytes read ahead at once at most, or two reads: enough to keep a drive at work, little to wait for.
@@ -58,7 +60,7 @@ void Streamer::plan_ahead(const Routing &routing) {
     if (!reads_ahead_ || wanted_bytes_ != 0 || !passage_.empty()) return;
     auto const n_layer = static_cast<uint32_t>(layout_.layers.size());
     if (routing.n_token > 1) {
-        if (layer_ + 1 < n_layer) plan_batch(layer_ + 1, routing.n_token);
+        if (layer_ + 1 < n_layer && routing.n_token >= k_least_batch) plan_batch(layer_ + 1, routing.n_token);
         return;
     }
     uint32_t const depth = governor_.depth();

@@ -287,7 +287,7 @@ void Streamer::end_visit() {
 
 void Streamer::begin_visit(uint32_t layer, const Routing &routing) {
     end_visit();
-    governor_.at_layer(static_cast<uint32_t>(plans_.size()), n_in_flight_ == 0);
+    if (n_batch_token_ == 1) governor_.at_layer(static_cast<uint32_t>(plans_.size()), n_in_flight_ == 0);
     drop_plans();
     apply_budget();
     layer_ = layer;
