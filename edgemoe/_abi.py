@@ -31,6 +31,11 @@ PREFETCH_AUTO = 0
 PREFETCH_OFF = 1
 PREFETCH_ON = 2
 
+DEVICE_CPU = 0
+DEVICE_GPU = 1
+DEVICE_IGPU = 2
+DEVICE_ACCELERATOR = 3
+
 EXPERT_RESIDENT = 1
 EXPERT_USED = 2
 EXPERT_MISSED = 4
@@ -251,6 +256,18 @@ class Constraint(Struct):
     ]
 
 
+class DeviceInfo(Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("kind", c_uint32),
+        ("free_bytes", c_uint64),
+        ("total_bytes", c_uint64),
+        ("backend", c_char * 32),
+        ("name", c_char * 64),
+        ("description", c_char * 128),
+    ]
+
+
 class StorageSpeed(Struct):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -329,6 +346,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "emoe_replay_params": ReplayParams,
     "emoe_sampler_params": SamplerParams,
     "emoe_constraint": Constraint,
+    "emoe_device_info": DeviceInfo,
     "emoe_storage_speed": StorageSpeed,
     "emoe_plan": Plan,
     "emoe_session_params": SessionParams,
@@ -397,6 +415,8 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
         _status,
         [_engine, c_uint32, c_int32, POINTER(c_float), c_uint32, POINTER(c_int32), POINTER(c_float), _err],
     ),
+    "emoe_device_count": (c_uint32, []),
+    "emoe_device_get": (_status, [c_uint32, POINTER(DeviceInfo), _err]),
     "emoe_storage_measure": (
         _status,
         [c_char_p, c_uint64, c_uint32, c_uint64, c_uint64, POINTER(StorageSpeed), _err],

@@ -546,6 +546,16 @@ def replay(
 # ---------------------------------------------------------------- measuring
 
 
+def devices() -> list[dict[str, Any]]:
+    """ggml's devices: the fields of `emoe_device_info`."""
+    found = []
+    for i in range(library().emoe_device_count()):
+        info, error = abi.DeviceInfo(), abi.Error()
+        check(library().emoe_device_get(i, ctypes.byref(info), ctypes.byref(error)), error)
+        found.append(_values(info))
+    return found
+
+
 def storage_measure(path: str, block_bytes: int, n_lane: int, max_bytes: int, max_ns: int) -> dict[str, Any]:
     speed, error = abi.StorageSpeed(), abi.Error()
     status = library().emoe_storage_measure(

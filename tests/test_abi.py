@@ -81,8 +81,8 @@ def test_every_struct_of_the_header_is_mirrored_field_by_field() -> None:
 def test_every_constant_of_the_header_is_mirrored() -> None:
     declared = dict(
         re.findall(
-            r"#define EMOE_((?:OK|ERR_|POLICY_|PREFETCH_|EXPERT_|MAX_|REPLAY_|READER_|FINISH_|MEMORY_|FAULT_|ABI_)\w*) "
-            r"(\d+)",
+            r"#define EMOE_((?:OK|ERR_|POLICY_|PREFETCH_|EXPERT_|MAX_|REPLAY_|READER_|FINISH_|MEMORY_|FAULT_|DEVICE_"
+            r"|ABI_)\w*) (\d+)",
             HEADER.read_text(),
         )
     )

@@ -415,6 +415,25 @@ typedef struct emoe_replay_params {
 /* What a cache would have had of recorded routing. */
 EMOE_API emoe_status emoe_replay(const emoe_replay_params *params, uint64_t *n_use, uint64_t *n_miss, emoe_error *err);
 
+/* ------------------------------------------------------------------ devices */
+
+#define EMOE_DEVICE_CPU 0
+#define EMOE_DEVICE_GPU 1         /* with memory of its own */
+#define EMOE_DEVICE_IGPU 2        /* in the system's memory */
+#define EMOE_DEVICE_ACCELERATOR 3 /* beside the CPU, in its memory (BLAS, AMX) */
+typedef struct emoe_device_info {
+    uint32_t struct_size;
+    uint32_t kind;       /* EMOE_DEVICE_* */
+    uint64_t free_bytes; /* of its memory now; 0: not known */
+    uint64_t total_bytes;
+    char backend[32];      /* "CUDA", "Vulkan", "Metal", "CPU" */
+    char name[64];         /* "CUDA0" */
+    char description[128]; /* what it calls itself */
+} emoe_device_info;
+/* Devices that this process's ggml was built for and finds. Asking a GPU's driver takes time and memory the first time. */
+EMOE_API uint32_t emoe_device_count(void);
+EMOE_API emoe_status emoe_device_get(uint32_t i, emoe_device_info *info, emoe_error *err);
+
 /* ------------------------------------------------------------------ measuring */
 
 typedef struct emoe_storage_speed {

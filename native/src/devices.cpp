@@ -1,0 +1,44 @@
+// What ggml computes on here: its device list, as data.
+#include "base/error.h"
+#include "base/guard.h"
+
+#include <edgemoe.h>
+
+#include <ggml-backend.h>
+
+#include <cstdio>
+
+namespace {
+
+uint32_t kind_of(ggml_backend_dev_t device) {
+    switch (ggml_backend_dev_type(device)) {
+    case GGML_BACKEND_DEVICE_TYPE_GPU: return EMOE_DEVICE_GPU;
+    case GGML_BACKEND_DEVICE_TYPE_IGPU: return EMOE_DEVICE_IGPU;
+    case GGML_BACKEND_DEVICE_TYPE_CPU: return EMOE_DEVICE_CPU;
+    default: return EMOE_DEVICE_ACCELERATOR;
+    }
+}
+
+} // namespace
+
+uint32_t emoe_device_count(void) { return static_cast<uint32_t>(ggml_backend_dev_count()); }
+
+emoe_status emoe_device_get(uint32_t i, emoe_device_info *info, emoe_error *err) {
+    using namespace emoe;
+    return guarded(err, [&] {
+        check_pointer(info, "info");
+        check_struct(info, "emoe_device_info");
+        if (i >= ggml_backend_dev_count())
+            fail(EMOE_ERR_ARGUMENT, "there is no device %u: there are %zu", i, ggml_backend_dev_count());
+        ggml_backend_dev_t const device = ggml_backend_dev_get(i);
+        size_t free = 0, total = 0;
+        ggml_backend_dev_memory(device, &free, &total);
+        info->kind = kind_of(device);
+        info->free_bytes = free;
+        info->total_bytes = total;
+        ggml_backend_reg_t const reg = ggml_backend_dev_backend_reg(device);
+        snprintf(info->backend, sizeof info->backend, "%s", reg ? ggml_backend_reg_name(reg) : "");
+        snprintf(info->name, sizeof info->name, "%s", ggml_backend_dev_name(device));
+        snprintf(info->description, sizeof info->description, "%s", ggml_backend_dev_description(device));
+    });
+}
