@@ -83,7 +83,7 @@ def convert(source: Source, out: Path, options: Options, *, progress: Progress |
         facts=options.facts,
     )
     jobs = work.jobs_of(target)
-    n_worker = work.workers_for(jobs, _memory(options), _threads(options), _held_bytes())
+    n_worker = work.workers_for(jobs, _memory(options), _threads(options), held_bytes())
     _, data_bytes = target.offsets()
     header_bytes, fingerprint = len(target.header()), target.fingerprint(source)
     with Output(out, fingerprint, len(jobs), header_bytes, data_bytes) as output:
@@ -98,7 +98,7 @@ def convert(source: Source, out: Path, options: Options, *, progress: Progress |
         try:
             todo = [job for job in jobs if job.index not in resumed]
             work.run(todo, n_worker, lambda job, offset, data, values: output.write(offset, data), done)
-            _check_unchanged(source)
+            check_unchanged(source)
         except FormatError:
             output.discard()
             raise
@@ -113,7 +113,7 @@ def verify_file(source: Source, out: Path, options: Options, *, progress: Progre
     stacked = "edgemoe.format.version" not in header.values
     target = make_target(source, FileTypes(header), stacked=stacked, importance=options.importance)
     verify.check_header(out, header, target)
-    n_worker = work.workers_for(work.jobs_of(target), _memory(options), _threads(options), _held_bytes())
+    n_worker = work.workers_for(work.jobs_of(target), _memory(options), _threads(options), held_bytes())
     told = _Told(progress, "verifying", source.n_weight)
     check = verify.check_data(out, header, source, target, n_worker, told.add)
     return _report(out, target, check=check, file_bytes=header.file_bytes)
@@ -155,7 +155,8 @@ def _check_out(source: Source, out: Path, *, overwrite: bool) -> None:
         raise UsageError(f"`{out}` exists", hint="choose another name, or add `--overwrite`")
 
 
-def _check_unchanged(source: Source) -> None:
+def check_unchanged(source: Source) -> None:
+    """Raises StorageError when a file of the source is not what it was when it was opened."""
     for name, size, modified in source.files:
         try:
             status = os.stat(name)
@@ -170,12 +171,15 @@ def _memory(options: Options) -> int:
 
 
 def _threads(options: Options) -> int:
-    if options.threads is not None:
-        return options.threads
+    return cores() if options.threads is None else options.threads
+
+
+def cores() -> int:
+    """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _held_bytes() -> int:
+def held_bytes() -> int:
     """The most that the process has held so far: more than it holds now, never less."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak

@@ -165,6 +165,23 @@ def _cuts(pre: Any) -> tuple[str, ...]:
     return () if kind == "Metaspace" else (str(kind),)
 
 
+def cut_of(name: str) -> list[dict[str, Any]] | None:
+    """tokenizer.json's way of the cut that llama.cpp calls so, bytes as letters at its end; None: not known here."""
+    name = {"smollm": "refact", "default": "gpt-2"}.get(name, name)
+    cuts = next((cuts for cuts, found in _CUTS.items() if found == name), None)
+    if cuts is None:
+        return None
+    made: list[dict[str, Any]] = []
+    for cut in cuts:
+        if cut == "digits":
+            made.append({"type": "Digits", "individual_digits": True})
+        elif cut != "gpt2":
+            expression = cut.replace(r"\r", "\r").replace(r"\n", "\n")
+            made.append({"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False})
+    regex = "gpt2" in cuts
+    return [*made, {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": regex}]
+
+
 def _cut_name(folder: Path, tokenizer: dict[str, Any], settings: dict[str, Any]) -> str:
     cuts = _cuts(tokenizer.get("pre_tokenizer"))
     name = _CUTS.get(cuts) or next((name for mark, name in _MARKS if mark in cuts), None)

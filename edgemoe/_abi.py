@@ -356,7 +356,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
 
 _status = c_int32
 _err = POINTER(Error)
-_model = _engine = _sampler = _session = c_void_p
+_model = _engine = _sampler = _session = _policy = c_void_p
 _out = POINTER(c_void_p)
 
 FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
@@ -417,6 +417,15 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     ),
     "emoe_device_count": (c_uint32, []),
     "emoe_device_get": (_status, [c_uint32, POINTER(DeviceInfo), _err]),
+    "emoe_policy_open": (_status, [c_uint32, POINTER(c_uint32), c_uint32, c_uint32, _out, _err]),
+    "emoe_policy_close": (None, [_policy]),
+    "emoe_policy_visit": (
+        _status,
+        [_policy, c_uint32, c_uint32, POINTER(c_uint32), POINTER(c_uint32), POINTER(c_float), c_uint32, _err],
+    ),
+    "emoe_policy_badness": (_status, [_policy, POINTER(c_float), c_uint64, _err]),
+    "emoe_policy_rates": (c_uint64, [_policy, POINTER(c_float), c_uint64]),
+    "emoe_policy_warm_start": (None, [_policy, POINTER(c_float), c_uint64]),
     "emoe_storage_measure": (
         _status,
         [c_char_p, c_uint64, c_uint32, c_uint64, c_uint64, POINTER(StorageSpeed), _err],

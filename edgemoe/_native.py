@@ -36,6 +36,7 @@ LLAMA_VERSION = "0.3.36"  # of llama-cpp-python; the same pin as in pyproject.to
 ModelHandle = NewType("ModelHandle", int)
 EngineHandle = NewType("EngineHandle", int)
 SamplerHandle = NewType("SamplerHandle", int)
+PolicyHandle = NewType("PolicyHandle", int)
 
 _ERRORS: dict[int, type[EdgeMoEError]] = {
     abi.ERR_ARGUMENT: UsageError,
@@ -499,6 +500,83 @@ def engine_logprobs(engine: EngineHandle, row: int, token: int, n_top: int) -> t
     )  # fmt: skip
     check(status, error)
     return logprob.value, list(zip(tokens, values, strict=True))
+
+
+# ---------------------------------------------------------------- eviction policies
+
+
+def policy_open(kind: int, n_expert: Sequence[int], n_expert_used: int) -> PolicyHandle:
+    handle, error, counts = ctypes.c_void_p(), abi.Error(), array("I", n_expert)
+    status = library().emoe_policy_open(
+        kind, _uint32_pointer(counts), len(counts), n_expert_used, ctypes.byref(handle), ctypes.byref(error)
+    )
+    check(status, error)
+    return PolicyHandle(handle.value or 0)
+
+
+def policy_close(policy: PolicyHandle) -> None:
+    library().emoe_policy_close(policy)
+
+
+def policy_visit(
+    policy: PolicyHandle, layer: int, n_token: int, experts: array[int], n_row: array[int], weight: array[float]
+) -> None:
+    """experts, n_row: uint32; weight: float32; one entry an expert that was used."""
+    error = abi.Error()
+    status = library().emoe_policy_visit(
+        policy, layer, n_token, _uint32_pointer(experts), _uint32_pointer(n_row), _float_pointer(weight), len(experts),
+        ctypes.byref(error),
+    )  # fmt: skip
+    check(status, error)
+
+
+def policy_badness(policy: PolicyHandle, n: int) -> array[float]:
+    """Of all n experts: the larger, the sooner to be given up."""
+    error, values = abi.Error(), array("f", bytes(4 * n))
+    check(library().emoe_policy_badness(policy, _float_pointer(values), n, ctypes.byref(error)), error)
+    return values
+
+
+def policy_rates(policy: PolicyHandle) -> array[float]:
+    n = int(library().emoe_policy_rates(policy, None, 0))
+    rates = array("f", bytes(4 * n))
+    library().emoe_policy_rates(policy, _float_pointer(rates), n)
+    return rates
+
+
+def policy_warm_start(policy: PolicyHandle, rates: array[float]) -> None:
+    library().emoe_policy_warm_start(policy, _float_pointer(rates), len(rates))
+
+
+def _uint32_pointer(values: array[int]) -> Any:
+    return ctypes.cast(values.buffer_info()[0], ctypes.POINTER(ctypes.c_uint32))
+
+
+# ---------------------------------------------------------------- mapped files
+
+_WILL_NEED, _DONT_NEED, _POPULATE_READ = 3, 4, 22  # of madvise on Linux
+
+
+@functools.cache
+def _madvise() -> Any:
+    function = ctypes.CDLL(None).madvise
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return function
+
+
+def map_expect(address: int, n_bytes: int) -> None:
+    """These pages of a mapped file will be wanted soon: the kernel begins to read them. address: of a page."""
+    _madvise()(address, n_bytes, _WILL_NEED)
+
+
+def map_fill(address: int, n_bytes: int) -> bool:
+    """Read these pages of a mapped file now. False when they cannot be read, or the kernel is older than 5.14."""
+    return bool(_madvise()(address, n_bytes, _POPULATE_READ) == 0)
+
+
+def map_drop(address: int, n_bytes: int) -> None:
+    """Take these pages of a mapped file out of the process; their next use reads them again."""
+    _madvise()(address, n_bytes, _DONT_NEED)
 
 
 # ---------------------------------------------------------------- replay

@@ -126,12 +126,15 @@ class NativeBackend:
     def recall(self, info: ModelInfo) -> None:
         from . import usage
 
-        usage.recall(self.text, info)
+        rates = usage.recall(info)
+        if rates is not None:
+            _native.engine_warm_start(self.text, rates)
 
     def remember(self, info: ModelInfo) -> None:
         from . import usage
 
-        usage.remember(self.text, info)
+        stats = self.stats()
+        usage.remember(info, stats["n_decode"] + stats["n_prefill"], _native.engine_rates(self.text))
 
     def close(self) -> None:
         _native.engine_close(self.text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,7 @@ from ..units import Memory, format_exact, format_size, parse_memory, parse_size
 from .backend import NativeBackend
 from .draft import MAX_DRAFT, parse_draft
 from .engine import Engine
-from .model import Model, context_params, open_model
+from .model import Model, context_params, is_export, open_model
 from .planner import Budget, Plan, Speeds, resident_bytes
 from .planner import plan as make_plan
 from .prompt import first_rendering_bytes
@@ -56,7 +57,7 @@ def load(
 ) -> Engine:
     """Open a model for generation inside a memory budget; close it, or use it in a `with` statement.
 
-    path: a GGUF file, any file of a split set, or the name of a model (see `edgemoe.resolve`).
+    path: a GGUF file, any file of a split set, the folder of an ONNX export, or a model's name (see `edgemoe.resolve`).
     memory: of the whole process: "6GiB", "75%" (of what this process may use), bytes, or "auto": 85 % of what is
         available now, or less if every expert fits in less.
     ctx: tokens of context, prompt and answers together, at most what the model was trained for. None: 4096, or less
@@ -100,6 +101,32 @@ def load(
     shape = _Shape(ctx, _threads(threads), n_ubatch, n_outputs, kv_type)
     with ExitStack() as undo:
         model = undo.enter_context(open_model(path))
+        if is_export(model):
+            from .onnx.load import load_export, refuse_options
+
+            uring, wish = reader == "uring", prefetch == "on"
+            refuse_options(
+                {
+                    "prefetch": wish,
+                    "reader": uring,
+                    "read_limit": read_bytes_per_s,
+                    "kv_type": kv_type != "f16",
+                    "draft": n_draft or 0,
+                }
+            )
+            _check_outputs(shape)
+            return load_export(
+                model,
+                lambda resident: resolve_budget(wanted, resident),
+                lambda new: resolve_budget(parse_memory(new), sys.maxsize),
+                n_ctx=ctx,
+                n_ubatch=n_ubatch,
+                n_threads=shape.n_threads,
+                n_outputs=n_outputs,
+                policy=POLICIES.index(policy),
+                warm_start=warm_start,
+                progress=progress,
+            )
         if reader == "uring" and not model.info.direct_io:
             raise UnsupportedError(f"io_uring needs O_DIRECT, which `{path}` refuses", hint="use the reader `threads`")
         plan = _plan(model, wanted, shape, measure=False)
@@ -208,10 +235,25 @@ def _threads(threads: int | None) -> int:
     return threads
 
 
-def _plan(model: Model, memory: Memory, shape: _Shape, *, measure: bool) -> Plan:
+def _check_outputs(shape: _Shape) -> None:
     if not 1 <= shape.n_outputs <= _MAX_OUTPUTS:
         raise UsageError(
             f"logits of {shape.n_outputs} tokens make no sense", hint=f"use `n_outputs` of 1 to {_MAX_OUTPUTS}"
+        )
+
+
+def _plan(model: Model, memory: Memory, shape: _Shape, *, measure: bool) -> Plan:
+    _check_outputs(shape)
+    if is_export(model):
+        from .onnx.load import plan_export
+
+        return plan_export(
+            model,
+            lambda resident: resolve_budget(memory, resident),
+            n_ctx=shape.n_ctx,
+            n_ubatch=shape.n_ubatch,
+            n_threads=shape.n_threads,
+            n_outputs=shape.n_outputs,
         )
     context_params(1, 1, 1, 1, shape.kv_type)  # refuses an unknown kv_type before anything is measured
     later_bytes = first_rendering_bytes(model.chat_template)

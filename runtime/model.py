@@ -9,11 +9,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from .. import _native
 from .._abi import ContextParams
 from ..errors import EdgeMoEError, FormatError, StorageError, UnsupportedError, UsageError
 from .names import resolve
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
+
+    from .onnx.model import OnnxModel
 
 KV_TYPES = {"f16": 1, "q8_0": 8}  # ggml_type; f16 is what the model would use itself, q8_0 is lossy
 
@@ -165,13 +171,24 @@ def context_params(n_ctx: int, n_ubatch: int, n_threads: int, n_outputs: int, kv
     )
 
 
-def open_model(path: str | os.PathLike[str]) -> Model:
-    """Read the headers of a GGUF file; of all files of a split set, given any of them.
+def is_export(model: Model) -> TypeGuard[OnnxModel]:
+    """Whether the model is an ONNX export, which ONNX Runtime runs."""
+    return hasattr(model, "vocabulary")
 
-    path: or the name of a model (see `edgemoe.resolve`).
+
+def open_model(path: str | os.PathLike[str]) -> Model:
+    """Read the headers of a GGUF file; of all files of a split set, given any of them; or of an ONNX export.
+
+    path: a file, the folder of an export, or the name of a model (see `edgemoe.resolve`).
     Raises UsageError (no such file, a folder), StorageError, FormatError, UnsupportedError (not a MoE).
     """
     file = resolve(path)
+    if file.is_dir() or file.suffix.lower() == ".onnx":
+        from .onnx.model import export_at, open_export
+
+        folder = export_at(file)
+        if folder is not None:
+            return open_export(folder)
     _check_file(file)
     try:
         handle = _native.model_open(os.fspath(file))

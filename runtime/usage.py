@@ -10,7 +10,6 @@ from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import _native
 from ..errors import StorageError
 from ..paths import cache_dir, write_whole
 
@@ -21,29 +20,24 @@ _LEAST_TOKENS = 64  # of decode and prefill, before a run has anything to tell
 _FOLDER = "usage"
 
 
-def recall(engine: _native.EngineHandle, model: ModelInfo) -> bool:
-    """Tell the engine what is known. False when nothing is, or not of this model."""
+def recall(model: ModelInfo) -> array[float] | None:
+    """What is known, None when nothing is, or not of this model."""
     rates = array("f")
     try:
         raw = _path(model).read_bytes()
     except (OSError, StorageError):
-        return False
+        return None
     if len(raw) != model.n_expert_total * rates.itemsize:
-        return False
+        return None
     rates.frombytes(raw)
     if not all(0.0 <= rate <= 1.0 for rate in rates):  # a damaged file; NaN too
-        return False
-    _native.engine_warm_start(engine, rates)
-    return True
+        return None
+    return rates
 
 
-def remember(engine: _native.EngineHandle, model: ModelInfo) -> None:
-    """Keep what the engine has learned for the next run. A failure costs a cold start, so it is ignored."""
-    stats = _native.engine_stats(engine)
-    if stats["n_decode"] + stats["n_prefill"] < _LEAST_TOKENS:
-        return
-    rates = _native.engine_rates(engine)
-    if len(rates) == model.n_expert_total:
+def remember(model: ModelInfo, n_token: int, rates: array[float]) -> None:
+    """Keep what was learned in n_token tokens for the next run. A failure costs a cold start, so it is ignored."""
+    if n_token >= _LEAST_TOKENS and len(rates) == model.n_expert_total:
         write_whole(f"{_FOLDER}/{_name(model)}", rates.tobytes())
 
 

@@ -39,7 +39,7 @@ def c_type(declaration: str) -> str:
     kind = re.sub(r"\bconst\b", "", declaration)
     stars = kind.count("*")
     base = kind.replace("*", " ").split()[0]
-    handles = ("emoe_model", "emoe_engine", "emoe_sampler", "emoe_session")
+    handles = ("emoe_model", "emoe_engine", "emoe_sampler", "emoe_session", "emoe_policy")
     base = "int32_t" if base == "emoe_status" else "void" if base in handles else base
     return f"{base} {'*' * stars}".strip()
 

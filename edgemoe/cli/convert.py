@@ -25,7 +25,10 @@ def convert(
     source: Annotated[
         str, typer.Argument(metavar="SRC", show_default=False, help="A GGUF file, or the folder of a checkpoint.")
     ],
-    out: Annotated[str, typer.Argument(metavar="OUT", show_default=False, help="The GGUF file to write.")],
+    out: Annotated[
+        str, typer.Argument(metavar="OUT", show_default=False, help="The GGUF file to write; for ONNX, the folder.")
+    ],
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="`gguf`, or `onnx` for ONNX Runtime.")] = "gguf",
     type_name: Annotated[
         str | None,
         typer.Option("--type", metavar="TYPE", help="One type for all experts: `Q4_K`.", show_default="keep, or Q4_K"),
@@ -59,6 +62,12 @@ def convert(
         str | None,
         typer.Option(metavar="NAME", help="llama.cpp's name of a tokenizer's cut.", show_default="found out"),
     ] = None,
+    ctx: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Positions of an ONNX export, which has tables of them.", show_default="up to 32768"
+        ),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Write SRC with a tensor and a type for each expert. LOSSY wherever a type has fewer bits than SRC's.
@@ -68,7 +77,22 @@ def convert(
     from ..converters import convert as library
 
     at_least("--threads", threads, 1)
+    at_least("--ctx", ctx, 1)
     source_path, out_path = Path(source).expanduser(), Path(out).expanduser()
+    if to == "onnx":
+        from .convert_onnx import refuse, to_onnx
+
+        refuse({"--size": size, "--uniform-per-layer": uniform_per_layer, "--verify": verify})
+        opened = library.open_source(source_path, pre_tokenizer=pre_tokenizer)
+        asked = {"type_name": type_name, "allocation": allocation, "bits": bits, "calibration": calibration}
+        shape = {"dense_type": dense_type, "n_ctx": ctx, "memory": memory, "threads": threads, "overwrite": overwrite}
+        with _progress(opened) as progress:
+            to_onnx(opened, out_path, asked, shape, progress=progress, json_output=json_output)
+        return
+    if to != "gguf":
+        raise UsageError(f"`{to}` is not a format to convert to", hint="use `gguf` or `onnx`")
+    if ctx is not None:
+        raise UsageError("`--ctx` is for `--to onnx`", hint="leave it out: a GGUF works with every context")
     only_verify = verify and out_path.exists() and not overwrite
     opened = library.open_source(source_path, pre_tokenizer=pre_tokenizer)
     options = library.Options(

@@ -392,6 +392,23 @@ EMOE_API emoe_status emoe_sampler_constrain(emoe_sampler *sampler, const emoe_en
 EMOE_API emoe_status emoe_engine_logprobs(const emoe_engine *engine, uint32_t i, int32_t token, float *logprob,
                                           uint32_t n_top, int32_t *top_tokens, float *top_logprobs, emoe_error *err);
 
+/* ------------------------------------------------------------------ eviction policies */
+
+/* For hosts that hold experts themselves: the policies that the cache uses. Not for several threads at once. */
+typedef struct emoe_policy emoe_policy;
+/* kind: EMOE_POLICY_*. n_expert: [n_layer] experts of each layer. */
+EMOE_API emoe_status emoe_policy_open(uint32_t kind, const uint32_t *n_expert, uint32_t n_layer, uint32_t n_expert_used,
+                                      emoe_policy **out, emoe_error *err);
+EMOE_API void emoe_policy_close(emoe_policy *policy);
+/* A batch passed a layer and used n_use of its experts. n_row: tokens routed to each; weight: their mean router weight. */
+EMOE_API emoe_status emoe_policy_visit(emoe_policy *policy, uint32_t layer, uint32_t n_token, const uint32_t *experts,
+                                       const uint32_t *n_row, const float *weight, uint32_t n_use, emoe_error *err);
+/* Of every expert, layer after layer: the larger, the sooner to be given up. n: experts of all layers. */
+EMOE_API emoe_status emoe_policy_badness(const emoe_policy *policy, float *badness, uint64_t n, emoe_error *err);
+/* As emoe_engine_rates and emoe_engine_warm_start. */
+EMOE_API uint64_t emoe_policy_rates(const emoe_policy *policy, float *rates, uint64_t cap);
+EMOE_API void emoe_policy_warm_start(emoe_policy *policy, const float *rates, uint64_t n);
+
 /* ------------------------------------------------------------------ replay */
 
 typedef struct emoe_replay_params {

@@ -1,0 +1,86 @@
+"""`edgemoe convert --to onnx`: what of the command is asked of the export, and what it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+from ..units import format_size
+
+if TYPE_CHECKING:
+    from ..converters.convert import Progress
+    from ..converters.onnx.export import Report
+    from ..converters.source import Source
+
+
+def refuse(options: Mapping[str, object]) -> None:
+    """Raise UsageError for options that are GGUF's alone."""
+    for name, value in options.items():
+        if value:
+            raise UsageError(f"`{name}` is for `--to gguf`", hint="docs/onnx.md says what an export can do")
+
+
+def to_onnx(
+    source: Source,
+    out: Path,
+    asked: Mapping[str, Any],
+    shape: Mapping[str, Any],
+    *,
+    progress: Progress | None,
+    json_output: bool,
+) -> None:
+    """asked: which bits, as the options of the same names. shape: the rest of the export's options."""
+    from ..converters.onnx.export import Options, export
+
+    report = export(source, out, Options(**_chosen(source, **asked), **shape), progress=progress)
+    if json_output:
+        print(json.dumps(_to_dict(report), indent=2))
+        return
+    experts = ", ".join(f"{n:,} of {bits} bits" for bits, n in report.bits.items())
+    print(f"wrote {report.path}: {format_size(report.file_bytes)}, experts: {experts}")
+    for note in report.notes:
+        print(f"note: {note}")
+    print("checked: the ONNX checker takes it, and ONNX Runtime has computed a token")
+
+
+def _chosen(
+    source: Source, type_name: str | None, allocation: str | None, bits: float | None, calibration: str | None
+) -> dict[str, Any]:
+    named = {"--type": type_name, "--allocation": allocation, "--bits": bits}
+    given = [name for name, value in named.items() if value is not None]
+    if len(given) > 1:
+        raise UsageError(f"`{given[0]}` and `{given[1]}` contradict each other", hint="give one of them")
+    if bits is not None and calibration is None:
+        raise UsageError("`--bits` needs `--calibration`", hint="`edgemoe calibrate MODEL --text FILE` makes the file")
+    chosen: dict[str, Any] = {"type_name": type_name}
+    facts: dict[str, Any] = {}
+    if calibration is not None:
+        from ..converters import calibration as calibrations
+        from ..converters.onnx.bits import allocate_widths
+
+        known = calibrations.load(Path(calibration).expanduser())
+        chosen["importance"] = known.importance
+        facts["calibration"] = {**known.facts, "n_token": known.n_token}
+        if bits is not None:
+            chosen["allocation"] = allocate_widths(source, known, bits_a_weight=bits)
+    if allocation is not None:
+        from ..converters import allocation as allocations
+
+        chosen["allocation"] = allocations.load(Path(allocation).expanduser())
+    if "allocation" in chosen:
+        facts["allocation"] = dict(chosen["allocation"].facts)
+    return {**chosen, "facts": facts}
+
+
+def _to_dict(report: Report) -> dict[str, Any]:
+    return {
+        "path": str(report.path),
+        "file_bytes": report.file_bytes,
+        "n_node": report.n_node,
+        "experts_by_bits": {str(bits): n for bits, n in report.bits.items()},
+        "mean_bits": report.mean_bits,
+        "notes": list(report.notes),
+    }
