@@ -97,7 +97,7 @@ def load(
 
             uring, wish = reader == "uring", prefetch == "on"
             refuse_options(
-                {"prefetch": wish, "reader": uring, "read_limit": read_bytes_per_s, "kv_type": kv_type != "f16"}
+                {"prefetch": wish, "reader": uring, "read-limit": read_bytes_per_s, "kv-type": kv_type != "f16"}
             )
             _check_outputs(shape)
             return load_export(
