@@ -7,7 +7,6 @@ Runtime reads and writes in place, so that cutting the sequence is only counting
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import threading
@@ -237,7 +236,7 @@ class OnnxBackend:
         if not 0 <= i < self._n_row:
             raise UsageError(f"the last evaluation kept no logits in row {i}")
         values = array("f")
-        values.frombytes(ctypes.string_at(self._logits.ctypes.data + 4 * i * self.n_vocab, 4 * self.n_vocab))
+        values.frombytes(self._logits[i].tobytes())
         return values
 
     def rewind(self, n: int) -> None:

@@ -118,7 +118,7 @@ class _Cutter:
         where = {entry.key: entry.value for entry in self._constants[name].external_data}
         with (export / where["location"]).open("rb") as file:
             file.seek(int(where["offset"]))
-            return file.read(int(where["length"]))
+            return bytes(file.read(int(where["length"])))
 
     def _infos(self, names: Iterable[str]) -> list[Any]:
         from onnx import helper
