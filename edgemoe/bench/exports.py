@@ -28,8 +28,12 @@ def onnx_side(path: str, setting: Setting, limit_bytes: int, n_decode: int, say:
     with edgemoe.open_model(path) as model:
         if not is_export(model):
             raise UsageError(f"`{path}` is no ONNX export", hint="`edgemoe convert SRC OUT --to onnx` makes one")
-        edgemoe.plan(
-            model, memory=setting.memory_bytes, ctx=setting.n_ctx, threads=setting.n_threads, n_ubatch=n_ubatch
+        edgemoe.plan(  # raises where it does not fit, before anything runs
+            model,
+            memory=setting.memory_bytes,
+            ctx=setting.n_ctx,
+            threads=setting.n_threads,
+            n_ubatch=setting.n_ubatch or None,
         )
         files = export_files(model, say)
     other = replace(setting, path=path, prefetch="auto", read_limit=0)
