@@ -109,8 +109,8 @@ def load(
                 {
                     "prefetch": wish,
                     "reader": uring,
-                    "read_limit": read_bytes_per_s,
-                    "kv_type": kv_type != "f16",
+                    "read-limit": read_bytes_per_s,
+                    "kv-type": kv_type != "f16",
                     "draft": n_draft or 0,
                 }
             )

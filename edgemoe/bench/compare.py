@@ -18,9 +18,11 @@ from ..devices.memory import available_memory
 from ..devices.profile import machine
 from ..devices.storage import find_lanes, measure_storage
 from ..runtime.catalog import split_set
+from ..runtime.model import is_export
 from ..runtime.shell import shell_for
 from ..runtime.trace import read_trace
 from .engines import Setting
+from .exports import export_files, onnx_side
 from .replay import misses
 from .report import OFF, OURS, STOCK, summarise
 from .runner import Say, Side, Workload, git_revision, glance, limit_problem, run_all, run_once
@@ -41,6 +43,7 @@ def compare(
     n_repeat: int,
     against_stock: bool,
     against_off: bool,
+    against_export: str | None = None,
     with_resident: bool,
     say: Say,
 ) -> dict[str, Any]:
@@ -48,10 +51,11 @@ def compare(
     n_threads = threads or physical_cores()
     with edgemoe.open_model(path) as model:
         plan = edgemoe.plan(model, memory=memory, ctx=workload.n_ctx, threads=n_threads, n_ubatch=n_ubatch)
-        shell = shell_for(model, progress=say)
-        files = [*split_set(Path(path)), shell]
-        lanes = find_lanes(path, model.block_bytes, max_bytes=plan.cache_bytes)
-        disk = measure_storage(path, model.block_bytes, n_lane=lanes, fresh=True)
+        streams = not is_export(model)
+        files = [*split_set(Path(path)), shell_for(model, progress=say)] if streams else export_files(model, say)
+        largest = path if streams else max(files, key=lambda file: file.stat().st_size)
+        lanes = find_lanes(largest, model.block_bytes, max_bytes=plan.cache_bytes)
+        disk = measure_storage(largest, model.block_bytes, n_lane=lanes, fresh=True)
         model_facts = asdict(model.info)
 
     problem = limit_problem(plan.budget_bytes)
@@ -65,10 +69,15 @@ def compare(
     if against_stock:
         sides.append(Side(STOCK, STOCK, setting, limit_bytes, workload.n_stock_decode))
 
+    if against_export:
+        side, more = onnx_side(against_export, setting, limit_bytes, workload.n_decode, say)
+        sides.append(side)
+        files += more
+
     resident = None
     if with_resident and plan.fraction < 1:
         resident = _resident(setting, plan.resident_bytes, replace(workload, warm=True), files, say)
-    best = _best(setting, limit_bytes, workload, files, say) if plan.fraction < 1 else None
+    best = _best(setting, limit_bytes, workload, files, say) if plan.fraction < 1 and streams else None
     records = run_all(sides, workload, files, n_repeat, say)
     busy = max(record["other_cores"] for record in records)
     if busy > _BUSY_CORES:

@@ -9,7 +9,7 @@ from typing import Any
 
 Record = dict[str, Any]
 
-OURS, OFF, STOCK = "edgemoe", "prefetch off", "llama.cpp"
+OURS, OFF, STOCK, ONNX = "edgemoe", "prefetch off", "llama.cpp", "onnx"
 """Names of sides."""
 
 

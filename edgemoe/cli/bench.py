@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -47,7 +48,8 @@ def bench(
         typer.Option(
             metavar="NAME",
             show_default=False,
-            help="`llama.cpp`: stock mmap under the same limit; `off`: the same without prefetch. May be repeated.",
+            help="`llama.cpp`: stock mmap under the same limit; `off`: the same without prefetch; or the folder of an "
+            "ONNX export. May be repeated.",
         ),
     ] = None,
     threads: Annotated[
@@ -92,9 +94,12 @@ def bench(
     ):
         at_least(option, value, least)
     others = against or []
-    for other in others:
-        if other not in ("llama.cpp", "off"):
-            raise UsageError(f"cannot compare with `{other}`", hint="use `--against llama.cpp` or `--against off`")
+    exports = [other for other in others if other not in ("llama.cpp", "off")]
+    for other in exports:
+        if len(exports) > 1 or not Path(other).expanduser().is_dir():
+            raise UsageError(
+                f"cannot compare with `{other}`", hint="use `--against llama.cpp`, `--against off`, or one ONNX export"
+            )
     out = output_file(json_file)
 
     from ..bench.compare import compare
@@ -120,6 +125,7 @@ def bench(
         read_limit=parse_size(read_limit) if read_limit else 0,
         against_stock="llama.cpp" in others,
         against_off="off" in others,
+        against_export=str(Path(exports[0]).expanduser()) if exports else None,
         with_resident=resident,
         say=note,
     )

@@ -7,7 +7,6 @@ Runtime reads and writes in place, so that cutting the sequence is only counting
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import threading
@@ -21,7 +20,7 @@ from ... import _native
 from ...errors import Cancelled, ContextFullError, NativeError, UnsupportedError, UsageError
 from .. import usage
 from .model import OnnxModel
-from .prepare import PREPARED, session_options, stage
+from .prepare import ANGLES, PREPARED, session_options, stage
 from .residency import Residency, mappings_of
 from .sizes import DECODE_TOKENS, work_bytes
 
@@ -55,6 +54,8 @@ class _Bound:
                 _bind(dense.bind_input, f"{before}.moe.out", self.moe.reshape(1, n, -1))
             _bind(dense.bind_input, "seqlens_k", self.seqlens)
             _bind(dense.bind_input, "total_seq_len", self.total)
+            for name, angles in zip(ANGLES, backend.angles, strict=True):
+                _bind(dense.bind_input, name, angles)
             for part, cache in zip(("key", "value"), backend.kv[layer], strict=True):
                 _bind(dense.bind_input, f"past_key_values.{layer}.{part}", cache)
                 _bind(dense.bind_output, f"present.{layer}.{part}", cache)
@@ -96,21 +97,22 @@ class OnnxBackend:
         shape = (1, s["n_head_kv"], n_ctx, s["head_dim"])
         # Written now: the budget counts them from the start.
         self.kv = [[np.full(shape, 0, np.float32) for _ in range(2)] for _ in range(s["n_layer"])]
+        half = s["head_dim"] // 2
+        self.angles = [np.fromfile(parts / name, np.float32, n_ctx * half).reshape(n_ctx, half) for name in ANGLES]
         self._logits = np.zeros((1, self.n_vocab), np.float32)
         self.residency = Residency([s["n_expert"]] * s["n_layer"], s["n_expert_used"], policy)
         prepared = json.loads((parts / PREPARED).read_text("utf-8"))
         self.dense: list[Any] = []
         self.experts_sessions: list[Any] = []
+        self._dense_maps: list[tuple[int, int, int]] = []
+        self._head = self._open_dense(parts / stage("head", 0))  # the largest, while little else is there
         for layer in range(s["n_layer"]):
             self.dense.append(self._open_dense(parts / stage("dense", layer)))
             path = parts / stage("experts", layer)
             self.experts_sessions.append(self._session(os.fspath(path)))
             self.residency.add_layer(layer, parts / f"experts-{layer:05d}.data", prepared["layers"][layer])
             _native.trim_heap()
-        self._head = self._open_dense(parts / stage("head", 0))
         self.text = _native.vocabulary_open(os.fspath(model.vocabulary))
-        self._dense_maps = mappings_of(model.path / "model.onnx.data")
-        self._drop_dense()
         _native.trim_heap()
         self.residency.set_limit(self.residency.least_bytes)
         self._one: _Bound | None = None
@@ -130,10 +132,13 @@ class OnnxBackend:
             raise _failed("open the model", error) from None
 
     def _open_dense(self, path: Path) -> Any:
-        return self._session(path.read_bytes(), folder=self._model.path)
+        session = self._session(path.read_bytes(), folder=self._model.path)
+        self._dense_maps = mappings_of(self._model.path / "model.onnx.data")
+        self._drop_dense()
+        return session
 
     def _drop_dense(self) -> None:
-        """Of the dense weights, which are packed on the heap, the file's pages need not stay."""
+        """Pages of the dense weights: packed on the heap, and each token's row of the embedding would stay."""
         for _, size, address in self._dense_maps:
             _native.map_drop(address, size)
 
@@ -205,7 +210,7 @@ class OnnxBackend:
         except Exception as error:
             raise _failed("compute", error) from None
         self._n_past += n
-        self._drop_embedding()
+        self._drop_dense()
 
     def _visit(self, layer: int, weights: Any) -> None:
         used = (weights != 0).sum(0, dtype=self._np.uint32)
@@ -227,10 +232,6 @@ class OnnxBackend:
         _native.vocabulary_set_logits(self.text, self._logits.ctypes.data, n_row)
         self._n_row = n_row
 
-    def _drop_embedding(self) -> None:
-        """Rows of the embedding that this batch looked up: each token's would stay otherwise."""
-        self._drop_dense()
-
     def verify(self, tokens: Sequence[int]) -> None:
         self.check_verify()
 
@@ -241,7 +242,7 @@ class OnnxBackend:
         if not 0 <= i < self._n_row:
             raise UsageError(f"the last evaluation kept no logits in row {i}")
         values = array("f")
-        values.frombytes(ctypes.string_at(self._logits.ctypes.data + 4 * i * self.n_vocab, 4 * self.n_vocab))
+        values.frombytes(self._logits[i].tobytes())
         return values
 
     def rewind(self, n: int) -> None:

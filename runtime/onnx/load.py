@@ -84,5 +84,5 @@ def refuse_options(given: dict[str, object]) -> None:
     for name, value in given.items():
         if value:
             raise UsageError(
-                f"`{name}` is not to be had with an ONNX export", hint="leave it out, or use the GGUF file"
+                f"this `--{name}` is not to be had with an ONNX export", hint="leave it out, or use the GGUF file"
             )

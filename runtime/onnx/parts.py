@@ -80,7 +80,7 @@ def _machine() -> int:
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
         flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return zlib.crc32(f"1 {onnxruntime.__version__} {flags}".encode())
+    return zlib.crc32(f"2 {onnxruntime.__version__} {flags}".encode())
 
 
 def _sync(folder: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 PAGE = 4096
 PREPARED = "prepared.json"
+ANGLES = ("cos_cache", "sin_cache")  # given to every layer: a mapping of them in each would count as often
 _OPTIONS = {
     "session.save_external_prepacked_constant_initializers": "1",
     "session.optimized_model_external_initializers_min_size_in_bytes": "0",
@@ -45,12 +46,14 @@ def prepare(export: Path, out: Path) -> None:
         past = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
         present = [f"present.{layer}.{part}" for part in ("key", "value")]
         dense = cutter.cut(
-            [*before, "seqlens_k", "total_seq_len", *past],
+            [*before, "seqlens_k", "total_seq_len", *ANGLES, *past],
             [f"{p}.middle", f"{p}.moe.x", f"{p}.moe.weights", *present],
         )
         (out / stage("dense", layer)).write_bytes(dense.SerializeToString())
         experts = cutter.cut([f"{p}.moe.x", f"{p}.moe.weights"], [f"{p}.moe.sum"])
         layers.append(_pack(experts, export, out, layer))
+    for name in ANGLES:
+        (out / name).write_bytes(cutter.bytes_of(name, export))
     head = cutter.cut(_carried(n_layer - 1), ["logits"])
     (out / stage("head", 0)).write_bytes(head.SerializeToString())
     (out / PREPARED).write_text(json.dumps({"layers": layers}), "utf-8")
@@ -62,7 +65,16 @@ def _carried(layer: int) -> list[str]:
 
 
 _TYPES = {"input_ids": 7, "seqlens_k": 6, "total_seq_len": 6}  # TensorProto's INT64 and INT32; all others are floats
-_RANKS = {"input_ids": 2, "seqlens_k": 1, "total_seq_len": 0, "moe.x": 2, "moe.weights": 2, "moe.sum": 2}
+_RANKS = {
+    "input_ids": 2,
+    "seqlens_k": 1,
+    "total_seq_len": 0,
+    "cos_cache": 2,
+    "sin_cache": 2,
+    "moe.x": 2,
+    "moe.weights": 2,
+    "moe.sum": 2,
+}
 
 
 class _Cutter:
@@ -100,6 +112,13 @@ class _Cutter:
         return helper.make_model(
             graph, opset_imports=self._model.opset_import, ir_version=self._model.ir_version, producer_name="edgemoe"
         )
+
+    def bytes_of(self, name: str, export: Path) -> bytes:
+        """A tensor's, from its external file."""
+        where = {entry.key: entry.value for entry in self._constants[name].external_data}
+        with (export / where["location"]).open("rb") as file:
+            file.seek(int(where["offset"]))
+            return bytes(file.read(int(where["length"])))
 
     def _infos(self, names: Iterable[str]) -> list[Any]:
         from onnx import helper

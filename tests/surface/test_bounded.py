@@ -2,71 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import tinymoe
-
-from edgemoe.bench.limit import LimitUnavailable, memory_limit
-
-_SLACK_BYTES = 6 << 20  # by so much two processes' plans may differ: the vocabulary's size is measured
-
-# Loads, computes a prompt of real text, answers, and says what it took. stdin: the text.
-CHILD = """
-import json, sys
-import edgemoe
-path, memory, n_prompt, n_answer = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-text = sys.stdin.read()
-with edgemoe.load(path, memory=memory, ctx=n_prompt + n_answer) as engine:
-    tokens = engine.tokenize(text)[:n_prompt]
-    sampling = edgemoe.Sampling(temp=1.0, seed=1)
-    n_past = 0
-    while n_past < n_prompt + n_answer:  # a model that ends its answer begins another
-        for _ in engine.generate(tokens, max_tokens=n_prompt + n_answer - len(tokens), sampling=sampling):
-            pass
-        n_past = engine.n_past
-        tokens = tokens + [65] * (n_past + 1 - len(tokens))
-        if len(tokens) >= n_prompt + n_answer:
-            break
-    stats = engine.stats()
-    print(json.dumps({"n_past": engine.n_past, "peak": stats.peak_bytes, "evict": stats.n_evict,
-                      "slots": stats.n_slot, "miss": stats.n_miss}))
-"""
-
-
-def _budgets(path: Path, n_ctx: int, env: dict[str, str]) -> tuple[int, int]:
-    """The smallest budget and the one in which every expert fits, for a fresh process: this one has grown by tests."""
-    command = [sys.executable, "-m", "edgemoe", "plan", str(path), "--memory", "2GiB", "--ctx", str(n_ctx), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
-    plan = json.loads(done.stdout)
-    return plan["smallest_bytes"] + _SLACK_BYTES, plan["resident_bytes"]
-
-
-def _run(path: Path, text: str, budget: int, n_prompt: int, n_answer: int, env: dict[str, str]) -> dict[str, int]:
-    """One run of CHILD under a kernel limit equal to the budget. Skips where such a limit cannot be set."""
-    try:
-        with memory_limit(budget, f"edgemoe-test-{time.monotonic_ns()}") as limit:
-            child = subprocess.run(
-                [sys.executable, "-c", CHILD, str(path), str(budget), str(n_prompt), str(n_answer)],
-                input=text,
-                capture_output=True,
-                text=True,
-                env=env,
-                preexec_fn=limit.joiner(),
-                check=False,
-            )
-            assert limit.n_kill() == 0
-            assert child.returncode == 0, child.stderr
-            peak = limit.peak_bytes()
-            assert peak is None or peak <= budget
-    except LimitUnavailable as error:
-        pytest.skip(str(error))
-    result: dict[str, int] = json.loads(child.stdout)
-    return result
+from bounded import budgets, run_limited
 
 
 @pytest.mark.slow
@@ -74,12 +14,12 @@ def test_five_budgets_hold_with_a_long_prompt_and_a_long_answer(
     smolmoe: Path, wikitext: str, environment: dict[str, str]
 ) -> None:
     n_prompt, n_answer = 4000, 1000
-    smallest, resident = _budgets(smolmoe, n_prompt + n_answer, environment)
+    smallest, resident = budgets(smolmoe, n_prompt + n_answer, environment)
     assert smallest < resident
     n_evict = []
     for i in range(5):
         budget = smallest + (resident - smallest) * i // 4
-        result = _run(smolmoe, wikitext, budget, n_prompt, n_answer, environment)
+        result = run_limited(smolmoe, wikitext, budget, n_prompt, n_answer, environment)
         assert result["n_past"] >= n_prompt + n_answer - 1
         assert result["peak"] <= budget
         n_evict.append(result["evict"])
@@ -95,6 +35,6 @@ def test_a_model_four_times_the_machines_memory_loads(tmp_path: Path, environmen
     assert path.stat().st_size > 3.9 * total_memory()
     if path.stat().st_blocks * 512 > 1 << 30:
         pytest.skip("this file system has no sparse files")
-    result = _run(path, "some text", 1 << 30, 6, 10, environment)
+    result = run_limited(path, "some text", 1 << 30, 6, 10, environment)
     assert result["miss"] > 0
     assert result["peak"] <= 1 << 30
