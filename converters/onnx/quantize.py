@@ -45,10 +45,18 @@ def quantize(
     step = max(1, _AT_ONCE // n_col) * per_row  # whole rows that stay in the processor's cache
     for begin in range(0, len(x), step):
         part = slice(begin, begin + step)
-        w = None if weight is None else np.tile(weight, (len(x[part]) // per_row, 1))
+        w = _weights(x[part])
+        if weight is not None:
+            w *= np.tile(weight, (len(w) // per_row, 1))
         scales[part], codes[part] = _searched(x[part], w, bits, scales.dtype.type)
     packed = _pack(codes, bits).reshape(n_row, n_col * bits // 8)
     return packed, scales.reshape(n_row, n_col // block)
+
+
+def _weights(x: Floats) -> Floats:
+    """What an error counts: more in large weights, as in ggml's quantizers."""
+    square = np.square(x)
+    return np.asarray(np.sqrt(square + square.mean(1, keepdims=True)))
 
 
 _AT_ONCE = 32 * 1024  # weights
