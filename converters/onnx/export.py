@@ -89,8 +89,6 @@ def export(source: Source, out: Path, options: Options, *, progress: Progress | 
         _write(folder / MODEL_FILE, model.SerializeToString())
         _write_genai(source, geometry, folder)
         del model
-        if progress:
-            progress("checking", 0, 1)
         try_out(folder, geometry)
         _write(folder / MANIFEST, json.dumps(_manifest(source, graph, widths.layers, folder), indent=1).encode())
         n_bytes = sum(file.stat().st_size for file in folder.iterdir())

@@ -38,26 +38,60 @@ def quantize(
     """
     n_row, n_col = values.shape
     x = np.ascontiguousarray(values, np.float32).reshape(-1, block)
-    weight = None
-    if importance is not None:
-        weight = np.tile(importance.reshape(-1, block).astype(np.float32), (n_row, 1))
-    kind = np.float16 if half_scales else np.float32
+    weight = None if importance is None else importance.reshape(-1, block).astype(np.float32)
+    scales = np.empty(len(x), np.float16 if half_scales else np.float32)
+    codes = np.empty(x.shape, np.uint8)
+    per_row = n_col // block
+    step = max(1, _AT_ONCE // n_col) * per_row  # whole rows that stay in the processor's cache
+    for begin in range(0, len(x), step):
+        part = slice(begin, begin + step)
+        w = _weights(x[part])
+        if weight is not None:
+            w *= np.tile(weight, (len(w) // per_row, 1))
+        scales[part], codes[part] = _searched(x[part], w, bits, scales.dtype.type)
+    packed = _pack(codes, bits).reshape(n_row, n_col * bits // 8)
+    return packed, scales.reshape(n_row, n_col // block)
+
+
+def _weights(x: Floats) -> Floats:
+    """What an error counts: more in large weights, as in ggml's quantizers."""
+    square = np.square(x)
+    return np.asarray(np.sqrt(square + square.mean(1, keepdims=True)))
+
+
+_AT_ONCE = 32 * 1024  # weights
+
+
+def _searched(
+    x: Floats, weight: Floats | None, bits: int, kind: type[np.floating]
+) -> tuple[npt.NDArray[np.floating], Bytes]:
+    """Scales of blocks [n], and codes [n, block]."""
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     largest = np.take_along_axis(x, np.abs(x).argmax(1)[:, None], 1)[:, 0]
     best = np.full(len(x), np.inf, np.float32)
     scales = np.zeros(len(x), kind)
-    codes = np.zeros(x.shape, np.int8)
     ends = [np.abs(largest) / high] if bits == 8 else []
     for first in (*ends, *(largest / low * np.float32(part) for part in _PARTS[bits])):
-        scale = _stored(first, kind)
-        for _ in range(1 if bits == 8 else 2):
-            found = _codes(x, scale, low, high)
-            error = _error(x, found, scale, weight)
-            better = error < best
-            best[better], scales[better], codes[better] = error[better], scale[better], found[better]
-            scale = _stored(_fitted(x, found, weight), kind)
-    packed = _pack((codes.astype(np.int16) - low).astype(np.uint8), bits).reshape(n_row, n_col * bits // 8)
-    return packed, scales.reshape(n_row, n_col // block)
+        _keep_better(x, weight, _stored(first, kind), best, scales, low, high)
+    for _ in range(0 if bits == 8 else _REFINED):
+        fitted = _fitted(x, _codes(x, scales, low, high), weight)
+        _keep_better(x, weight, _stored(fitted, kind), best, scales, low, high)
+    return scales, (_codes(x, scales, low, high) - low).astype(np.uint8)
+
+
+_REFINED = 2  # times that the best scale for the codes is taken, and the codes for that scale
+
+
+def _keep_better(
+    x: Floats, weight: Floats | None, scale: npt.NDArray[np.floating], best: Floats,
+    scales: npt.NDArray[np.floating], low: int, high: int,
+) -> None:  # fmt: skip
+    off = _codes(x, scale, low, high)
+    off *= scale.astype(np.float32)[:, None]
+    off -= x
+    error = np.einsum("ij,ij->i", off, off) if weight is None else np.einsum("ij,ij,ij->i", off, off, weight)
+    better = error < best
+    best[better], scales[better] = error[better], scale[better]
 
 
 def dequantize(packed: Bytes, scales: npt.NDArray[np.floating], bits: int) -> Floats:
@@ -78,28 +112,18 @@ def _stored(scale: Floats, kind: type[np.floating]) -> npt.NDArray[np.floating]:
     return scale.astype(kind)
 
 
-def _codes(x: Floats, scale: npt.NDArray[np.floating], low: int, high: int) -> npt.NDArray[np.int8]:
+def _codes(x: Floats, scale: npt.NDArray[np.floating], low: int, high: int) -> Floats:
     s = scale.astype(np.float32)
-    inverse = np.divide(1.0, s, out=np.zeros_like(s), where=s != 0)
-    with np.errstate(over="ignore", invalid="ignore"):
-        scaled = np.nan_to_num(x * inverse[:, None])
-    return np.clip(np.rint(scaled), low, high).astype(np.int8)
+    codes = x * np.divide(1.0, s, out=np.zeros_like(s), where=s != 0)[:, None]
+    np.rint(codes, out=codes)
+    return np.asarray(np.clip(codes, low, high, out=codes))
 
 
-def _error(x: Floats, codes: npt.NDArray[np.int8], scale: npt.NDArray[np.floating], weight: Floats | None) -> Floats:
-    off = codes * scale.astype(np.float32)[:, None] - x
-    np.square(off, out=off)
-    if weight is not None:
-        off *= weight
-    return np.asarray(off.sum(1), np.float32)
-
-
-def _fitted(x: Floats, codes: npt.NDArray[np.int8], weight: Floats | None) -> Floats:
+def _fitted(x: Floats, q: Floats, weight: Floats | None) -> Floats:
     """The scale with which these codes come nearest to the weights."""
-    q = codes.astype(np.float32)
     w = q if weight is None else q * weight
-    size = (w * q).sum(1)
-    return np.asarray(np.divide((w * x).sum(1), size, out=np.zeros_like(size), where=size > 0), np.float32)
+    size = np.einsum("ij,ij->i", w, q)
+    return np.asarray(np.divide(np.einsum("ij,ij->i", w, x), size, out=np.zeros_like(size), where=size > 0), np.float32)
 
 
 def _pack(codes: Bytes, bits: int) -> Bytes:
