@@ -23,7 +23,7 @@ ModelArgument = Annotated[
     typer.Argument(
         metavar="[MODEL]",
         show_default="the built-in model",
-        help="A GGUF file, a name that `edgemoe models` lists, or `hf:owner/repo[:file]`.",
+        help="A GGUF file, an ONNX export, a name that `edgemoe models` lists, or `hf:owner/repo[:file]`.",
     ),
 ]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show the plan and the costs on stderr.")]

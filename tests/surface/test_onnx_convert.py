@@ -81,3 +81,25 @@ def test_a_gguf_gets_a_tokenizer_file_that_cuts_as_llama_cpp_does(tmp_path: Path
     with edgemoe.load(path, memory="1GiB", ctx=64) as engine:
         for text in ("Hello world, 1234!", "<|im_start|>user\nhi  there<|im_end|>", "Ünï 漢字 don't"):
             assert made.encode(text).ids == engine.tokenize(text)
+
+
+@pytest.mark.slow
+def test_genai_says_what_stock_onnx_runtime_says(smolmoe: Path, tmp_path: Path) -> None:
+    genai = pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
+    import edgemoe
+    from edgemoe.converters.onnx.export import Options, export
+
+    export(open_source(smolmoe), tmp_path / "out", Options())
+    with edgemoe.load(tmp_path / "out", memory="1GiB", ctx=128) as engine:
+        prompt = engine.chat_tokens([{"role": "user", "content": "What is the capital of France?"}])
+        ours = [step.token for step in engine.steps(prompt, max_tokens=12) if step.token >= 0]
+    model = genai.Model(str(tmp_path / "out"))
+    params = genai.GeneratorParams(model)
+    params.set_search_options(max_length=len(prompt) + 12, do_sample=False)
+    generator = genai.Generator(model, params)
+    generator.append_tokens(prompt)
+    found = []
+    for _ in ours:
+        generator.generate_next_token()
+        found.append(int(generator.get_next_tokens()[0]))
+    assert found == ours

@@ -105,3 +105,20 @@ def test_budgets_hold_under_the_kernels_limit(
         n_evict.append(result["evict"])
     assert n_evict[0] > 1000
     assert n_evict == sorted(n_evict, reverse=True)
+
+
+@pytest.mark.slow
+def test_a_benchmark_has_both_ways_in_one_table(cli: Cli, tmp_path: Path) -> None:
+    import tinymoe
+
+    path = tinymoe.write(tmp_path / "m.gguf", "qwen3moe")
+    export(open_source(path), tmp_path / "out", Options())
+    few = ("--decode", "4", "--warmup", "1", "--prefill", "16", "--repeat", "1", "--no-resident", "--memory", "300M")
+    done = cli("bench", path, "--against", tmp_path / "out", *few, "--json", tmp_path / "r.json")
+    assert done.returncode == 0, done.stderr
+    sides = json.loads((tmp_path / "r.json").read_text())["summary"]["sides"]
+    assert set(sides) == {"edgemoe", "onnx"} and "onnx" in done.stdout.splitlines()[1]
+    alone = cli("bench", tmp_path / "out", *few)
+    assert alone.returncode == 0 and "decode" in alone.stdout, alone.stderr
+    wrong = cli("bench", path, "--against", tmp_path, *few)
+    assert wrong.returncode == 2 and "is a folder" in wrong.stderr

@@ -93,3 +93,32 @@ def test_an_expert_has_one_width_and_what_changed_is_told() -> None:
     assert uneven.layers == {0: [4, 4, 8]}
     assert uneven.notes[-1].startswith("1 experts have one width")
     assert widths_of(source, None, None).layers == {0: [4, 4, 4]}
+
+
+def test_a_mean_of_bits_is_kept_with_one_width_an_expert() -> None:
+    from pathlib import Path
+
+    from edgemoe.converters.calibration import Calibration, LayerCalibration
+    from edgemoe.converters.onnx.bits import allocate_widths
+
+    n, shapes = 8, {"gate": (512, 256), "up": (512, 256), "down": (256, 512)}
+    errors = np.array([0.05, 0.006, 0.00001])
+    stats = np.ones((n, 5), np.float32)
+    stats[:, 3] = np.arange(1, n + 1) ** 3  # what an expert gives, squared
+    layer = LayerCalibration(
+        stats,
+        np.zeros((n, 256), np.float32),
+        {role: np.ones((n, n_col), np.float32) for role, (_, n_col) in shapes.items()},
+        {role: np.tile(errors, (n, 1)).astype(np.float32) for role in shapes},
+        shapes,
+    )
+    known = Calibration({0: layer}, ("Q2_K", "Q4_K", "Q8_0"), {0: 0.01}, 100, {"model": "m", "text": "t", "n_ctx": 1})
+    experts = {(0, "exps", role): (_Rows(),) * n for role in shapes}
+    source = Source(Path("m"), False, "llama", {}, (), experts, ())
+    chosen = allocate_widths(source, known, bits_a_weight=4.0)
+    widths = widths_of(source, None, chosen).layers[0]
+    assert sum(widths) / n <= 4.0 and set(widths) == {2, 4, 8}
+    assert widths == sorted(widths)  # the more an expert gives, the more bits
+    assert all(chosen.types[0][role] == chosen.types[0]["gate"] for role in shapes)
+    with pytest.raises(UsageError):
+        allocate_widths(source, known, bits_a_weight=1.0)
