@@ -123,6 +123,8 @@ class ContextParams(Struct):
         ("n_threads", c_uint32),
         ("n_outputs_max", c_uint32),
         ("kv_type", c_uint32),
+        ("device", c_uint32),
+        ("n_gpu_layer", c_uint32),
     ]
 
 
@@ -137,6 +139,20 @@ class ContextSizes(Struct):
         ("vocab_bytes", c_uint64),
         ("decode_bytes", c_uint64),
         ("prefill_bytes", c_uint64),
+        ("gpu_bytes", c_uint64),
+        ("gpu_dense_bytes", c_uint64),
+    ]
+
+
+class GpuInfo(Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("unified", c_uint32),
+        ("total_bytes", c_uint64),
+        ("free_bytes", c_uint64),
+        ("backend", c_char * 32),
+        ("name", c_char * 64),
+        ("description", c_char * 128),
     ]
 
 
@@ -322,6 +338,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "emoe_layer_info": LayerInfo,
     "emoe_context_params": ContextParams,
     "emoe_context_sizes": ContextSizes,
+    "emoe_gpu_info": GpuInfo,
     "emoe_engine_params": EngineParams,
     "emoe_stats": Stats,
     "emoe_accuracy": Accuracy,
@@ -352,6 +369,9 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "emoe_shell_write": (_status, [_model, c_char_p, c_uint32, _err]),
     "emoe_shell_check": (_status, [_model, c_char_p, _err]),
     "emoe_context_measure": (_status, [_model, c_char_p, POINTER(ContextParams), POINTER(ContextSizes), _err]),
+    "emoe_gpu_count": (c_uint32, []),
+    "emoe_gpu_get": (_status, [c_uint32, POINTER(GpuInfo), _err]),
+    "emoe_backend_load": (_status, [c_char_p, _err]),
     "emoe_engine_open": (_status, [_model, c_char_p, POINTER(EngineParams), _out, _err]),
     "emoe_engine_close": (None, [_engine]),
     "emoe_engine_decode": (_status, [_engine, POINTER(c_int32), c_uint32, c_uint32, _err]),

@@ -233,6 +233,24 @@ def context_measure(model: ModelHandle, shell: str, context: abi.ContextParams) 
     return _values(sizes)
 
 
+# ---------------------------------------------------------------- GPUs
+
+
+def gpu_count() -> int:
+    return int(library().emoe_gpu_count())
+
+
+def gpu_info(index: int) -> dict[str, Any]:
+    info, error = abi.GpuInfo(), abi.Error()
+    check(library().emoe_gpu_get(index, ctypes.byref(info), ctypes.byref(error)), error)
+    return _values(info)
+
+
+def backend_load(path: str) -> None:
+    error = abi.Error()
+    check(library().emoe_backend_load(os.fsencode(path), ctypes.byref(error)), error)
+
+
 # ---------------------------------------------------------------- engine
 
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from .. import _native
 from .._abi import EngineParams
 from ..devices.cpu import physical_cores
+from ..devices.gpu import Gpu, choose
 from ..devices.memory import available_memory, memory_limit, process_memory
 from ..devices.profile import profile
-from ..errors import UnsupportedError, UsageError
+from ..errors import BudgetError, UnsupportedError, UsageError
 from ..units import Memory, format_exact, format_size, parse_memory, parse_size
 from .engine import Engine
-from .model import Model, context_params, open_model
+from .model import Model, ModelInfo, context_params, open_model
 from .planner import Budget, Plan, Speeds, resident_bytes
 from .planner import plan as make_plan
 from .prompt import first_rendering_bytes
@@ -48,6 +49,8 @@ def load(
     read_lanes: int = 0,
     read_limit: str | int | None = None,
     kv_type: str = "f16",
+    device: str = "auto",
+    gpu_memory: str | int | None = None,
     progress: Progress | None = None,
 ) -> Engine:
     """Open a model for generation inside a memory budget; close it, or use it in a `with` statement.
@@ -68,6 +71,8 @@ def load(
     reader: "uring", "threads", or "auto": io_uring where the kernel allows it.
     read_lanes: reads under way at once, 0 for the default. read_limit: bytes a second, for experiments.
     kv_type: "f16", or "q8_0" for half the memory, which is lossy.
+    device: "cpu", "vulkan", "cuda", "metal", or "auto": a GPU where this llama.cpp sees one. The GPU gets dense weights
+        and KV cache, and the experts of as many layers as gpu_memory holds ("4GiB"; None: 85 % of what is free there).
     progress: receives a line of text before each step that takes time.
 
     Raises BudgetError naming the smallest budget that works, before anything is loaded; UsageError, FormatError,
@@ -87,12 +92,12 @@ def load(
         raise UsageError(
             "io_uring reads neither through the page cache nor at a limit", hint="use the reader `threads`"
         )
-    shape = _Shape(ctx, _threads(threads), n_ubatch, n_outputs, kv_type)
+    shape = _Shape(ctx, _threads(threads), n_ubatch, n_outputs, kv_type, device, gpu_memory)
     with ExitStack() as undo:
         model = undo.enter_context(open_model(path))
         if reader == "uring" and not model.info.direct_io:
             raise UnsupportedError(f"io_uring needs O_DIRECT, which `{path}` refuses", hint="use the reader `threads`")
-        plan = _plan(model, wanted, shape, measure=False)
+        plan, gpu = _plan(model, wanted, shape, measure=False)
         shell = shell_for(model, progress=progress)
         if progress:
             progress(f"loading {model.info.name}")
@@ -104,7 +109,9 @@ def load(
             buffered=int(buffered),
             reader=READERS.index(reader),
             read_bytes_per_s=read_bytes_per_s,
-            context=context_params(plan.n_ctx, plan.n_ubatch, plan.n_threads, n_outputs, kv_type),
+            context=context_params(
+                plan.n_ctx, plan.n_ubatch, plan.n_threads, n_outputs, kv_type, _number(gpu), plan.n_gpu_layer
+            ),
         )
 
         def resolve(new: str | int) -> int:
@@ -124,6 +131,8 @@ def plan(
     n_ubatch: int | None = None,
     n_outputs: int = 1,
     kv_type: str = "f16",
+    device: str = "auto",
+    gpu_memory: str | int | None = None,
     measure: bool = True,
 ) -> Plan:
     """How `load` with the same arguments would spend the budget, with the decode speed to expect; loads nothing.
@@ -132,11 +141,11 @@ def plan(
     from what is known. Raises like `load`.
     """
     wanted = parse_memory(memory)
-    shape = _Shape(ctx, _threads(threads), n_ubatch, n_outputs, kv_type)
+    shape = _Shape(ctx, _threads(threads), n_ubatch, n_outputs, kv_type, device, gpu_memory)
     if isinstance(model, Model):
-        return _plan(model, wanted, shape, measure=measure)
+        return _plan(model, wanted, shape, measure=measure)[0]
     with open_model(model) as opened:
-        return _plan(opened, wanted, shape, measure=measure)
+        return _plan(opened, wanted, shape, measure=measure)[0]
 
 
 def _listed(names: tuple[str, ...]) -> str:
@@ -171,6 +180,8 @@ class _Shape:
     n_ubatch: int | None
     n_outputs: int
     kv_type: str
+    device: str = "auto"
+    gpu_memory: str | int | None = None
 
 
 def _threads(threads: int | None) -> int:
@@ -183,20 +194,99 @@ def _threads(threads: int | None) -> int:
     return threads
 
 
-def _plan(model: Model, memory: Memory, shape: _Shape, *, measure: bool) -> Plan:
+def _number(gpu: Gpu | None) -> int:
+    return 0 if gpu is None else gpu.index + 1
+
+
+def _plan(model: Model, memory: Memory, shape: _Shape, *, measure: bool) -> tuple[Plan, Gpu | None]:
     if not 1 <= shape.n_outputs <= _MAX_OUTPUTS:
         raise UsageError(
             f"logits of {shape.n_outputs} tokens make no sense", hint=f"use `n_outputs` of 1 to {_MAX_OUTPUTS}"
         )
     context_params(1, 1, 1, 1, shape.kv_type)  # refuses an unknown kv_type before anything is measured
     later_bytes = first_rendering_bytes(model.chat_template)
-    process_bytes = process_memory().rss
-    with SizeBook(model, n_threads=shape.n_threads, n_outputs=shape.n_outputs, kv_type=shape.kv_type) as sizes:
-        budget = Budget(0, process_bytes, shape.n_threads, shape.n_ctx, shape.n_ubatch, later_bytes)
-        budget = replace(budget, bytes=resolve_budget(memory, resident_bytes(model.info, sizes, budget)))
-        speeds = _speeds(model, shape.n_threads, measure=measure)
-        reader = "uring" if model.info.direct_io and _native.io_uring_allowed() else "threads"
-        return make_plan(model.info, sizes, budget, speeds, reader=reader)
+    gpu = choose(shape.device)  # its driver is awake from here on, and part of the process
+    budget = Budget(0, process_memory().rss, shape.n_threads, shape.n_ctx, shape.n_ubatch, later_bytes)
+    name = "" if gpu is None else f"{gpu.backend} {gpu.description}"
+
+    def spend(n_gpu_layer: int, dense_only: Plan | None = None) -> Plan:
+        info = without_layers(model, n_gpu_layer)
+        with SizeBook(
+            model,
+            n_threads=shape.n_threads,
+            n_outputs=shape.n_outputs,
+            kv_type=shape.kv_type,
+            device=_number(gpu),
+            device_name=name,
+            n_gpu_layer=n_gpu_layer,
+        ) as sizes:
+            asked = replace(budget, bytes=resolve_budget(memory, resident_bytes(info, sizes, budget)))
+            if dense_only:  # the same context, of which the GPU has a part already
+                asked = replace(asked, n_ctx=dense_only.n_ctx, n_ubatch=dense_only.n_ubatch)
+            speeds = _speeds(model, shape.n_threads, measure=measure)
+            reader = "uring" if model.info.direct_io and _native.io_uring_allowed() else "threads"
+            return make_plan(info, sizes, asked, speeds, reader=reader)
+
+    found = spend(0)
+    if gpu is None:
+        return found, None
+    gpu_bytes = _gpu_budget(gpu, shape)
+    if found.gpu_bytes > gpu_bytes:
+        raise BudgetError(
+            f"{format_size(gpu_bytes)} of GPU memory is too small for {model.info.name}: dense weights and KV cache "
+            f"take {format_size(found.gpu_bytes)} with {found.n_ctx} tokens of context",
+            hint=f"use `--gpu-memory {format_exact(found.gpu_bytes)}`, a smaller `--ctx`, or `--device cpu`",
+            smallest=found.gpu_bytes,
+        )
+    n_gpu_layer, dense_only = layers_that_fit(model, gpu_bytes - found.gpu_bytes), found
+    while n_gpu_layer:  # compute buffers differ with what is computed where: asked again, until it fits
+        found = spend(n_gpu_layer, dense_only)
+        if found.gpu_bytes <= gpu_bytes:
+            break
+        n_gpu_layer, found = n_gpu_layer - 1, dense_only
+    return replace(found, device=gpu.name, gpu_budget_bytes=gpu_bytes, n_gpu_layer=n_gpu_layer), gpu
+
+
+def _gpu_budget(gpu: Gpu, shape: _Shape) -> int:
+    if shape.gpu_memory is None:
+        return int(gpu.free_bytes * _AUTO_SHARE)
+    wanted = parse_size(shape.gpu_memory)
+    if wanted > gpu.total_bytes:
+        raise UsageError(
+            f"{gpu.name} has {format_size(gpu.total_bytes)}, not {format_size(wanted)}",
+            hint=f"use `--gpu-memory {format_exact(int(gpu.free_bytes * _AUTO_SHARE))}` or leave it out",
+        )
+    return wanted
+
+
+def layers_that_fit(model: Model, gpu_bytes: int) -> int:
+    """How many layers' experts fit, the last ones first; a layer whose experts have several types goes to no GPU."""
+    n, left = 0, gpu_bytes
+    for layer in reversed(model.layers):
+        if "+" in layer.types:
+            continue
+        left -= layer.expert_bytes * layer.n_expert
+        if left < 0:
+            break
+        n += 1
+    return n
+
+
+def without_layers(model: Model, n_gpu_layer: int) -> ModelInfo:
+    """The model as the host sees it when a GPU has the experts of some layers."""
+    info = model.info
+    gone = [layer for layer in reversed(model.layers) if "+" not in layer.types][:n_gpu_layer]
+    if not gone:
+        return info
+    expert_bytes = sum(layer.expert_bytes * layer.n_expert for layer in gone)
+    rest = 1 - expert_bytes / info.expert_bytes
+    return replace(
+        info,
+        expert_bytes=info.expert_bytes - expert_bytes,
+        token_bytes=int(info.token_bytes * rest),
+        slot_bytes=max(info.slot_min_bytes, int(info.slot_bytes * rest)),
+        n_expert_total=info.n_expert_total - sum(layer.n_expert for layer in gone),
+    )
 
 
 def _speeds(model: Model, n_threads: int, *, measure: bool) -> Speeds | None:

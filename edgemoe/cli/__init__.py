@@ -22,6 +22,7 @@ from .calibrate import calibrate
 from .chat import chat
 from .convert import convert
 from .demo import demo
+from .devices import devices
 from .eval import eval
 from .inspect import inspect
 from .models import models
@@ -54,7 +55,7 @@ def _root(
         print(context.get_help())
 
 
-for _command in (chat, run, serve, models, demo, inspect, plan, bench, replay, convert, calibrate, eval):
+for _command in (chat, run, serve, models, demo, inspect, plan, devices, bench, replay, convert, calibrate, eval):
     app.command(_command.__name__)(expand(_command))
 
 

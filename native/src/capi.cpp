@@ -2,6 +2,7 @@
 #include "base/guard.h"
 #include "engine.h"
 #include "llama/collect.h"
+#include "llama/gpu.h"
 #include "llama/index.h"
 #include "llama/kernels.h"
 #include "llama/log.h"
@@ -173,6 +174,35 @@ emoe_status emoe_context_measure(const emoe_model *model, const char *shell_path
         check_context(*params);
         check_struct(sizes, "emoe_context_sizes");
         measure_context(*model->index, shell_path, *params, sizes);
+    });
+}
+
+uint32_t emoe_gpu_count(void) { return static_cast<uint32_t>(gpu_devices().size()); }
+
+emoe_status emoe_gpu_get(uint32_t index, emoe_gpu_info *info, emoe_error *err) {
+    return guarded(err, [&] {
+        check_struct(info, "emoe_gpu_info");
+        std::vector<ggml_backend_dev_t> const gpus = gpu_devices();
+        if (index >= gpus.size()) fail(EMOE_ERR_ARGUMENT, "there is no GPU %u: there are %zu", index, gpus.size());
+        ggml_backend_dev_t const dev = gpus[index];
+        size_t free_bytes = 0, total_bytes = 0;
+        ggml_backend_dev_memory(dev, &free_bytes, &total_bytes);
+        emoe_gpu_info i = {};
+        i.struct_size = sizeof i;
+        i.unified = ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_IGPU ? 1 : 0;
+        i.total_bytes = total_bytes;
+        i.free_bytes = free_bytes;
+        copy_text(i.backend, sizeof i.backend, ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev)));
+        copy_text(i.name, sizeof i.name, ggml_backend_dev_name(dev));
+        copy_text(i.description, sizeof i.description, ggml_backend_dev_description(dev));
+        *info = i;
+    });
+}
+
+emoe_status emoe_backend_load(const char *path, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(path, "path");
+        load_backend(path);
     });
 }
 
