@@ -171,7 +171,8 @@ class Model:
 def context_params(
     n_ctx: int, n_ubatch: int, n_threads: int, n_outputs: int, kv_type: str, device: int = 0, n_gpu_layer: int = 0
 ) -> ContextParams:
-    """The native struct. device: 0 for the CPU, else 1 + `Gpu.index`. Raises UsageError for a `kv_type` that is not in KV_TYPES."""
+    """The native struct. device: 0 for the CPU, else 1 + `Gpu.index`. Raises UsageError for a `kv_type` that is
+    not in KV_TYPES."""
     if kv_type not in KV_TYPES:
         raise UsageError(f"`{kv_type}` is not a type for the KV cache", hint="use `f16` (exact) or `q8_0` (lossy)")
     return ContextParams(

@@ -85,8 +85,8 @@ class Plan:
     (estimate). fraction: of all experts, 0 to 1. smallest_bytes: the smallest budget that works (with the shortest
     context if none was asked for). resident_bytes: the budget in which every expert fits and stays, also during a
     large batch and after the chat template's first rendering. direct_io, reader: how experts are read (see Stats).
-    device: the GPU that has dense weights and KV cache, "" for the CPU; gpu_bytes: what it is given, of gpu_budget_bytes;
-    n_gpu_layer: layers whose experts are computed there (they count neither as cached nor in n_expert_total).
+    device: the GPU that has dense weights and KV cache, "" for the CPU; gpu_bytes: given there, of gpu_budget_bytes.
+    n_gpu_layer: layers whose experts are computed there (neither cached nor in n_expert_total).
     """
 
     model: str

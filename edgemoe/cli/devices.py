@@ -62,7 +62,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     cpu, memory, storage = found["cpu"], found["memory"], found["storage"]
     rows = [
         f"{'processor':<12}{cpu['name']}, {cpu['n_core']} cores: {' '.join(cpu['isa'])}",
-        f"{'memory':<12}{format_size(memory['total_bytes'])}, this process may use {format_size(memory['limit_bytes'])}, "
+        f"{'memory':<12}{format_size(memory['total_bytes'])}, usable {format_size(memory['limit_bytes'])}, "
         f"available {format_size(memory['available_bytes'])}",
         f"{'storage':<12}{storage['filesystem']} on {storage['device']}, "
         + ("direct reads" if storage["reads"][0]["direct_io"] else "reads through the page cache")
@@ -76,5 +76,5 @@ def lines(found: dict[str, Any]) -> list[str]:
         free = f"{format_size(gpu['free_bytes'])} free of {format_size(gpu['total_bytes'])} {kind}"
         rows.append(f"{'GPU':<12}{gpu['name']} ({gpu['backend']}): {gpu['description']}, {free}")
     if not found["gpus"]:
-        rows.append(f"{'GPU':<12}none that this llama.cpp can use; with one: {install_line('vulkan')} (or CUDA, METAL)")
+        rows.append(f"{'GPU':<12}none that this llama.cpp can use; for one: {install_line('vulkan')}")
     return rows

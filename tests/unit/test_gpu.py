@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from edgemoe import _native
 from edgemoe.devices import gpu
 from edgemoe.devices.gpu import Gpu, choose, install_line
 from edgemoe.errors import UnsupportedError, UsageError
@@ -19,7 +20,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def has(*found: Gpu) -> None:
         monkeypatch.setattr(gpu, "_load_extra", lambda: None)
-        monkeypatch.setattr(gpu._native, "gpu_count", lambda: len(found))
+        monkeypatch.setattr(_native, "gpu_count", lambda: len(found))
         monkeypatch.setattr(gpu, "_gpu", lambda index: found[index])
 
     return has
