@@ -6,11 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import _native
-from .._abi import DEVICE_GPU, DEVICE_IGPU
 from ..units import KIB
 from .compute import measure_compute
 from .cpu import cpu_name, isa_flags, physical_cores
+from .gpu import Gpu, backends, gpus
 from .memory import available_memory, memory_limit, total_memory
 from .storage import StorageSpeed, describe, find_lanes, measure_storage
 
@@ -20,21 +19,6 @@ LANES = (1, 2, 4, 8, 16)
 _LARGE, _SMALL = 1024 * KIB, 4 * KIB
 _TYPES = ("q4_K", "q8_0", "f16")
 _PROBE_BYTES = 64 << 20
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A device beside the CPU that ggml can use. backend: "CUDA", "Vulkan", "Metal". Memory in bytes, 0: not known.
-
-    unified: it computes in the system's memory.
-    """
-
-    backend: str
-    name: str
-    description: str
-    total_bytes: int
-    free_bytes: int
-    unified: bool
 
 
 @dataclass(frozen=True)
@@ -85,12 +69,6 @@ def survey(path: str | Path, *, fresh: bool = False) -> Survey:
     path: a file of at least some megabytes on the drive of interest. fresh: measure the drive again.
     Raises StorageError when it cannot be read.
     """
-    found = _native.devices()
-    gpus = tuple(
-        Gpu(d["backend"], d["name"], d["description"], d["total_bytes"], d["free_bytes"], d["kind"] == DEVICE_IGPU)
-        for d in found
-        if d["kind"] in (DEVICE_GPU, DEVICE_IGPU)
-    )
     return Survey(
         cpu=cpu_name(),
         isa=isa_flags(),
@@ -100,8 +78,8 @@ def survey(path: str | Path, *, fresh: bool = False) -> Survey:
         available_bytes=available_memory(),
         compute={name: measure_compute(name, physical_cores()) for name in _TYPES},
         drive=_drive(path, fresh=fresh),
-        backends=tuple(sorted({d["backend"] for d in found})),
-        gpus=gpus,
+        backends=backends(),
+        gpus=tuple(gpus()),
     )
 
 

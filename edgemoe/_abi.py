@@ -129,6 +129,8 @@ class ContextParams(Struct):
         ("n_threads", c_uint32),
         ("n_outputs_max", c_uint32),
         ("kv_type", c_uint32),
+        ("device", c_uint32),
+        ("n_gpu_layer", c_uint32),
     ]
 
 
@@ -143,6 +145,8 @@ class ContextSizes(Struct):
         ("vocab_bytes", c_uint64),
         ("decode_bytes", c_uint64),
         ("prefill_bytes", c_uint64),
+        ("gpu_bytes", c_uint64),
+        ("gpu_dense_bytes", c_uint64),
     ]
 
 
@@ -417,6 +421,7 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     ),
     "emoe_device_count": (c_uint32, []),
     "emoe_device_get": (_status, [c_uint32, POINTER(DeviceInfo), _err]),
+    "emoe_backend_load": (_status, [c_char_p, _err]),
     "emoe_policy_open": (_status, [c_uint32, POINTER(c_uint32), c_uint32, c_uint32, _out, _err]),
     "emoe_policy_close": (None, [_policy]),
     "emoe_policy_visit": (

@@ -634,6 +634,11 @@ def devices() -> list[dict[str, Any]]:
     return found
 
 
+def backend_load(path: str) -> None:
+    error = abi.Error()
+    check(library().emoe_backend_load(os.fsencode(path), ctypes.byref(error)), error)
+
+
 def storage_measure(path: str, block_bytes: int, n_lane: int, max_bytes: int, max_ns: int) -> dict[str, Any]:
     speed, error = abi.StorageSpeed(), abi.Error()
     status = library().emoe_storage_measure(

@@ -10,15 +10,17 @@ from dataclasses import dataclass, replace
 from .. import _native
 from .._abi import EngineParams
 from ..devices.cpu import physical_cores
+from ..devices.gpu import Gpu, choose
 from ..devices.memory import available_memory, memory_limit, process_memory
 from ..devices.profile import profile
 from ..devices.storage import N_LANE, find_lanes
-from ..errors import UnsupportedError, UsageError
+from ..errors import BudgetError, UnsupportedError, UsageError
 from ..units import Memory, format_exact, format_size, parse_memory, parse_size
 from .backend import NativeBackend
 from .draft import MAX_DRAFT, parse_draft
 from .engine import Engine
 from .model import Model, context_params, is_export, open_model
+from .placement import layers_that_fit, without_layers
 from .planner import Budget, Plan, Speeds, resident_bytes
 from .planner import plan as make_plan
 from .prompt import first_rendering_bytes
@@ -53,6 +55,8 @@ def load(
     read_lanes: int = 0,
     read_limit: str | int | None = None,
     kv_type: str = "f16",
+    device: str = "cpu",
+    gpu_memory: str | int | None = None,
     progress: Progress | None = None,
 ) -> Engine:
     """Open a model for generation inside a memory budget; close it, or use it in a `with` statement.
@@ -77,6 +81,8 @@ def load(
     read_lanes: reads under way at once; 0: as measured once on the model's file, if it streams.
     read_limit: bytes a second, for experiments.
     kv_type: "f16", or "q8_0" for half the memory, which is lossy.
+    device: "cpu", "vulkan", "cuda", "metal", or "auto": a GPU where this llama.cpp sees one. The GPU gets dense weights
+        and KV cache, and the experts of as many layers as gpu_memory holds ("4GiB"; None: 85 % of what is free there).
     progress: receives a line of text before each step that takes time.
 
     Raises BudgetError naming the smallest budget that works, before anything is loaded; UsageError, FormatError,
@@ -98,7 +104,7 @@ def load(
             "io_uring reads neither through the page cache nor at a limit", hint="use the reader `threads`"
         )
     n_outputs = _rows(n_outputs, n_draft)
-    shape = _Shape(ctx, _threads(threads), n_ubatch, n_outputs, kv_type)
+    shape = _Shape(ctx, _threads(threads), n_ubatch, n_outputs, kv_type, device, gpu_memory)
     with ExitStack() as undo:
         model = undo.enter_context(open_model(path))
         if is_export(model):
@@ -129,7 +135,7 @@ def load(
             )
         if reader == "uring" and not model.info.direct_io:
             raise UnsupportedError(f"io_uring needs O_DIRECT, which `{path}` refuses", hint="use the reader `threads`")
-        plan = _plan(model, wanted, shape, measure=False)
+        plan, gpu = _plan(model, wanted, shape, measure=False)
         shell = shell_for(model, progress=progress)
         if progress:
             progress(f"loading {model.info.name}")
@@ -141,7 +147,9 @@ def load(
             buffered=int(buffered),
             reader=READERS.index(reader),
             read_bytes_per_s=read_bytes_per_s,
-            context=context_params(plan.n_ctx, plan.n_ubatch, plan.n_threads, n_outputs, kv_type),
+            context=context_params(
+                plan.n_ctx, plan.n_ubatch, plan.n_threads, n_outputs, kv_type, _number(gpu), plan.n_gpu_layer
+            ),
         )
 
         def resolve(new: str | int) -> int:
@@ -163,6 +171,8 @@ def plan(
     n_outputs: int = 1,
     draft: str | int = "off",
     kv_type: str = "f16",
+    device: str = "cpu",
+    gpu_memory: str | int | None = None,
     measure: bool = True,
 ) -> Plan:
     """How `load` with the same arguments would spend the budget, with the decode speed to expect; loads nothing.
@@ -172,11 +182,11 @@ def plan(
     """
     wanted = parse_memory(memory)
     n_outputs = _rows(n_outputs, parse_draft(draft))
-    shape = _Shape(ctx, _threads(threads), n_ubatch, n_outputs, kv_type)
+    shape = _Shape(ctx, _threads(threads), n_ubatch, n_outputs, kv_type, device, gpu_memory)
     if isinstance(model, Model):
-        return _plan(model, wanted, shape, measure=measure)
+        return _plan(model, wanted, shape, measure=measure)[0]
     with open_model(model) as opened:
-        return _plan(opened, wanted, shape, measure=measure)
+        return _plan(opened, wanted, shape, measure=measure)[0]
 
 
 def _lanes(model: Model, plan: Plan) -> int:
@@ -223,6 +233,8 @@ class _Shape:
     n_ubatch: int | None
     n_outputs: int
     kv_type: str
+    device: str = "cpu"
+    gpu_memory: str | int | None = None
 
 
 def _threads(threads: int | None) -> int:
@@ -235,6 +247,10 @@ def _threads(threads: int | None) -> int:
     return threads
 
 
+def _number(gpu: Gpu | None) -> int:
+    return 0 if gpu is None else gpu.index + 1
+
+
 def _check_outputs(shape: _Shape) -> None:
     if not 1 <= shape.n_outputs <= _MAX_OUTPUTS:
         raise UsageError(
@@ -242,12 +258,13 @@ def _check_outputs(shape: _Shape) -> None:
         )
 
 
-def _plan(model: Model, memory: Memory, shape: _Shape, *, measure: bool) -> Plan:
+def _plan(model: Model, memory: Memory, shape: _Shape, *, measure: bool) -> tuple[Plan, Gpu | None]:
+    """The plan, and the GPU that it is for."""
     _check_outputs(shape)
     if is_export(model):
         from .onnx.load import plan_export
 
-        return plan_export(
+        found = plan_export(
             model,
             lambda resident: resolve_budget(memory, resident),
             n_ctx=shape.n_ctx,
@@ -255,15 +272,61 @@ def _plan(model: Model, memory: Memory, shape: _Shape, *, measure: bool) -> Plan
             n_threads=shape.n_threads,
             n_outputs=shape.n_outputs,
         )
+        return found, None
     context_params(1, 1, 1, 1, shape.kv_type)  # refuses an unknown kv_type before anything is measured
     later_bytes = first_rendering_bytes(model.chat_template)
-    process_bytes = process_memory().rss
-    with SizeBook(model, n_threads=shape.n_threads, n_outputs=shape.n_outputs, kv_type=shape.kv_type) as sizes:
-        budget = Budget(0, process_bytes, shape.n_threads, shape.n_ctx, shape.n_ubatch, later_bytes)
-        budget = replace(budget, bytes=resolve_budget(memory, resident_bytes(model.info, sizes, budget)))
-        speeds = _speeds(model, shape.n_threads, measure=measure)
-        reader = "uring" if model.info.direct_io and _native.io_uring_allowed() else "threads"
-        return make_plan(model.info, sizes, budget, speeds, reader=reader)
+    gpu = choose(shape.device)  # its driver is awake from here on, and part of the process
+    budget = Budget(0, process_memory().rss, shape.n_threads, shape.n_ctx, shape.n_ubatch, later_bytes)
+    name = "" if gpu is None else f"{gpu.backend} {gpu.description}"
+
+    def spend(n_gpu_layer: int, dense_only: Plan | None = None) -> Plan:
+        info = without_layers(model, n_gpu_layer)
+        with SizeBook(
+            model,
+            n_threads=shape.n_threads,
+            n_outputs=shape.n_outputs,
+            kv_type=shape.kv_type,
+            device=_number(gpu),
+            device_name=name,
+            n_gpu_layer=n_gpu_layer,
+        ) as sizes:
+            asked = replace(budget, bytes=resolve_budget(memory, resident_bytes(info, sizes, budget)))
+            if dense_only:  # the same context, of which the GPU has a part already
+                asked = replace(asked, n_ctx=dense_only.n_ctx, n_ubatch=dense_only.n_ubatch)
+            speeds = _speeds(model, shape.n_threads, measure=measure)
+            reader = "uring" if model.info.direct_io and _native.io_uring_allowed() else "threads"
+            return make_plan(info, sizes, asked, speeds, reader=reader)
+
+    found = spend(0)
+    if gpu is None:
+        return found, None
+    gpu_bytes = _gpu_budget(gpu, shape)
+    if found.gpu_bytes > gpu_bytes:
+        raise BudgetError(
+            f"{format_size(gpu_bytes)} of GPU memory is too small for {model.info.name}: dense weights and KV cache "
+            f"take {format_size(found.gpu_bytes)} with {found.n_ctx} tokens of context",
+            hint=f"use `--gpu-memory {format_exact(found.gpu_bytes)}`, a smaller `--ctx`, or `--device cpu`",
+            smallest=found.gpu_bytes,
+        )
+    n_gpu_layer, dense_only = layers_that_fit(model, gpu_bytes - found.gpu_bytes), found
+    while n_gpu_layer:  # compute buffers differ with what is computed where: asked again, until it fits
+        found = spend(n_gpu_layer, dense_only)
+        if found.gpu_bytes <= gpu_bytes:
+            break
+        n_gpu_layer, found = n_gpu_layer - 1, dense_only
+    return replace(found, device=gpu.name, gpu_budget_bytes=gpu_bytes, n_gpu_layer=n_gpu_layer), gpu
+
+
+def _gpu_budget(gpu: Gpu, shape: _Shape) -> int:
+    if shape.gpu_memory is None:
+        return int(gpu.free_bytes * _AUTO_SHARE)
+    wanted = parse_size(shape.gpu_memory)
+    if wanted > gpu.total_bytes:
+        raise UsageError(
+            f"{gpu.name} has {format_size(gpu.total_bytes)}, not {format_size(wanted)}",
+            hint=f"use `--gpu-memory {format_exact(int(gpu.free_bytes * _AUTO_SHARE))}` or leave it out",
+        )
+    return wanted
 
 
 def _speeds(model: Model, n_threads: int, *, measure: bool) -> Speeds | None:

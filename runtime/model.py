@@ -81,6 +81,7 @@ class ContextSizes:
     kv_bytes: KV cache and recurrent state. compute_bytes: llama.cpp's compute buffers. output_bytes: logits kept.
     scratch_bytes: edgemoe's own working space. vocab_bytes: tokenizer and metadata. decode_bytes: of compute and
     scratch, what is in use between large batches. prefill_bytes: the rest, which the expert cache lends to them.
+    gpu_bytes: on the GPU, of which gpu_dense_bytes are dense weights that then take no host memory.
     """
 
     kv_bytes: int
@@ -90,6 +91,8 @@ class ContextSizes:
     vocab_bytes: int
     decode_bytes: int
     prefill_bytes: int
+    gpu_bytes: int = 0
+    gpu_dense_bytes: int = 0
 
 
 class Model:
@@ -139,10 +142,19 @@ class Model:
         return count.most_common(1)[0][0] if count else ""
 
     def measure(
-        self, shell: Path, *, n_ctx: int, n_ubatch: int, n_threads: int, n_outputs: int = 1, kv_type: str = "f16"
+        self,
+        shell: Path,
+        *,
+        n_ctx: int,
+        n_ubatch: int,
+        n_threads: int,
+        n_outputs: int = 1,
+        kv_type: str = "f16",
+        device: int = 0,
+        n_gpu_layer: int = 0,
     ) -> ContextSizes:
         """What a context of this shape will allocate, asked of llama.cpp itself through a shell of this model."""
-        context = context_params(n_ctx, n_ubatch, n_threads, n_outputs, kv_type)
+        context = context_params(n_ctx, n_ubatch, n_threads, n_outputs, kv_type, device, n_gpu_layer)
         sizes = _native.context_measure(self.handle, os.fspath(shell), context)
         # llama.cpp begins with one row of logits, and takes the others when they are first asked for.
         logits_bytes = min(n_outputs, n_ubatch) * self.info.n_vocab * 4
@@ -162,12 +174,21 @@ class Model:
         self.close()
 
 
-def context_params(n_ctx: int, n_ubatch: int, n_threads: int, n_outputs: int, kv_type: str) -> ContextParams:
-    """The native struct. Raises UsageError for a `kv_type` that is not in KV_TYPES."""
+def context_params(
+    n_ctx: int, n_ubatch: int, n_threads: int, n_outputs: int, kv_type: str, device: int = 0, n_gpu_layer: int = 0
+) -> ContextParams:
+    """The native struct. device: 0 for the CPU, else 1 + `Gpu.index`. Raises UsageError for a `kv_type` that is
+    not in KV_TYPES."""
     if kv_type not in KV_TYPES:
         raise UsageError(f"`{kv_type}` is not a type for the KV cache", hint="use `f16` (exact) or `q8_0` (lossy)")
     return ContextParams(
-        n_ctx=n_ctx, n_ubatch=n_ubatch, n_threads=n_threads, n_outputs_max=n_outputs, kv_type=KV_TYPES[kv_type]
+        n_ctx=n_ctx,
+        n_ubatch=n_ubatch,
+        n_threads=n_threads,
+        n_outputs_max=n_outputs,
+        kv_type=KV_TYPES[kv_type],
+        device=device,
+        n_gpu_layer=n_gpu_layer,
     )
 
 

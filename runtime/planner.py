@@ -85,6 +85,8 @@ class Plan:
     (estimate). fraction: of all experts, 0 to 1. smallest_bytes: the smallest budget that works (with the shortest
     context if none was asked for). resident_bytes: the budget in which every expert fits and stays, also during a
     large batch and after the chat template's first rendering. direct_io, reader: how experts are read (see Stats).
+    device: the GPU that has dense weights and KV cache, "" for the CPU; gpu_bytes: given there, of gpu_budget_bytes.
+    n_gpu_layer: layers whose experts are computed there (neither cached nor in n_expert_total).
     """
 
     model: str
@@ -111,6 +113,10 @@ class Plan:
     direct_io: bool
     reader: str = ""
     prediction: Prediction | None = None
+    device: str = ""
+    gpu_bytes: int = 0
+    gpu_budget_bytes: int = 0
+    n_gpu_layer: int = 0
 
     @property
     def fixed_bytes(self) -> int:
@@ -141,6 +147,10 @@ class Plan:
         ]
         lines = [f"{'budget':<16}{format_size(self.budget_bytes):>10}"]
         lines += [f"  {name:<14}{format_size(size):>10}  {note}" for name, size, note in rows]
+        if self.device:
+            layers = f", experts of {self.n_gpu_layer} layers" if self.n_gpu_layer else ""
+            of = f" of {format_size(self.gpu_budget_bytes)} on {self.device}"
+            lines.append(f"{'GPU':<16}{format_size(self.gpu_bytes):>10}{of}: dense weights, KV cache{layers}")
         lines.append(f"{'reading':<16}{reading(self.direct_io, self.reader)}")
         if self.prediction:
             speed = format_speeds(self.prediction.low, self.prediction.high)
@@ -260,7 +270,7 @@ def _candidates(model: ModelInfo, sizes: Sizes, budget: Budget, n_ctx: int, smal
             model=model.name,
             budget_bytes=budget.bytes,
             process_bytes=budget.process_bytes + size.vocab_bytes,
-            dense_bytes=model.dense_bytes,
+            dense_bytes=model.dense_bytes - size.gpu_dense_bytes,
             kv_bytes=size.kv_bytes,
             compute_bytes=size.compute_bytes,
             output_bytes=size.output_bytes,
@@ -279,6 +289,7 @@ def _candidates(model: ModelInfo, sizes: Sizes, budget: Budget, n_ctx: int, smal
             smallest_bytes=smallest,
             resident_bytes=resident_bytes(model, sizes, budget),
             direct_io=model.direct_io,
+            gpu_bytes=size.gpu_bytes,
         )
 
 
@@ -294,7 +305,8 @@ def _best_batch(model: ModelInfo, sizes: Sizes, budget: Budget, n_ctx: int, smal
 def _fixed_bytes(model: ModelInfo, size: ContextSizes, budget: Budget) -> int:
     """All but the expert cache and the margin."""
     work = size.output_bytes + size.decode_bytes
-    return budget.process_bytes + size.vocab_bytes + model.dense_bytes + size.kv_bytes + work
+    dense = model.dense_bytes - size.gpu_dense_bytes
+    return budget.process_bytes + size.vocab_bytes + dense + size.kv_bytes + work
 
 
 def _with_margin(need: int) -> int:

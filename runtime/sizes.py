@@ -21,9 +21,22 @@ class SizeBook:
     Calling it with (n_ctx, n_ubatch) gives ContextSizes, at once if that shape was ever measured with this library.
     """
 
-    def __init__(self, model: Model, *, n_threads: int, n_outputs: int, kv_type: str) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        n_threads: int,
+        n_outputs: int,
+        kv_type: str,
+        device: int = 0,
+        device_name: str = "",
+        n_gpu_layer: int = 0,
+    ) -> None:
         self._model = model
         self._context: dict[str, Any] = {"n_threads": n_threads, "n_outputs": n_outputs, "kv_type": kv_type}
+        self._device_name = device_name
+        if device:
+            self._context |= {"device": device, "n_gpu_layer": n_gpu_layer}
         self._closing = contextlib.ExitStack()
         self._shell: Path | None = None
         self._library = _native.build_stamp()
@@ -32,7 +45,7 @@ class SizeBook:
         self._changed = False
 
     def __call__(self, n_ctx: int, n_ubatch: int) -> ContextSizes:
-        key = " ".join(map(str, (n_ctx, n_ubatch, *self._context.values())))
+        key = " ".join(map(str, (n_ctx, n_ubatch, *self._context.values(), *self._device_name.split())))
         if key not in self._known:
             if self._shell is None:
                 self._shell = self._closing.enter_context(measuring_shell(self._model))

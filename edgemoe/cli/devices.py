@@ -34,6 +34,8 @@ def devices(
 
 
 def _lines(found: Survey) -> list[str]:
+    from ..devices.gpu import install_line
+
     kernels = ", ".join(f"{speed / 1e9:.1f} GB/s ({name.upper()})" for name, speed in found.compute.items())
     limit = f", limited to {format_size(found.limit_bytes)}" if found.limit_bytes < found.total_bytes else ""
     drive = found.drive
@@ -51,8 +53,9 @@ def _lines(found: Survey) -> list[str]:
     for gpu in found.gpus:
         memory = "the system's memory" if gpu.unified else f"{format_size(gpu.free_bytes)} of it free"
         size = format_size(gpu.total_bytes)
-        lines.append(f"gpu      {gpu.description} ({gpu.backend}), {size}, {memory}; edgemoe does not use it yet")
+        lines.append(f"gpu      {gpu.description} ({gpu.backend}), {size}, {memory}: `--device {gpu.backend.lower()}`")
     if not found.gpus:
         built = ", ".join(found.backends)
         lines.append(f"gpu      none that ggml finds; llama-cpp-python was built with: {built}")
+        lines.append(f"         with Vulkan, for example: `{install_line('vulkan')}`")
     return lines

@@ -60,6 +60,21 @@ class BudgetOptions:
         str, typer.Option(metavar="TYPE", help="KV cache: `f16`, or `q8_0` for half the memory, which is LOSSY.")
     ] = "f16"
 
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Where dense weights are computed: `auto`, `cpu`, `vulkan`, `cuda`, `metal`."
+        ),
+    ] = "cpu"
+    gpu_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory of the GPU: dense weights, KV cache, experts of as many layers as fit.",
+            show_default="85 % of what is free",
+        ),
+    ] = None
+
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of edgemoe.load and edgemoe.plan. Raises UsageError."""
         at_least("--ctx", self.ctx, 1)
@@ -69,6 +84,8 @@ class BudgetOptions:
             "ctx": self.ctx,
             "threads": self.threads,
             "kv_type": self.kv_type.lower(),
+            "device": self.device.lower(),
+            "gpu_memory": self.gpu_memory,
         }
 
 

@@ -126,18 +126,22 @@ typedef struct emoe_context_params {
     uint32_t n_threads;     /* compute threads */
     uint32_t n_outputs_max; /* rows of logits kept per decode call, 1 for generation */
     uint32_t kv_type;       /* ggml_type of the KV cache: 1 = F16 (exact default), 8 = Q8_0 (lossy) */
+    uint32_t device;        /* 0: the CPU; else 1 + index of a GPU (emoe_device_get): dense weights and KV cache */
+    uint32_t n_gpu_layer;   /* mixture layers whose experts are computed there too, the last ones, at most */
 } emoe_context_params;
 
 typedef struct emoe_context_sizes {
     uint32_t struct_size;
     uint32_t reserved;
-    uint64_t kv_bytes;      /* KV cache and recurrent state */
-    uint64_t compute_bytes; /* llama.cpp's compute buffers */
-    uint64_t output_bytes;  /* logits kept */
-    uint64_t scratch_bytes; /* quantized activations and work space of kernels, ggml's included */
-    uint64_t vocab_bytes;   /* tokenizer and metadata in memory, measured */
-    uint64_t decode_bytes;  /* of compute and scratch, what is in use between large batches */
-    uint64_t prefill_bytes; /* the rest of them: taken from the expert cache during a large batch, then given back */
+    uint64_t kv_bytes;        /* KV cache and recurrent state */
+    uint64_t compute_bytes;   /* llama.cpp's compute buffers */
+    uint64_t output_bytes;    /* logits kept */
+    uint64_t scratch_bytes;   /* quantized activations and work space of kernels, ggml's included */
+    uint64_t vocab_bytes;     /* tokenizer and metadata in memory, measured */
+    uint64_t decode_bytes;    /* of compute and scratch, what is in use between large batches */
+    uint64_t prefill_bytes;   /* the rest of them: taken from the expert cache during a large batch, then given back */
+    uint64_t gpu_bytes;       /* on the GPU: dense weights, KV cache, compute buffers and the experts asked for */
+    uint64_t gpu_dense_bytes; /* of them dense weights, which then take no host memory */
 } emoe_context_sizes;
 
 /* What a context of this shape will allocate, asked of llama.cpp itself without allocating it. */
@@ -450,6 +454,8 @@ typedef struct emoe_device_info {
 /* Devices that this process's ggml was built for and finds. Asking a GPU's driver takes time and memory the first time. */
 EMOE_API uint32_t emoe_device_count(void);
 EMOE_API emoe_status emoe_device_get(uint32_t i, emoe_device_info *info, emoe_error *err);
+/* Registers a ggml backend that was built as a library of its own, of the very version of ggml that is loaded. */
+EMOE_API emoe_status emoe_backend_load(const char *path, emoe_error *err);
 
 /* ------------------------------------------------------------------ measuring */
 

@@ -1,6 +1,7 @@
 // What ggml computes on here: its device list, as data.
 #include "base/error.h"
 #include "base/guard.h"
+#include "llama/gpu.h"
 
 #include <edgemoe.h>
 
@@ -40,5 +41,13 @@ emoe_status emoe_device_get(uint32_t i, emoe_device_info *info, emoe_error *err)
         snprintf(info->backend, sizeof info->backend, "%s", reg ? ggml_backend_reg_name(reg) : "");
         snprintf(info->name, sizeof info->name, "%s", ggml_backend_dev_name(device));
         snprintf(info->description, sizeof info->description, "%s", ggml_backend_dev_description(device));
+    });
+}
+
+emoe_status emoe_backend_load(const char *path, emoe_error *err) {
+    using namespace emoe;
+    return guarded(err, [&] {
+        check_pointer(path, "path");
+        load_backend(path);
     });
 }

@@ -14,8 +14,9 @@ namespace {
 // What a cancelled visit gives as its reason.
 constexpr const char *k_cancelled = "cancelled";
 
-Streamer::Params streamer_params(const ModelIndex &index, const emoe_engine_params &p) {
+Streamer::Params streamer_params(const ModelIndex &index, const emoe_engine_params &p, const Placement &placement) {
     Streamer::Params s;
+    s.elsewhere = placement.layers();
     s.n_embd = index.n_router_input;
     s.prefetch = static_cast<PrefetchMode>(p.prefetch);
     s.cache_bytes = p.cache_bytes;
@@ -30,7 +31,8 @@ Streamer::Params streamer_params(const ModelIndex &index, const emoe_engine_para
 } // namespace
 
 Engine::Engine(const ModelIndex &index, const std::string &shell_path, const emoe_engine_params &params)
-    : params_(params), streamer_(std::make_unique<Streamer>(index.layout, streamer_params(index, params))) {
+    : params_(params), placement_(index, params.context.device, params.context.n_gpu_layer),
+      streamer_(std::make_unique<Streamer>(index.layout, streamer_params(index, params, placement_))) {
     check_unchanged(index); // the streamer has opened the files by name, the index is from before
     load(index, shell_path);
 }
@@ -43,28 +45,55 @@ void Engine::load(const ModelIndex &index, const std::string &shell_path) {
 
     ShellExtent const extent = check_shell(index, shell_path, true);
     ShellLoad const shell(shell_path, extent);
-    LogCapture const log([&shell](const std::string &line) {
+    LogCapture const log([&shell, this](const std::string &line) {
         // Printed after the file was opened and its size checked, before it is mapped (see shell.h).
         if (line.find("loading model tensors") != std::string::npos) shell.shorten();
+        // After the mapping, before the data: what goes to a GPU is copied from it, experts too (filled in dry_run).
+        if (placement_.any_experts() && line.find("model buffer size") != std::string::npos) shell.lengthen();
     });
     std::vector<uintptr_t> const before = mappings_of(shell_path); // of other engines of this process
-    model_.reset(llama_model_load_from_file(shell_path.c_str(), model_params()));
+    llama_model_params mp = model_params();
+    placement_.apply(&mp);
+    // The zeros that stand for a GPU's experts are copied from the mapping: each tensor's pages are dropped after it.
+    struct Hole {
+        const std::string &path;
+        const std::vector<uintptr_t> &before;
+        ShellExtent extent;
+    } hole{shell_path, before, extent};
+    if (placement_.any_experts()) {
+        mp.progress_callback_user_data = &hole;
+        mp.progress_callback = [](float progress, void *user) {
+            auto const *h = static_cast<const Hole *>(user);
+            if (progress >= 1.0f) return true; // the last call comes when parts are unmapped already
+            for (uintptr_t const m : mappings_of(h->path))
+                if (std::find(h->before.begin(), h->before.end(), m) == h->before.end()) {
+                    release_pages(reinterpret_cast<void *>(m + h->extent.dense_end),
+                                  h->extent.full_end - h->extent.dense_end);
+                    break;
+                }
+            return true;
+        };
+    }
+    model_.reset(llama_model_load_from_file(shell_path.c_str(), mp));
     if (!model_) fail(EMOE_ERR_FORMAT, "llama.cpp refuses the model: %s", log.last_error("no reason given").c_str());
     vocab_ = llama_model_get_vocab(model_.get());
 
     uintptr_t mapping = 0;
-    for (uintptr_t const m : mappings_of(shell_path))
+    std::vector<Range> parts;
+    for (uintptr_t const m : mappings_of(shell_path, &parts))
         if (std::find(before.begin(), before.end(), m) == before.end()) mapping = m;
     dense_ =
         std::make_unique<DenseMover>(mapping, extent.dense_end, extent.full_end, index.dense_bytes, index.dense.size());
-    interposer_ = std::make_unique<Interposer>(*streamer_, *dense_);
+    if (params_.context.device != 0) dense_->set_parts(std::move(parts));
+    gpu_ = std::make_unique<GpuExperts>(index, placement_);
+    interposer_ = std::make_unique<Interposer>(*streamer_, *dense_, gpu_.get());
     llama_context_params cp = context_params(params_.context);
     cp.cb_eval = Interposer::on_node;
     cp.cb_eval_user_data = interposer_.get();
     cp.abort_callback = [](void *self) {
         auto const *engine = static_cast<const Engine *>(self);
-        return engine->dry_ || engine->streamer_->failed() || !engine->interposer_->violation().empty() ||
-               !engine->interposer_->column_violation().empty();
+        return (engine->dry_ && engine->params_.context.device == 0) || engine->streamer_->failed() ||
+               !engine->interposer_->violation().empty() || !engine->interposer_->column_violation().empty();
     };
     cp.abort_callback_data = this;
     ctx_.reset(llama_init_from_model(model_.get(), cp));
@@ -72,7 +101,7 @@ void Engine::load(const ModelIndex &index, const std::string &shell_path) {
         fail(EMOE_ERR_MEMORY, "llama.cpp cannot make a context of %u tokens: %s", params_.context.n_ctx,
              log.last_error("no reason given").c_str());
     n_ctx_ = llama_n_ctx(ctx_.get());
-    buffers_ = parse_buffers(log.text());
+    buffers_ = parse_buffers(log.text(), gpu_name(params_.context.device));
     work_ = WorkSpace(index, params_.context, buffers_.compute_bytes);
     set_cache_bytes(std::max(params_.cache_bytes, streamer_->min_bytes() + work_.extra_bytes(work_.n_ubatch())));
     dry_run();
@@ -83,19 +112,24 @@ void Engine::load(const ModelIndex &index, const std::string &shell_path) {
 // what cannot be streamed is found now and not in the middle of an answer.
 void Engine::dry_run() {
     dry_ = true;
+    // With a GPU the graph comes in pieces, each shown when those before it are computed: all of it is walked through.
+    interposer_->set_dry(true);
     llama_token token = std::max(llama_vocab_bos(vocab_), 0);
     streamer_->begin_batch();
-    interposer_->columns().begin_learning();
+    if (params_.context.device == 0) interposer_->columns().begin_learning();
     llama_batch const batch = llama_batch_get_one(&token, 1);
     (void)llama_decode(ctx_.get(), batch);
     interposer_->columns().end();
     streamer_->end_batch();
     dry_ = false;
+    interposer_->set_dry(false);
     interposer_->begin_graph();
     llama_memory_clear(llama_get_memory(ctx_.get()), true);
     if (!interposer_->violation().empty())
         fail(EMOE_ERR_UNSUPPORTED, "this model cannot be streamed: %s", interposer_->violation().c_str());
-    if (interposer_->n_rewritten() == 0)
+    if (gpu_->n_missing() != 0)
+        fail(EMOE_ERR_UNSUPPORTED, "this model cannot be streamed: its graph leaves out experts of the GPU");
+    if (interposer_->n_rewritten() == 0 && !placement_.any_experts())
         fail(EMOE_ERR_UNSUPPORTED, "this model cannot be streamed: its graph never multiplies by its experts");
 }
 
@@ -104,6 +138,7 @@ void Engine::decode(const int32_t *tokens, uint32_t n, bool want_all) { run(toke
 std::string Engine::no_verify() const {
     if (llama_model_is_recurrent(model_.get()) || llama_model_is_hybrid(model_.get()))
         return "its recurrent state cannot be taken back";
+    if (params_.context.device != 0) return "a GPU rounds several tokens at once differently from one";
     // A window's cells are used again: which cell a token gets depends on how many come at once.
     if (llama_model_n_swa(model_.get()) != 0) return "it attends to a sliding window";
     return "";

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "llama/dense.h"
+#include "llama/gpu.h"
 #include "llama/index.h"
 #include "llama/interposer.h"
 #include "llama/measure.h"
@@ -61,6 +62,8 @@ private:
     void lend(uint64_t bytes); // cache bytes to the work space of a large batch, 0: all back
 
     emoe_engine_params const params_;
+    Placement placement_;
+    std::unique_ptr<GpuExperts> gpu_;
     std::unique_ptr<Streamer> streamer_; // outlives the context, whose graph calls into it
     std::unique_ptr<DenseMover> dense_;
     std::unique_ptr<Interposer> interposer_;

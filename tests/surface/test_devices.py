@@ -9,8 +9,9 @@ import pytest
 from console import Cli, needs_library
 
 from edgemoe.cli.devices import _lines
+from edgemoe.devices.gpu import Gpu
 from edgemoe.devices.storage import StorageSpeed
-from edgemoe.devices.survey import Drive, Gpu, Survey
+from edgemoe.devices.survey import Drive, Survey
 
 pytestmark = needs_library
 
@@ -51,9 +52,10 @@ def test_a_file_that_is_not_there_is_one_line(cli: Cli, tmp_path: Path) -> None:
 def test_gpus_are_told(unified: bool, words: str) -> None:
     speed = StorageSpeed(1e9, 1e-4, 1 << 20, 1, True)
     drive = Drive("m.gguf", "ext4", "/dev/sda", "/", (speed,), speed, 2)
-    gpu = Gpu("CUDA", "CUDA0", "NVIDIA H100", 80 << 30, 70 << 30, unified)
+    gpu = Gpu(1, "CUDA", "CUDA0", "NVIDIA H100", unified, 80 << 30, 70 << 30)
     found = Survey("A CPU", (), 2, 8 << 30, 4 << 30, 3 << 30, {"q8_0": 1e10}, drive, ("CPU", "CUDA"), (gpu,))
     text = "\n".join(_lines(found))
     assert "NVIDIA H100 (CUDA), 80 GiB" in text
     assert words in text
+    assert "--device cuda" in text
     assert "limited to 4 GiB" in text

@@ -19,7 +19,7 @@ constexpr size_t k_piece = size_t{4} << 20;
 
 } // namespace
 
-std::vector<uintptr_t> mappings_of(const std::string &path) {
+std::vector<uintptr_t> mappings_of(const std::string &path, std::vector<Range> *parts) {
     std::vector<uintptr_t> found;
 #ifdef __linux__
     char *real = realpath(path.c_str(), nullptr);
@@ -33,12 +33,15 @@ std::vector<uintptr_t> mappings_of(const std::string &path) {
             continue;
         line[strcspn(line, "\n")] = 0;
         // llama.cpp unmaps the metadata in front: what is left begins at some page of the file.
-        if (strcmp(line + name, real) == 0) found.push_back(begin - offset);
+        if (strcmp(line + name, real) != 0) continue;
+        found.push_back(begin - offset);
+        if (parts) parts->push_back(Range{begin, end});
     }
     if (maps) fclose(maps);
     free(real);
 #else
     (void)path;
+    (void)parts;
 #endif
     return found;
 }

@@ -10,7 +10,17 @@
 
 namespace emoe {
 
-Interposer::Interposer(Streamer &streamer, DenseMover &dense) : dense_(dense), streamer_(streamer) {
+namespace {
+
+bool on_host(const ggml_tensor *t) {
+    ggml_backend_buffer_t const buffer = t->view_src ? t->view_src->buffer : t->buffer;
+    return t->data && (!buffer || ggml_backend_buffer_is_host(buffer));
+}
+
+} // namespace
+
+Interposer::Interposer(Streamer &streamer, DenseMover &dense, GpuExperts *gpu)
+    : dense_(dense), gpu_(gpu), streamer_(streamer) {
     // ggml_custom_4d packs function, threads and user data into op_params in a layout of its own: a node made by it
     // serves as the template.
     ggml_init_params params = {};
@@ -23,6 +33,7 @@ Interposer::Interposer(Streamer &streamer, DenseMover &dense) : dense_(dense), s
         for (uint32_t m = 0; m < layout.layers[l].matrices.size(); m++) {
             auto site = std::make_unique<Site>(streamer, scratch_, l, m);
             site->block = layout.layers[l].layer;
+            site->dry = &dry_;
             ggml_tensor *source = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, 1);
             ggml_tensor *node =
                 ggml_custom_4d(ctx, GGML_TYPE_F32, 1, 1, 1, 1, &source, 1, compute, GGML_N_TASKS_MAX, site.get());
@@ -36,6 +47,7 @@ Interposer::Interposer(Streamer &streamer, DenseMover &dense) : dense_(dense), s
 
 void Interposer::compute(ggml_tensor *, int ith, int nth, void *user) {
     auto *site = static_cast<Site *>(user);
+    if (*site->dry) return;
     site->product.run(static_cast<uint32_t>(ith), static_cast<uint32_t>(nth), site->work);
 }
 
@@ -44,6 +56,7 @@ void Interposer::note_buffer(const ggml_tensor *node) {
     if (!b || node->view_src || (!compute_buffers_.empty() && compute_buffers_.back() == b)) return;
     if (ggml_backend_buffer_get_usage(b) != GGML_BACKEND_BUFFER_USAGE_COMPUTE || !ggml_backend_buffer_is_host(b))
         return;
+    if (ggml_backend_buffer_get_type(b) != ggml_backend_cpu_buffer_type()) return; // a driver's pinned memory
     if (std::find(compute_buffers_.begin(), compute_buffers_.end(), b) == compute_buffers_.end())
         compute_buffers_.push_back(b);
 }
@@ -94,6 +107,12 @@ void Interposer::see(ggml_tensor *node) {
     if (node->view_src) dense_.visit_view(node);
     // A reused graph brings the same nodes again, already CUSTOM: they are recognised by their weights.
     if ((node->op == GGML_OP_MUL_MAT_ID || node->op == GGML_OP_CUSTOM) && node->src[0] && node->src[1]) {
+        try {
+            if (gpu_ && gpu_->visit(node->src[0])) return;
+        } catch (std::exception const &error) { // llama.cpp is between us and who asked
+            if (violation_.empty()) violation_ = error.what();
+            return;
+        }
         if (Site *site = site_of(node->src[0])) {
             bool const fits = node->type == GGML_TYPE_F32 && node->src[1]->type == GGML_TYPE_F32 && node->src[2] &&
                               node->src[2]->type == GGML_TYPE_I32 && node->src[1]->nb[0] == sizeof(float) &&
@@ -108,8 +127,9 @@ void Interposer::see(ggml_tensor *node) {
                 violation_ = std::string("`") + ggml_get_name(node->src[0]) + "` is used twice in one graph";
             site->work.dst = node;
             Router const &router = routers_.at(site->block);
-            site->work.router_input = router.input;
-            site->work.router_weights = router.weights;
+            // A router on a GPU has its input there: the copy that our product gets is the same in the common block.
+            site->work.router_input = router.input && !on_host(router.input) ? node->src[1] : router.input;
+            site->work.router_weights = router.weights && on_host(router.weights) ? router.weights : nullptr;
             node->op = GGML_OP_CUSTOM;
             memcpy(node->op_params, site->op_params, sizeof site->op_params);
             n_rewritten_++;
@@ -157,15 +177,19 @@ void Interposer::note_router(const ggml_tensor *node) {
 void Interposer::give_router(uint32_t layer, const ggml_tensor *node) {
     ggml_tensor const *weights = node->src[0];
     ggml_to_float_t const to_float = ggml_get_type_traits(weights->type)->to_float;
-    auto const on_host = [](const ggml_tensor *t) {
-        return t->data && (!t->buffer || ggml_backend_buffer_is_host(t->buffer));
-    };
-    if (!on_host(weights) || (weights->type != GGML_TYPE_F32 && !to_float)) return;
+    if (!weights->data || (weights->type != GGML_TYPE_F32 && !to_float)) return;
     if (weights->ne[1] != streamer_.layout().layers[layer].n_expert) return;
     auto const n = static_cast<size_t>(weights->ne[0]);
     std::vector<float> rows(n * static_cast<size_t>(weights->ne[1]));
+    std::vector<char> copy;
+    auto const *data = static_cast<const char *>(weights->data);
+    if (!on_host(weights)) {
+        copy.resize(ggml_nbytes(weights));
+        ggml_backend_tensor_get(weights, copy.data(), 0, copy.size());
+        data = copy.data();
+    }
     for (int64_t e = 0; e < weights->ne[1]; e++) {
-        auto const *row = static_cast<const char *>(weights->data) + static_cast<size_t>(e) * weights->nb[1];
+        auto const *row = data + static_cast<size_t>(e) * weights->nb[1];
         if (weights->type == GGML_TYPE_F32)
             memcpy(rows.data() + static_cast<size_t>(e) * n, row, n * sizeof(float));
         else
@@ -176,9 +200,16 @@ void Interposer::give_router(uint32_t layer, const ggml_tensor *node) {
     while (input && (input->op == GGML_OP_RESHAPE || input->op == GGML_OP_VIEW || input->op == GGML_OP_CONT))
         input = input->src[0];
     const float *norm = nullptr;
+    std::vector<float> norm_copy;
     if (input && input->op == GGML_OP_MUL && input->src[1]->type == GGML_TYPE_F32 &&
-        input->src[1]->op == GGML_OP_NONE && ggml_nelements(input->src[1]) == weights->ne[0] && on_host(input->src[1]))
+        input->src[1]->op == GGML_OP_NONE && ggml_nelements(input->src[1]) == weights->ne[0] && input->src[1]->data) {
         norm = static_cast<const float *>(input->src[1]->data);
+        if (!on_host(input->src[1])) {
+            norm_copy.resize(n);
+            ggml_backend_tensor_get(input->src[1], norm_copy.data(), 0, n * sizeof(float));
+            norm = norm_copy.data();
+        }
+    }
     streamer_.set_router(layer, rows.data(), norm);
 }
 

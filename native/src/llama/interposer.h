@@ -7,6 +7,7 @@
 
 #include "llama/columns.h"
 #include "llama/dense.h"
+#include "llama/gpu.h"
 #include "llama/kernels.h"
 #include "pipeline/product.h"
 
@@ -22,7 +23,8 @@ namespace emoe {
 
 class Interposer {
 public:
-    Interposer(Streamer &streamer, DenseMover &dense);
+    // gpu: experts that are none of the streamer's; may be null.
+    Interposer(Streamer &streamer, DenseMover &dense, GpuExperts *gpu);
 
     // llama_context_params.cb_eval, with the Interposer as user data. Always asks for nothing (returns false).
     static bool on_node(ggml_tensor *node, bool ask, void *self);
@@ -31,6 +33,8 @@ public:
     // After a large batch, before the next llama_decode: gives back the pages of llama.cpp's compute buffers and ours.
     // What is in them is dead by then, since every graph shares them.
     void release_work();
+    // While set, our products compute nothing: the graph is only walked through.
+    void set_dry(bool dry) { dry_ = dry; }
     uint32_t n_rewritten() const { return n_rewritten_; }
     // Why the model cannot be streamed, empty when it can.
     const std::string &violation() const { return violation_; }
@@ -50,6 +54,7 @@ private:
         ExpertProduct work;
         uint32_t layer;
         uint32_t matrix;
+        const bool *dry = nullptr;
         char op_params[GGML_MAX_OP_PARAMS] = {};
     };
     static void compute(ggml_tensor *dst, int ith, int nth, void *site);
@@ -61,6 +66,8 @@ private:
     void see_router(const ggml_tensor *node);
 
     DenseMover &dense_;
+    GpuExperts *gpu_;
+    bool dry_ = false;
     KernelScratch scratch_;
     Columns columns_;
     std::unordered_map<std::string, std::unique_ptr<Site>> sites_; // by tensor name

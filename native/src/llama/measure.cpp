@@ -2,6 +2,7 @@
 #include "pipeline/predictor.h"
 
 #include "base/error.h"
+#include "llama/gpu.h"
 #include "llama/kernels.h"
 #include "llama/log.h"
 #include "llama/shell.h"
@@ -45,14 +46,20 @@ llama_context_params context_params(const emoe_context_params &params) {
     p.n_threads_batch = static_cast<int32_t>(params.n_threads);
     p.type_k = static_cast<ggml_type>(params.kv_type);
     p.type_v = static_cast<ggml_type>(params.kv_type);
-    p.offload_kqv = false;
+    p.offload_kqv = params.device != 0;
     p.op_offload = false;
     p.no_perf = true;
     return p;
 }
 
-ContextBuffers parse_buffers(const std::string &log) {
+const char *gpu_name(uint32_t device) {
+    return device == 0 ? nullptr : ggml_backend_dev_name(gpu_device(device));
+}
+
+ContextBuffers parse_buffers(const std::string &log, const char *gpu) {
     ContextBuffers b;
+    std::string const mark = gpu ? std::string(" ") + gpu + " " : "";
+    uint64_t gpu_kv = 0;
     uint64_t cells = 0; // of the caches' own lines, which are right also where nothing is allocated
     size_t begin = 0;
     while (begin < log.size()) {
@@ -65,7 +72,12 @@ ContextBuffers parse_buffers(const std::string &log) {
         // Printed with two decimals: half a hundredth more, so that the sum is never short.
         auto const bytes =
             static_cast<uint64_t>((strtod(line.c_str() + eq + strlen("size = "), nullptr) + 0.005) * 1048576.0);
-        if (line.find("compute buffer") != std::string::npos)
+        bool const there = gpu && line.find(mark) != std::string::npos; // not "CUDA_Host"
+        if (there && line.find("compute buffer") != std::string::npos)
+            b.gpu_bytes += bytes;
+        else if (there && line.find("model buffer") == std::string::npos)
+            gpu_kv += bytes;
+        else if (line.find("compute buffer") != std::string::npos)
             b.compute_bytes += bytes;
         else if (line.find("output buffer") != std::string::npos)
             b.output_bytes += bytes;
@@ -74,7 +86,10 @@ ContextBuffers parse_buffers(const std::string &log) {
         else if (line.find("buffer size") != std::string::npos && line.find("model buffer") == std::string::npos)
             b.kv_bytes += bytes; // "KV buffer", "RS buffer" and their like
     }
-    b.kv_bytes = std::max(b.kv_bytes, cells);
+    if (gpu)
+        b.gpu_bytes += std::max(gpu_kv, cells); // all of it: every layer is there
+    else
+        b.kv_bytes = std::max(b.kv_bytes, cells);
     return b;
 }
 
@@ -139,7 +154,9 @@ void measure_context(const ModelIndex &index, const std::string &shell_path, con
     ShellLoad const shell(shell_path, check_shell(index, shell_path, false));
     LogCapture const log;
     uint64_t const before = resident_bytes();
+    Placement placement(index, params.device, params.n_gpu_layer);
     llama_model_params mp = model_params();
+    placement.apply(&mp);
     mp.no_alloc = true;
     mp.load_mode = LLAMA_LOAD_MODE_NONE;
     llama_model *model = llama_model_load_from_file(shell_path.c_str(), mp);
@@ -151,7 +168,7 @@ void measure_context(const ModelIndex &index, const std::string &shell_path, con
     if (!ctx)
         fail(EMOE_ERR_UNSUPPORTED, "llama.cpp cannot make a context of %u tokens: %s", params.n_ctx,
              log.last_error("no reason given").c_str());
-    ContextBuffers const b = parse_buffers(log.text());
+    ContextBuffers const b = parse_buffers(log.text(), gpu_name(params.device));
     sizes->kv_bytes = b.kv_bytes;
     sizes->compute_bytes = b.compute_bytes;
     sizes->output_bytes = b.output_bytes;
@@ -160,6 +177,17 @@ void measure_context(const ModelIndex &index, const std::string &shell_path, con
     sizes->scratch_bytes = work.scratch_bytes();
     sizes->decode_bytes = work.decode_bytes();
     sizes->prefill_bytes = work.extra_bytes(params.n_ubatch);
+    sizes->gpu_bytes = sizes->gpu_dense_bytes = 0;
+    if (params.device == 0) return;
+    // The token embedding is looked up on the CPU; where it is the output matrix as well, the GPU has a second copy.
+    bool tied = true;
+    uint64_t host = 0;
+    for (TensorInfo const &t : index.dense) {
+        tied = tied && t.name != "output.weight";
+        if (t.name.rfind("token_embd", 0) == 0) host += t.bytes;
+    }
+    sizes->gpu_dense_bytes = index.dense_bytes - host;
+    sizes->gpu_bytes = sizes->gpu_dense_bytes + (tied ? host : 0) + b.gpu_bytes + placement.expert_bytes();
 }
 
 } // namespace emoe

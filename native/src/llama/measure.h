@@ -18,8 +18,12 @@ struct ContextBuffers {
     uint64_t kv_bytes = 0;
     uint64_t compute_bytes = 0;
     uint64_t output_bytes = 0;
+    uint64_t gpu_bytes = 0; // of a GPU's KV cache and compute buffers
 };
-ContextBuffers parse_buffers(const std::string &log);
+// gpu: name of the GPU that has the KV cache, as in the log; nullptr: none has.
+ContextBuffers parse_buffers(const std::string &log, const char *gpu = nullptr);
+// Name of a GPU in the log, nullptr for 0 (see gpu_device).
+const char *gpu_name(uint32_t device);
 
 // Working memory by the size of a batch: llama.cpp's compute buffers and our scratch. Decode holds a part all the time.
 class WorkSpace {

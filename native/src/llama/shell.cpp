@@ -185,6 +185,8 @@ ShellLoad::~ShellLoad() {
 
 void ShellLoad::shorten() const { (void)!ftruncate(fd_, static_cast<off_t>(extent_.dense_end)); }
 
+void ShellLoad::lengthen() const { (void)!ftruncate(fd_, static_cast<off_t>(extent_.full_end)); }
+
 void ShellLoad::drop_pages() const {
 #ifdef POSIX_FADV_DONTNEED
     (void)posix_fadvise(fd_, 0, 0, POSIX_FADV_DONTNEED);

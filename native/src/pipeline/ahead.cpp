@@ -82,6 +82,7 @@ void Streamer::plan_ahead(const Routing &routing) {
 
 // p: probability of use, by expert of the layer, which comes in d visits.
 void Streamer::plan_layer(uint32_t layer, uint32_t d, const float *p) {
+    if (elsewhere(layer)) return;
     ExpertLayer const &spec = layout_.layers[layer];
     float const threshold = governor_.threshold();
     wishes_.clear();
@@ -97,6 +98,7 @@ void Streamer::plan_layer(uint32_t layer, uint32_t d, const float *p) {
 }
 
 void Streamer::plan_batch(uint32_t layer, uint32_t n_token) {
+    if (elsewhere(layer)) return;
     ExpertLayer const &spec = layout_.layers[layer];
     wishes_.clear();
     SlotId id;

@@ -39,7 +39,8 @@ uint32_t largest_layer(const Layout &layout) {
 
 Streamer::Streamer(Layout layout, const Params &params)
     : layout_(std::move(layout)), n_lane_(params.reader.n_lane), states_(layout_.n_expert_total, 0),
-      governor_(params.prefetch), planned_(layout_.n_expert_total, 0), groups_(largest_layer(layout_)) {
+      elsewhere_(params.elsewhere), governor_(params.prefetch), planned_(layout_.n_expert_total, 0),
+      groups_(largest_layer(layout_)) {
     direct_io_ = true;
     alignment_ = 512;
     for (std::string const &path : layout_.paths) {

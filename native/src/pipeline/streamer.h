@@ -67,8 +67,9 @@ public:
         PolicyKind policy = PolicyKind::next_use;
         PrefetchMode prefetch = PrefetchMode::automatic;
         ReaderParams reader;
-        bool buffered = false; // do not try O_DIRECT
-        uint32_t n_embd = 0;   // length of router inputs; 0: nothing can be predicted
+        bool buffered = false;          // do not try O_DIRECT
+        uint32_t n_embd = 0;            // length of router inputs; 0: nothing can be predicted
+        std::vector<uint8_t> elsewhere; // by layer: 1 when its experts are not ours to read (a GPU has them)
     };
     Streamer(Layout layout, const Params &params);
     ~Streamer() override;
@@ -131,6 +132,7 @@ private:
     // ahead.cpp
     void settle_ahead(uint32_t n_token);
     void plan_ahead(const Routing &routing);
+    bool elsewhere(uint32_t layer) const { return layer < elsewhere_.size() && elsewhere_[layer] != 0; }
     void plan_layer(uint32_t layer, uint32_t d, const float *p);
     void plan_batch(uint32_t layer, uint32_t n_token);
     void plan_wishes(uint32_t region);
@@ -144,7 +146,8 @@ private:
     std::vector<std::unique_ptr<File>> files_;
     std::vector<uint32_t> layer_of_; // by ExpertIndex
     FaultPlan faults_;
-    std::vector<uint8_t> states_; // by ExpertIndex: bits of the last visit of its layer
+    std::vector<uint8_t> states_;          // by ExpertIndex: bits of the last visit of its layer
+    std::vector<uint8_t> const elsewhere_; // see Params; may be empty
 
     mutable std::mutex mutex_; // guards everything below but the atomics; groups_, weights_ are also read without it
                                // by the threads of a product, which begin_product precedes

@@ -1,0 +1,122 @@
+#include "llama/gpu.h"
+
+#include "base/arena.h"
+#include "base/error.h"
+
+#include <algorithm>
+
+namespace emoe {
+
+namespace {
+
+// One tensor of all experts can have one type only: a layer whose experts differ stays on the CPU.
+bool has_one_type(const ExpertLayer &layer) {
+    for (uint32_t m = 0; m < layer.matrices.size(); m++)
+        for (uint32_t e = 1; e < layer.n_expert; e++)
+            if (layer.slice(e, m).type != layer.slice(0, m).type) return false;
+    return true;
+}
+
+} // namespace
+
+ggml_backend_dev_t gpu_device(uint32_t device) {
+    if (device == 0) return nullptr;
+    if (device > ggml_backend_dev_count())
+        fail(EMOE_ERR_ARGUMENT, "there is no device %u: there are %zu", device - 1, ggml_backend_dev_count());
+    ggml_backend_dev_t const dev = ggml_backend_dev_get(device - 1);
+    enum ggml_backend_dev_type const type = ggml_backend_dev_type(dev);
+    if (type != GGML_BACKEND_DEVICE_TYPE_GPU && type != GGML_BACKEND_DEVICE_TYPE_IGPU)
+        fail(EMOE_ERR_ARGUMENT, "device %u, `%s`, is no GPU", device - 1, ggml_backend_dev_name(dev));
+    return dev;
+}
+
+void load_backend(const std::string &path) {
+    if (!ggml_backend_load(path.c_str()))
+        fail(EMOE_ERR_UNSUPPORTED, "`%s` is not a backend of this ggml (%s)", path.c_str(), ggml_version());
+}
+
+Placement::Placement(const ModelIndex &index, uint32_t device, uint32_t n_gpu_layer)
+    : on_gpu_(index.layout.layers.size(), 0) {
+    devices_[0] = gpu_device(device);
+    if (!devices_[0]) return;
+    auto const &layers = index.layout.layers;
+    for (size_t i = layers.size(); i-- > 0 && n_gpu_layer > 0;) {
+        if (!has_one_type(layers[i])) continue;
+        on_gpu_[i] = 1;
+        n_gpu_layer--;
+        for (Slice const &s : layers[i].slices) expert_bytes_ += s.bytes;
+    }
+    for (size_t i = 0; i < layers.size(); i++)
+        if (!on_gpu_[i])
+            patterns_.push_back("^blk\\." + std::to_string(layers[i].layer) +
+                                "\\.ffn_(up|gate|down|gate_up)_(ch|)exps");
+    for (std::string const &pattern : patterns_)
+        overrides_.push_back({pattern.c_str(), ggml_backend_cpu_buffer_type()});
+    overrides_.push_back({nullptr, nullptr});
+}
+
+bool Placement::any_experts() const { return expert_bytes_ != 0; }
+
+void Placement::apply(llama_model_params *params) {
+    if (!devices_[0]) return;
+    params->devices = devices_;
+    params->n_gpu_layers = 1 << 20; // all
+    params->split_mode = LLAMA_SPLIT_MODE_NONE;
+    params->main_gpu = 0;
+    params->tensor_buft_overrides = overrides_.data();
+}
+
+GpuExperts::GpuExperts(const ModelIndex &index, const Placement &placement) : layout_(index.layout) {
+    for (uint32_t l = 0; l < layout_.layers.size(); l++) {
+        if (!placement.on_gpu(l)) continue;
+        for (uint32_t m = 0; m < layout_.layers[l].matrices.size(); m++)
+            stacks_.emplace(layout_.layers[l].matrices[m].name, Stack{&layout_.layers[l], m});
+    }
+    n_missing_ = stacks_.size();
+    if (n_missing_ == 0) return;
+    for (std::string const &path : layout_.paths) files_.push_back(std::make_unique<File>(path, false));
+}
+
+bool GpuExperts::visit(ggml_tensor *weights) {
+    if (stacks_.empty()) return false;
+    auto const known = known_.find(weights);
+    if (known != known_.end()) return known->second;
+    auto const found = stacks_.find(ggml_get_name(weights));
+    bool const ours = found != stacks_.end();
+    if (ours && !found->second.filled) {
+        fill(found->second, weights);
+        found->second.filled = true;
+        n_missing_--;
+        if (n_missing_ == 0) files_.clear();
+    }
+    known_.emplace(weights, ours);
+    return ours;
+}
+
+void GpuExperts::fill(const Stack &stack, ggml_tensor *weights) {
+    ExpertLayer const &layer = *stack.layer;
+    uint64_t most = 0;
+    uint32_t alignment = 1;
+    for (auto const &file : files_) alignment = std::max(alignment, file->alignment());
+    for (uint32_t e = 0; e < layer.n_expert; e++)
+        most = std::max<uint64_t>(most, aligned_span(layer.slice(e, stack.matrix), alignment).bytes);
+    Arena staging(most);
+    for (uint32_t e = 0; e < layer.n_expert; e++) {
+        Slice const &s = layer.slice(e, stack.matrix);
+        if (s.type != weights->type || s.bytes != weights->nb[2])
+            fail(EMOE_ERR_UNSUPPORTED, "`%s` has another form on the GPU", ggml_get_name(weights));
+        Span const span = aligned_span(s, alignment);
+        File const &file = *files_[s.file];
+        for (uint64_t done = 0; done < span.need;) {
+            int64_t const got = file.read(staging.data() + done, span.bytes - done, span.offset + done);
+            if (got <= 0)
+                fail(EMOE_ERR_IO, "cannot read `%s` at %llu: %s", file.path().c_str(),
+                     static_cast<unsigned long long>(span.offset + done),
+                     got == 0 ? "the file ends there" : os_message(static_cast<int>(-got)).c_str());
+            done += static_cast<uint64_t>(got);
+        }
+        ggml_backend_tensor_set(weights, staging.data() + span.skip, e * weights->nb[2], s.bytes);
+    }
+}
+
+} // namespace emoe

@@ -1,0 +1,70 @@
+// Accelerators through ggml's public backend API: which there are, and what of a model goes to one.
+//
+// Dense weights, KV cache and attention go as a whole. Experts go by layer, the last layers first: a layer whose
+// experts are there is computed by ggml's own kernels, between the dense nodes around it, with no way through the host.
+// The contents are fixed when the model is loaded, so that runs repeat.
+#pragma once
+
+#include "io/file.h"
+#include "llama/index.h"
+
+#include <ggml-backend.h>
+#include <llama.h>
+
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+namespace emoe {
+
+// The GPU that emoe_context_params calls `device`, nullptr for 0. Throws EMOE_ERR_ARGUMENT for what is none.
+ggml_backend_dev_t gpu_device(uint32_t device);
+// Registers a backend that is a library of its own (ggml's GGML_BACKEND_DL). Throws EMOE_ERR_UNSUPPORTED.
+void load_backend(const std::string &path);
+
+// Where a model's parts go; must live until llama.cpp has loaded the model.
+class Placement {
+public:
+    // device: see gpu_device. n_gpu_layer: layers whose experts go there, at most.
+    Placement(const ModelIndex &index, uint32_t device, uint32_t n_gpu_layer);
+    void apply(llama_model_params *params);
+    bool on_gpu(uint32_t layer) const { return on_gpu_[layer] != 0; } // of the layout
+    const std::vector<uint8_t> &layers() const { return on_gpu_; }
+    bool any_experts() const;
+    uint64_t expert_bytes() const { return expert_bytes_; } // that go to the GPU
+
+private:
+    ggml_backend_dev_t devices_[2] = {nullptr, nullptr};
+    std::vector<uint8_t> on_gpu_; // by layer of the layout
+    uint64_t expert_bytes_ = 0;
+    std::vector<std::string> patterns_;
+    std::vector<llama_model_tensor_buft_override> overrides_;
+};
+
+// Fills the expert tensors that llama.cpp has allocated on the GPU, from the model's files, when a graph first shows
+// them: the shell has no bytes of experts.
+class GpuExperts {
+public:
+    GpuExperts(const ModelIndex &index, const Placement &placement);
+    // True when the weights are experts of ours on the GPU; they are filled then. Throws EMOE_ERR_IO.
+    bool visit(ggml_tensor *weights);
+    // Matrices that no graph has shown yet.
+    size_t n_missing() const { return n_missing_; }
+
+private:
+    struct Stack {
+        const ExpertLayer *layer;
+        uint32_t matrix;
+        bool filled = false;
+    };
+    void fill(const Stack &stack, ggml_tensor *weights);
+
+    Layout layout_;
+    std::unordered_map<std::string, Stack> stacks_; // by tensor name
+    std::unordered_map<const ggml_tensor *, bool> known_;
+    std::vector<std::unique_ptr<File>> files_;
+    size_t n_missing_ = 0;
+};
+
+} // namespace emoe
