@@ -15,18 +15,59 @@ from edgemoe import _native
 N_CTX = 512
 
 
-def stock(path: Path, steps: Sequence[Sequence[int]], *, threads: int = 1, n_ubatch: int = 64) -> list[bytes]:
+class _Override(ctypes.Structure):
+    """llama_model_tensor_buft_override, which the bindings leave out."""
+
+    _fields_ = [("pattern", ctypes.c_char_p), ("buft", ctypes.c_void_p)]
+
+
+@dataclass(frozen=True)
+class OnGpu:
+    """All that is dense on a GPU, and the experts of all layers but some. device: index among ggml's devices.
+
+    cpu_layers: blocks whose experts stay on the CPU.
+    """
+
+    device: int
+    cpu_layers: tuple[int, ...]
+
+    def place(self, params: Any) -> list[Any]:
+        """Set it in llama_model_params, as `llama-server --override-tensor` does. Returns what must stay alive."""
+        import llama_cpp.llama_cpp as llama
+
+        ggml = llama._lib  # looked up in what libllama links: a library opened by name would be a second copy
+        get, host = ggml.ggml_backend_dev_get, ggml.ggml_backend_cpu_buffer_type
+        get.restype, get.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+        host.restype, host.argtypes = ctypes.c_void_p, []
+        devices = (ctypes.c_void_p * 2)(get(self.device), None)
+        assert devices[0]
+        patterns = [rf"blk\.{layer}\.ffn_.*exps".encode() for layer in self.cpu_layers]
+        overrides = (_Override * (len(patterns) + 1))(*((pattern, host()) for pattern in patterns), (None, None))
+        params.devices, params.tensor_buft_overrides = ctypes.addressof(devices), ctypes.addressof(overrides)
+        params.n_gpu_layers, params.split_mode, params.main_gpu = 1 << 20, 0, 0
+        return [devices, patterns, overrides]
+
+
+def stock(
+    path: Path, steps: Sequence[Sequence[int]], *, threads: int = 1, n_ubatch: int = 64, gpu: OnGpu | None = None
+) -> list[bytes]:
     """Logits of stock llama.cpp (mapped, not repacked) after each step, as bytes of float32."""
     import llama_cpp.llama_cpp as llama
 
     llama.llama_backend_init()
     model_params = llama.llama_model_default_params()
     model_params.use_extra_bufts = False
+    # Without a list llama.cpp takes every GPU that it sees. What is listed must live until the model is loaded.
+    kept = gpu.place(model_params) if gpu else [(ctypes.c_void_p * 1)(None)]
+    if not gpu:
+        model_params.devices = ctypes.addressof(kept[0])
     model = llama.llama_model_load_from_file(str(path).encode(), model_params)
     assert model, path
     params = llama.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_ubatch = N_CTX, n_ubatch, n_ubatch
     params.n_threads = params.n_threads_batch = threads
+    if gpu:
+        params.offload_kqv, params.op_offload = True, False
     context = llama.llama_init_from_model(model, params)
     n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
     rows = []
@@ -38,6 +79,7 @@ def stock(path: Path, steps: Sequence[Sequence[int]], *, threads: int = 1, n_uba
         rows.append(ctypes.string_at(llama.llama_get_logits_ith(context, -1), 4 * n_vocab))
     llama.llama_free(context)
     llama.llama_model_free(model)
+    del kept
     return rows
 
 
@@ -83,15 +125,26 @@ def streamed(
     lanes: int = 0,
     prefetch: int = abi.PREFETCH_AUTO,
     n_ctx: int = N_CTX,
+    device: int = 0,
+    n_gpu_layer: int = 0,
 ) -> Iterator[Streamed]:
-    """The engine with slots for `share` of all experts, at least the smallest cache that works."""
+    """The engine with slots for `share` of all experts, at least the smallest cache that works.
+
+    device: 0 for the CPU, else 1 + index of a GPU.
+    """
     model = _native.model_open(str(path))
     shell = path.with_name(path.name + ".shell")
     if not _native.shell_check(model, str(shell)):
         _native.shell_write(model, str(shell), with_data=True)
     info = _native.model_info(model)
     context = abi.ContextParams(
-        n_ctx=n_ctx, n_ubatch=n_ubatch, n_threads=threads, n_outputs_max=abi.MAX_VERIFY, kv_type=1
+        n_ctx=n_ctx,
+        n_ubatch=n_ubatch,
+        n_threads=threads,
+        n_outputs_max=abi.MAX_VERIFY,
+        kv_type=1,
+        device=device,
+        n_gpu_layer=n_gpu_layer,
     )
     params = abi.EngineParams(
         n_read_lane=lanes,
