@@ -202,6 +202,7 @@ class Stats(Struct):
         ("reserved2", c_uint32),
         ("with_ns", c_uint64),
         ("without_ns", c_uint64),
+        ("gpu_bytes", c_uint64),
     ]
 
 

@@ -12,7 +12,8 @@ READERS = ("auto", "threads", "uring")
 _STATES = frozenset(
     ("n_slot", "n_slot_used", "direct_io", "reader", "cache_bytes", "dense_bytes", "kv_bytes", "compute_bytes",
      "output_bytes", "scratch_bytes", "decode_bytes", "prefill_bytes", "rss_bytes", "peak_bytes", "budget_bytes",
-     "n_past", "n_ctx", "prefetch_paused", "prefetch_depth", "prefetch_threshold", "with_ns", "without_ns")
+     "n_past", "n_ctx", "prefetch_paused", "prefetch_depth", "prefetch_threshold", "with_ns", "without_ns",
+     "gpu_bytes")
 )  # fmt: skip
 
 
@@ -36,6 +37,7 @@ class Stats:
     for which an expert is read. drive_ns: time with a read under way. n_read, read_bytes: reads issued.
     direct_io: reads bypass the page cache. reader: how they are made, "threads" or "uring".
     stall_ns: time in which a compute thread slept for a read, mean over threads.
+    gpu_bytes: what llama.cpp allocated on the GPU, 0 without one: weights, KV cache and compute buffers.
     rss_bytes, peak_bytes: resident memory of this process now and at most. budget_bytes: what it may use.
     n_draft: tokens drafted and verified; n_draft_used: of them those that became part of an answer.
     n_past: tokens in the sequence, of n_ctx.
@@ -73,6 +75,7 @@ class Stats:
     prefetch_threshold: float
     with_ns: int
     without_ns: int
+    gpu_bytes: int
     reader: str
     rss_bytes: int
     peak_bytes: int

@@ -252,6 +252,7 @@ typedef struct emoe_stats {
     uint32_t reserved2;
     uint64_t with_ns;    /* mean time of the last tokens computed with reading ahead; 0: none */
     uint64_t without_ns; /* and without: the comparison that switches it */
+    uint64_t gpu_bytes;  /* that llama.cpp allocated on the GPU: weights, KV cache and compute buffers */
 } emoe_stats;
 /* Any thread. */
 EMOE_API emoe_status emoe_engine_get_stats(const emoe_engine *engine, emoe_stats *stats, emoe_error *err);

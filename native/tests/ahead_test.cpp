@@ -236,6 +236,26 @@ void many_sizes_become_a_few_classes() {
     CHECK_EQ(classes.min_bytes(), 4 * classes.classes.back().slot_bytes);
 }
 
+void what_a_gpu_holds_takes_no_slots() {
+    std::vector<std::vector<Slice>> experts;
+    for (uint32_t e = 0; e < 8; e++) experts.push_back({{200000ull * e, e < 4 ? 100000u : 200000u, 0, 0}});
+    Layout layout = layout_of(experts);
+    ExpertLayer larger = layout.layers[0]; // two layers of four, the second with larger experts
+    layout.layers[0].n_expert = larger.n_expert = 4;
+    layout.layers[0].slices.resize(4);
+    larger.slices.erase(larger.slices.begin(), larger.slices.begin() + 4);
+    larger.first = 4;
+    larger.layer++;
+    layout.layers.push_back(larger);
+    place_experts(&layout, 512);
+    SlotClasses const all = slot_classes(layout);
+    SlotClasses const first = slot_classes(layout, {0, 1});
+    CHECK_EQ(all.classes.size(), 2u);
+    CHECK_EQ(first.classes.size(), 1u);
+    CHECK_EQ(first.max_bytes(), 4 * layout.layers[0].places[3].slot_bytes);
+    CHECK_EQ(slot_classes(layout, {1, 1}).max_bytes(), all.max_bytes());
+}
+
 } // namespace
 
 int main() {
@@ -248,5 +268,6 @@ int main() {
     per_layer_slots_are_no_others();
     neighbours_in_a_file_become_one_read();
     many_sizes_become_a_few_classes();
+    what_a_gpu_holds_takes_no_slots();
     return g_failures;
 }

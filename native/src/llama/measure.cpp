@@ -75,7 +75,9 @@ ContextBuffers parse_buffers(const std::string &log, const char *gpu) {
         bool const there = gpu && line.find(mark) != std::string::npos; // not "CUDA_Host"
         if (there && line.find("compute buffer") != std::string::npos)
             b.gpu_bytes += bytes;
-        else if (there && line.find("model buffer") == std::string::npos)
+        else if (there && line.find("model buffer") != std::string::npos)
+            b.gpu_model_bytes += bytes;
+        else if (there)
             gpu_kv += bytes;
         else if (line.find("compute buffer") != std::string::npos)
             b.compute_bytes += bytes;

@@ -18,7 +18,8 @@ struct ContextBuffers {
     uint64_t kv_bytes = 0;
     uint64_t compute_bytes = 0;
     uint64_t output_bytes = 0;
-    uint64_t gpu_bytes = 0; // of a GPU's KV cache and compute buffers
+    uint64_t gpu_bytes = 0;       // of a GPU's KV cache and compute buffers
+    uint64_t gpu_model_bytes = 0; // and of its weights, where they were allocated
 };
 // gpu: name of the GPU that has the KV cache, as in the log; nullptr: none has.
 ContextBuffers parse_buffers(const std::string &log, const char *gpu = nullptr);

@@ -73,7 +73,9 @@ struct Layout {
 void place_experts(Layout *layout, uint32_t alignment);
 
 // Groups experts by size: at most k_max_class classes, chosen so that slots larger than their experts waste least.
-SlotClasses slot_classes(const Layout &layout);
+// elsewhere: by layer 1 where the cache never holds its experts (a GPU has them); may be empty. When that is every layer
+// the classes are those of all.
+SlotClasses slot_classes(const Layout &layout, const std::vector<uint8_t> &elsewhere = {});
 
 // The read that brings one matrix alone.
 struct Span {

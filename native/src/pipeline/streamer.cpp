@@ -53,7 +53,7 @@ Streamer::Streamer(Layout layout, const Params &params)
     for (uint32_t l = 0; l < layout_.layers.size(); l++)
         for (uint32_t e = 0; e < layout_.layers[l].n_expert; e++) layer_of_[layout_.layers[l].first + e] = l;
     PolicyShape const shape = layout_.shape();
-    cache_ = std::make_unique<ExpertCache>(slot_classes(layout_), make_policy(params.policy, shape));
+    cache_ = std::make_unique<ExpertCache>(slot_classes(layout_, elsewhere_), make_policy(params.policy, shape));
     cache_->set_bytes(params.cache_bytes);
     if (params.n_embd != 0 && params.prefetch != PrefetchMode::off)
         predictor_ = std::make_unique<Predictor>(shape, params.n_embd);
