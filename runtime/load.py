@@ -81,8 +81,9 @@ def load(
     read_lanes: reads under way at once; 0: as measured once on the model's file, if it streams.
     read_limit: bytes a second, for experiments.
     kv_type: "f16", or "q8_0" for half the memory, which is lossy.
-    device: "cpu", "vulkan", "cuda", "metal", or "auto": a GPU where this llama.cpp sees one. The GPU gets dense weights
-        and KV cache, and the experts of as many layers as gpu_memory holds ("4GiB"; None: 85 % of what is free there).
+    device: "cpu", "vulkan", "cuda", "metal", or "auto": a GPU where this llama.cpp sees one; `engine.plan.device` says
+        which. It gets dense weights and KV cache, and the experts of as many layers as gpu_memory holds ("4GiB";
+        None: 85 % of what is free there). It rounds otherwise than the CPU.
     progress: receives a line of text before each step that takes time.
 
     Raises BudgetError naming the smallest budget that works, before anything is loaded; UsageError, FormatError,
@@ -118,9 +119,11 @@ def load(
                     "read-limit": read_bytes_per_s,
                     "kv-type": kv_type != "f16",
                     "draft": n_draft or 0,
+                    "device": device != "cpu",
                 }
             )
             _check_outputs(shape)
+            _check_device(shape)
             return load_export(
                 model,
                 lambda resident: resolve_budget(wanted, resident),
@@ -251,6 +254,11 @@ def _number(gpu: Gpu | None) -> int:
     return 0 if gpu is None else gpu.index + 1
 
 
+def _check_device(shape: _Shape) -> None:
+    if shape.gpu_memory is not None and shape.device == "cpu":
+        raise UsageError("`--gpu-memory` is for a GPU", hint="name one: `--device auto`, `vulkan`, `cuda` or `metal`")
+
+
 def _check_outputs(shape: _Shape) -> None:
     if not 1 <= shape.n_outputs <= _MAX_OUTPUTS:
         raise UsageError(
@@ -261,9 +269,11 @@ def _check_outputs(shape: _Shape) -> None:
 def _plan(model: Model, memory: Memory, shape: _Shape, *, measure: bool) -> tuple[Plan, Gpu | None]:
     """The plan, and the GPU that it is for."""
     _check_outputs(shape)
+    _check_device(shape)
     if is_export(model):
-        from .onnx.load import plan_export
+        from .onnx.load import plan_export, refuse_options
 
+        refuse_options({"device": shape.device != "cpu"})
         found = plan_export(
             model,
             lambda resident: resolve_budget(memory, resident),
@@ -293,7 +303,7 @@ def _plan(model: Model, memory: Memory, shape: _Shape, *, measure: bool) -> tupl
             asked = replace(budget, bytes=resolve_budget(memory, resident_bytes(info, sizes, budget)))
             if dense_only:  # the same context, of which the GPU has a part already
                 asked = replace(asked, n_ctx=dense_only.n_ctx, n_ubatch=dense_only.n_ubatch)
-            speeds = _speeds(model, shape.n_threads, measure=measure)
+            speeds = _speeds(model, shape.n_threads, measure=measure) if gpu is None else None
             reader = "uring" if model.info.direct_io and _native.io_uring_allowed() else "threads"
             return make_plan(info, sizes, asked, speeds, reader=reader)
 
@@ -314,7 +324,13 @@ def _plan(model: Model, memory: Memory, shape: _Shape, *, measure: bool) -> tupl
         if found.gpu_bytes <= gpu_bytes:
             break
         n_gpu_layer, found = n_gpu_layer - 1, dense_only
-    return replace(found, device=gpu.name, gpu_budget_bytes=gpu_bytes, n_gpu_layer=n_gpu_layer), gpu
+    return replace(
+        found,
+        device=gpu.name,
+        device_description=gpu.description,
+        gpu_budget_bytes=gpu_bytes,
+        n_gpu_layer=n_gpu_layer,
+    ), gpu
 
 
 def _gpu_budget(gpu: Gpu, shape: _Shape) -> int:

@@ -85,7 +85,8 @@ class Plan:
     (estimate). fraction: of all experts, 0 to 1. smallest_bytes: the smallest budget that works (with the shortest
     context if none was asked for). resident_bytes: the budget in which every expert fits and stays, also during a
     large batch and after the chat template's first rendering. direct_io, reader: how experts are read (see Stats).
-    device: the GPU that has dense weights and KV cache, "" for the CPU; gpu_bytes: given there, of gpu_budget_bytes.
+    device: the GPU that has dense weights and KV cache ("CUDA0"), "" for the CPU; device_description: what it calls
+    itself. prediction: None with a GPU, whose speed nobody measured. gpu_bytes: given there, of gpu_budget_bytes.
     n_gpu_layer: layers whose experts are computed there (neither cached nor in n_expert_total).
     """
 
@@ -114,9 +115,17 @@ class Plan:
     reader: str = ""
     prediction: Prediction | None = None
     device: str = ""
+    device_description: str = ""
     gpu_bytes: int = 0
     gpu_budget_bytes: int = 0
     n_gpu_layer: int = 0
+
+    @property
+    def device_line(self) -> str:
+        """What `--device auto` took, in words."""
+        if not self.device:
+            return "no GPU in this llama.cpp; the CPU computes"
+        return f"device: {self.device}, {self.device_description} (`--device cpu` for the CPU)"
 
     @property
     def fixed_bytes(self) -> int:

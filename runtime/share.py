@@ -11,6 +11,7 @@ from ..units import format_size
 from .engine import Engine
 from .load import plan
 from .model import Model, open_model
+from .placement import without_layers
 from .planner import Plan
 from .prompt import first_rendering_bytes
 
@@ -18,7 +19,7 @@ from .prompt import first_rendering_bytes
 def share_budget(model: Model | str | os.PathLike[str], share: float, **arguments: Any) -> int:
     """Bytes of the whole process with which `share` (0 to 1) of the experts fit, or a little more; never too few.
 
-    arguments: those of `plan`. 1 is the budget in which all of them stay. Raises like `plan`.
+    Of those that no GPU has. arguments: those of `plan`. 1 is the budget in which all of them stay. Raises like `plan`.
     """
     if not isinstance(model, Model):
         with open_model(model) as opened:
@@ -33,7 +34,8 @@ def share_budget(model: Model | str | os.PathLike[str], share: float, **argument
             )
         return whole.resident_bytes
     # The chat template's first rendering takes its memory from the cache: what is left then is what counts.
-    wanted_bytes = round(share * model.info.slot_bytes) + first_rendering_bytes(model.chat_template)
+    on_host = without_layers(model, whole.n_gpu_layer)
+    wanted_bytes = round(share * on_host.slot_bytes) + first_rendering_bytes(model.chat_template)
     budget_bytes = whole.resident_bytes
     # A plan's cache grows with its budget, but for the margin and the batch: the second step only corrects those.
     for _ in range(2):
@@ -45,7 +47,9 @@ def share_budget(model: Model | str | os.PathLike[str], share: float, **argument
 def hold_share(engine: Engine, share: float) -> None:
     """Lower the budget of an engine opened with `share_budget` to the very share, before it reads any expert."""
     engine.chat_tokens([{"role": "user", "content": "?"}])  # the chat template's engine takes its memory now
-    info, stats = engine.model.info, engine.stats()
+    info, stats = without_layers(engine.model, engine.plan.n_gpu_layer), engine.stats()
+    if not info.n_expert_total:  # a GPU has them all
+        return
     excess = round((stats.n_slot / info.n_expert_total - share) * info.slot_bytes)
     if share < 1 and excess > 0:
         with contextlib.suppress(BudgetError):  # the smallest cache that works holds more

@@ -71,7 +71,7 @@ def _small(path: Path, options: EngineOptions) -> EngineOptions:
     from ..runtime.share import share_budget
 
     options = dataclasses.replace(options, ctx=options.ctx or _BUILTIN_CTX)
-    shape = ("ctx", "threads", "kv_type")
+    shape = ("ctx", "threads", "kv_type", "draft", "device", "gpu_memory")
     arguments = {name: value for name, value in options.arguments().items() if name in shape}
     return dataclasses.replace(options, memory=str(share_budget(path, _BUILTIN_SHARE, **arguments)))
 
@@ -79,7 +79,9 @@ def _small(path: Path, options: EngineOptions) -> EngineOptions:
 def greeting(plan: Plan) -> str:
     """One line on the model, the budget and what streams."""
     budget = f"{plan.model} in {format_size(plan.budget_bytes)}"
-    if plan.fraction >= 1:
+    if not plan.n_expert_total:
+        experts = f"all experts are on {plan.device}"
+    elif plan.fraction >= 1:
         experts = f"all {plan.n_expert_total:,} experts fit, each is read once"
     else:
         experts = f"{plan.fraction:.0%} of the experts fit, the others stream from storage when a word needs them"

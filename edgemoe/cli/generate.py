@@ -31,6 +31,8 @@ def load(model: str | Path, options: EngineOptions, *, verbose: bool) -> Engine:
     talk = note if verbose or sys.stderr.isatty() else None
     path = find(model, verbose=verbose) if isinstance(model, str) else model
     engine = edgemoe.load(path, progress=talk, **options.arguments())
+    if options.device.lower() == "auto":
+        note(engine.plan.device_line)
     if options.trace:
         try:
             engine.trace(options.trace)

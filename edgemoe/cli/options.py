@@ -63,7 +63,8 @@ class BudgetOptions:
     device: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="Where dense weights are computed: `auto`, `cpu`, `vulkan`, `cuda`, `metal`."
+            metavar="NAME",
+            help="Where dense weights are computed: `cpu`, `vulkan`, `cuda`, `metal`, or `auto` (a GPU if there is one).",
         ),
     ] = "cpu"
     gpu_memory: Annotated[

@@ -19,7 +19,7 @@ _SHADES = "·▁▂▃▄▅▆▇█"
 class Snapshot:
     """One look at an engine. recent: the counters of the last answer, or of what the reader wants to know about.
 
-    resident, n_expert: experts in the cache and in the file, for each layer that has some.
+    resident, n_expert: experts in the cache and in the file, for each layer that has some; both 0 where a GPU has them.
     """
 
     stats: Stats
@@ -30,8 +30,11 @@ class Snapshot:
 
 def look(engine: Engine, since: Stats | None = None) -> Snapshot:
     """A snapshot of now. since: where `recent` begins; None: at load."""
+    from ..runtime.placement import candidates
+
     stats = engine.stats()
-    n_expert = tuple(layer.n_expert for layer in engine.model.layers)
+    on_gpu = candidates(engine.model)[: engine.plan.n_gpu_layer] if engine.plan.n_gpu_layer else []
+    n_expert = tuple(0 if i in on_gpu else layer.n_expert for i, layer in enumerate(engine.model.layers))
     return Snapshot(stats, stats.since(since) if since else stats, engine.resident(), n_expert)
 
 
@@ -64,10 +67,11 @@ def memory_rows(stats: Stats) -> list[tuple[str, str]]:
         ("experts", round(used)),
     ]
     rest = max(0, stats.rss_bytes - sum(size for _, size in parts))  # buffers fill as they are first used
-    return [
+    found = [
         ("memory", total),
         ("  of it", ", ".join(f"{name} {size / MIB:.0f}" for name, size in [*parts, ("process", rest)]) + " MiB"),
     ]
+    return [*found, ("GPU", format_size(stats.gpu_bytes))] if stats.gpu_bytes else found
 
 
 def expert_rows(snapshot: Snapshot) -> list[tuple[str, str]]:
@@ -79,8 +83,8 @@ def expert_rows(snapshot: Snapshot) -> list[tuple[str, str]]:
 
 
 def strip(resident: Sequence[int], n_expert: Sequence[int]) -> str:
-    """A character a layer, higher the more of its experts are in memory: "·" none, "█" all."""
-    return "".join(_SHADES[level(n, of)] for n, of in zip(resident, n_expert, strict=True))
+    """A character a layer, higher the more of its experts are in memory: "·" none, "█" all, "G" on a GPU."""
+    return "".join(_SHADES[level(n, of)] if of else "G" for n, of in zip(resident, n_expert, strict=True))
 
 
 def level(n: int, of: int) -> int:

@@ -7,6 +7,7 @@ import json
 from ..places import BUILTIN
 from .generate import find
 from .options import BudgetOptions, JsonOption, ModelArgument
+from .status import note
 
 
 def plan(budget: BudgetOptions, model: ModelArgument = BUILTIN, json_output: JsonOption = False) -> None:
@@ -14,6 +15,8 @@ def plan(budget: BudgetOptions, model: ModelArgument = BUILTIN, json_output: Jso
     import edgemoe
 
     found = edgemoe.plan(find(model), **budget.arguments())
+    if budget.device.lower() == "auto":
+        note(found.device_line)
     if json_output:
         print(json.dumps(found.to_dict(), indent=2))
     else:

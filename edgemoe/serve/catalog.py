@@ -106,6 +106,8 @@ class Catalog:
         finally:
             self.loading = ""
         self.current = (name, engine)
+        if self._options.get("device") == "auto":
+            self._talk(engine.plan.device_line)
         share = f"{engine.plan.fraction:.0%} of its experts fit"
         self._talk(f"{name} is loaded in {time.monotonic() - begin:.1f} s: {share}, {engine.n_ctx:,} tokens of context")
         return engine
