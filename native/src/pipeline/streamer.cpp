@@ -299,6 +299,16 @@ void Streamer::begin_visit(uint32_t layer, const Routing &routing) {
     cache_->on_visit(layer, routing.n_token, uses_.data(), uses_.size());
     if (visit_ % k_rebalance == 0) cache_->rebalance();
     look_up(routing.n_token);
+    look_ahead_due_ = true;
+}
+
+void Streamer::look_ahead(const Routing &routing) {
+    if (!look_ahead_due_) return; // written by this thread alone, in begin_product
+    look_ahead_due_ = false;
+    std::lock_guard<std::mutex> lock(mutex_);
+    // With every expert here there is nothing to read ahead, and nothing worth learning.
+    if (failed_.load(std::memory_order_relaxed) || (ahead_.empty() && cache_->n_used() == layout_.n_expert_total))
+        return;
     settle_ahead(routing.n_token);
     plan_ahead(routing);
     pump();
@@ -312,6 +322,7 @@ void Streamer::look_up(uint32_t n_token) {
     streamed_.assign(n, 0);
     in_passage_.assign(n, SlotId{});
     missing_.clear();
+    streams_ = false;
     std::fill_n(states_.begin() + spec_->first, spec_->n_expert, uint8_t{0});
     if (trace_) trace_->visit(layer_, n_token, now_ns(), n);
     uint32_t wanted[k_max_class] = {};
@@ -373,6 +384,7 @@ void Streamer::stream_visit() {
         missing_.push_back(i);
         available++;
     }
+    streams_ = true;
     for (uint32_t i : missing_) streamed_[i] = 1;
     stats_.n_streamed += missing_.size();
     for (uint32_t i = std::min<uint32_t>(available, static_cast<uint32_t>(missing_.size())); i-- > 0;)
