@@ -143,7 +143,8 @@ bool ExpertCache::fits(const uint32_t (&n)[k_max_class]) const {
     for (size_t c = classes_.size(); c-- > 0;) {
         wanted += n[c];
         available += classes_[c].free.size();
-        for (uint32_t s = 0; s < classes_[c].limit; s++) available += evictable(classes_[c].slots[s]) ? 1 : 0;
+        for (uint32_t s = 0; s < classes_[c].limit && available < wanted; s++)
+            available += evictable(classes_[c].slots[s]) ? 1 : 0;
         if (wanted > available) return false;
     }
     return true;
