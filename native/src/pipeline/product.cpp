@@ -16,7 +16,6 @@ constexpr uint32_t k_draws = 4;
 bool Product::arm() {
     bool const fresh = !armed_;
     armed_ = true;
-    claimed_.store(0, std::memory_order_relaxed);
     planned_.store(0, std::memory_order_relaxed);
     next_prepare_.store(0, std::memory_order_relaxed);
     n_prepared_.store(0, std::memory_order_relaxed);
@@ -49,7 +48,8 @@ uint32_t Product::n_drawn(uint32_t from, uint32_t n_ticket, uint32_t n_thread, u
 }
 
 void Product::run(uint32_t thread, uint32_t n_thread, ProductWork &work) {
-    if (claimed_.exchange(1, std::memory_order_acq_rel) == 0) {
+    // Always the same thread: what planning touches stays in its core's cache.
+    if (thread == 0) {
         armed_ = false;
         bool const ok = work.plan(n_thread);
         if (ok && streamer_.streams()) {

@@ -1,6 +1,6 @@
 // One matrix product of a visit, computed by all threads of a pool that meet in run().
 //
-// The first thread to come plans (routing, look-ups, reads) and, while the others begin, plans what to read ahead; all
+// One thread plans (routing, look-ups, reads) and, while the others begin, plans what to read ahead; all
 // share the preparation of the activations, then draw (expert, chunk of rows) tickets: experts that are here first, the
 // rest as they arrive. A thread whose ticket is not ready sleeps. There is no barrier at the end: the caller's pool has
 // one after every node.
@@ -49,7 +49,6 @@ private:
     Streamer &streamer_;
     bool armed_ = false;
     // A cache line each: what one thread waits for is not moved by what the others count.
-    alignas(64) std::atomic<uint32_t> claimed_{0};
     alignas(64) std::atomic<uint32_t> planned_{0}; // 1: go on, 2: the visit failed
     alignas(64) std::atomic<uint32_t> next_prepare_{0};
     alignas(64) std::atomic<uint32_t> n_prepared_{0};

@@ -186,6 +186,7 @@ private:
     const ExpertLayer *spec_ = nullptr;
     uint32_t layer_ = UINT32_MAX;
     uint64_t visit_ = 0;
+    uint64_t read_visit_ = 0; // the last visit during which a read began
     uint32_t matrix_ = 0;
     uint64_t product_begin_ns_ = 0;
     uint32_t done_mask_ = 0; // matrices that have been multiplied by in this visit
