@@ -81,7 +81,7 @@ public:
         n_chunk = 2;
     }
     bool plan(uint32_t) override {
-        Routing r;
+        Routing &r = routing_;
         r.ids = reinterpret_cast<const uint8_t *>(ids_.data());
         r.n_rank = k_n_used;
         r.n_token = static_cast<uint32_t>(ids_.size()) / k_n_used;
@@ -90,6 +90,7 @@ public:
         if (r.n_token == 1) r.input = input_;
         return streamer_.begin_product(layer_, matrix_, r);
     }
+    void look_ahead() override { streamer_.look_ahead(routing_); }
     void prepare(uint32_t) override { n_prepared++; }
     void compute(uint32_t index, uint32_t chunk, uint32_t) override {
         VisitExpert const &e = streamer_.expert(index);
@@ -110,6 +111,7 @@ private:
     uint32_t layer_, matrix_;
     const std::vector<int32_t> &ids_;
     const float *input_;
+    Routing routing_;
 };
 
 // Routers of fixed pseudo-random rows, the same for every layer: what one layer chooses, the next does too.

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
+#include <numeric>
 
 namespace emoe {
 
@@ -139,11 +141,13 @@ double ExpertCache::badness(ExpertIndex expert) const {
 }
 
 bool ExpertCache::fits(const uint32_t (&n)[k_max_class]) const {
+    uint64_t const total = std::accumulate(std::begin(n), std::end(n), uint64_t{0});
     uint64_t wanted = 0, available = 0; // of this class and larger
     for (size_t c = classes_.size(); c-- > 0;) {
         wanted += n[c];
         available += classes_[c].free.size();
-        for (uint32_t s = 0; s < classes_[c].limit; s++) available += evictable(classes_[c].slots[s]) ? 1 : 0;
+        for (uint32_t s = 0; s < classes_[c].limit && available < total; s++)
+            available += evictable(classes_[c].slots[s]) ? 1 : 0;
         if (wanted > available) return false;
     }
     return true;

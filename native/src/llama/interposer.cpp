@@ -159,17 +159,22 @@ void Interposer::see(ggml_tensor *node) {
 void Interposer::note_router(const ggml_tensor *node) {
     uint32_t block = 0;
     int end = 0;
-    if (node->op == GGML_OP_MUL_MAT && parse_router_name(ggml_get_name(node->src[0]), &block)) {
+    const char *name = ggml_get_name(node);
+    if (node->op == GGML_OP_MUL_MAT) {
+        const char *weights = ggml_get_name(node->src[0]);
+        // Every node comes this way before each token: sscanf only where it may find something.
+        if (!strstr(weights, ".ffn_gate_inp.") || !parse_router_name(weights, &block)) return;
         auto const known = routers_.find(block);
         if (known == routers_.end()) return;
         known->second.input = node->src[1];
         if (streamer_.wants_router(known->second.layer)) give_router(known->second.layer, node);
-    } else if (sscanf(ggml_get_name(node), "ffn_moe_weights%*[a-z_]-%u%n", &block, &end) == 1 ||
-               sscanf(ggml_get_name(node), "ffn_moe_weights-%u%n", &block, &end) == 1) {
+    } else if (strncmp(name, "ffn_moe_weights", strlen("ffn_moe_weights")) == 0 &&
+               (sscanf(name, "ffn_moe_weights%*[a-z_]-%u%n", &block, &end) == 1 ||
+                sscanf(name, "ffn_moe_weights-%u%n", &block, &end) == 1)) {
         auto const known = routers_.find(block);
-        if (known == routers_.end() || end == 0 || ggml_get_name(node)[end] != 0) return;
+        if (known == routers_.end() || end == 0 || name[end] != 0) return;
         // The last of them that is no sum is what multiplies the experts' results.
-        if (!strstr(ggml_get_name(node), "_sum") && node->type == GGML_TYPE_F32 && ggml_is_contiguous(node))
+        if (!strstr(name, "_sum") && node->type == GGML_TYPE_F32 && ggml_is_contiguous(node))
             known->second.weights = node;
     }
 }

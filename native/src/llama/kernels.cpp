@@ -17,6 +17,9 @@ namespace {
 constexpr uint32_t k_batched_rows = 8;
 // ggml's batched kernels work on groups of this many weight rows: chunks are cut at multiples.
 constexpr uint32_t k_row_group = 64;
+constexpr uint32_t k_few_group = 16; // the same where rows are computed one by one
+// Activations that one thread quantizes while it plans: a microsecond, less than it takes to share them.
+constexpr int64_t k_at_once = 4096;
 
 } // namespace
 
@@ -123,7 +126,8 @@ bool can_compute(ggml_type type) {
 bool ExpertProduct::plan(uint32_t n_thread) {
     ggml_tensor const *activations = dst->src[1];
     ggml_tensor const *ids = dst->src[2];
-    Routing routing;
+    Routing &routing = routing_;
+    routing = Routing{};
     routing.ids = static_cast<const uint8_t *>(ids->data);
     routing.n_rank = static_cast<uint32_t>(ids->ne[0]);
     routing.n_token = static_cast<uint32_t>(ids->ne[1]);
@@ -159,6 +163,8 @@ bool ExpertProduct::plan(uint32_t n_thread) {
         scratch_.source == activations && scratch_.visit == streamer_.visit() &&
         std::equal(vec_dot_types_, vec_dot_types_ + n_type_, scratch_.types, scratch_.types + scratch_.n_type);
     if (!done && (n_type_ > 1 || vec_dot_types_[0] != GGML_TYPE_F32)) n_prepare = n_type_ * n_activation_ * n_segment_;
+    if (n_prepare * activations->ne[0] <= k_at_once * n_segment_) // sooner done than shared
+        for (; n_prepare > 0; n_prepare--) prepare(n_prepare - 1);
     scratch_.source = activations;
     scratch_.visit = streamer_.visit();
     scratch_.n_type = n_type_;
@@ -166,7 +172,8 @@ bool ExpertProduct::plan(uint32_t n_thread) {
     scratch_.reserve_threads(n_thread);
     // Decode: a few chunks an expert, so that threads end together. Batches: one a thread, since every chunk gathers
     // the expert's rows anew.
-    n_chunk = most_rows >= k_batched_rows ? n_thread : 2 * n_thread;
+    auto const n_group = static_cast<uint32_t>((dst->ne[0] + k_few_group - 1) / k_few_group);
+    n_chunk = most_rows >= k_batched_rows ? n_thread : std::min(2 * n_thread, n_group);
     return true;
 }
 
@@ -203,7 +210,7 @@ const uint8_t *ExpertProduct::activation(ggml_type vec_dot_type, Row row) const 
 void ExpertProduct::compute(uint32_t expert_index, uint32_t chunk, uint32_t thread) {
     VisitExpert const &e = streamer_.expert(expert_index);
     auto const n = static_cast<uint32_t>(dst->ne[0]);
-    uint32_t const group = e.n_row >= k_batched_rows ? k_row_group : 16;
+    uint32_t const group = e.n_row >= k_batched_rows ? k_row_group : k_few_group;
     uint32_t const per_chunk = ((n + n_chunk - 1) / n_chunk + group - 1) / group * group;
     uint32_t const begin = std::min(n, chunk * per_chunk);
     uint32_t const end = std::min(n, begin + per_chunk);

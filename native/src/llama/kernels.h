@@ -72,6 +72,7 @@ public:
     const ggml_tensor *router_weights = nullptr;
 
     bool plan(uint32_t n_thread) override;
+    void look_ahead() override { streamer_.look_ahead(routing_); }
     void prepare(uint32_t item) override;
     void compute(uint32_t expert_index, uint32_t chunk, uint32_t thread) override;
 
@@ -84,6 +85,7 @@ private:
     KernelScratch &scratch_;
     uint32_t const layer_;
     uint32_t const matrix_;
+    Routing routing_;     // of the graph under way
     uint32_t n_type_ = 0; // distinct vec_dot types of the experts in the visit
     ggml_type vec_dot_types_[k_max_dot_type] = {};
     const uint8_t *quantized_[k_max_dot_type] = {}; // activations in that type

@@ -1,15 +1,21 @@
 #include "pipeline/product.h"
 
+#include "base/pause.h"
+
+#include <algorithm>
+
 namespace emoe {
 
 namespace {
-constexpr int k_spin = 2000; // planning and preparing take microseconds
-}
+// Looks before a thread sleeps, about 20 microseconds: planning and preparing take less, a wake-up of many threads more.
+constexpr int k_spin = 400;
+// Draws a thread and product, when all experts are here: few enough to be cheap, enough that threads end together.
+constexpr uint32_t k_draws = 4;
+} // namespace
 
 bool Product::arm() {
     bool const fresh = !armed_;
     armed_ = true;
-    claimed_.store(0, std::memory_order_relaxed);
     planned_.store(0, std::memory_order_relaxed);
     next_prepare_.store(0, std::memory_order_relaxed);
     n_prepared_.store(0, std::memory_order_relaxed);
@@ -19,8 +25,10 @@ bool Product::arm() {
 }
 
 void Product::wait(const std::atomic<uint32_t> &value, uint32_t at_least) {
-    for (int i = 0; i < k_spin; i++)
+    for (int i = 0; i < k_spin; i++) {
         if (value.load(std::memory_order_acquire) >= at_least) return;
+        pause_cpu();
+    }
     std::unique_lock<std::mutex> lock(mutex_);
     n_sleeping_.fetch_add(1);
     changed_.wait(lock, [&] { return value.load() >= at_least; });
@@ -34,15 +42,24 @@ void Product::announce() {
     changed_.notify_all();
 }
 
+uint32_t Product::n_drawn(uint32_t from, uint32_t n_ticket, uint32_t n_thread, uint32_t n_chunk) const {
+    uint32_t const n = n_ticket / (n_thread * k_draws);
+    return n > 1 && from + n <= streamer_.n_ready() * n_chunk ? n : 1;
+}
+
 void Product::run(uint32_t thread, uint32_t n_thread, ProductWork &work) {
-    if (claimed_.exchange(1, std::memory_order_acq_rel) == 0) {
+    // Always the same thread: what planning touches stays in its core's cache.
+    if (thread == 0) {
         armed_ = false;
         bool const ok = work.plan(n_thread);
-        if (ok && n_chunk_done_.size() < streamer_.n_expert())
-            n_chunk_done_ = std::vector<std::atomic<uint32_t>>(streamer_.n_expert());
-        for (uint32_t i = 0; ok && i < streamer_.n_expert(); i++) n_chunk_done_[i].store(0, std::memory_order_relaxed);
+        if (ok && streamer_.streams()) {
+            if (n_chunk_done_.size() < streamer_.n_expert())
+                n_chunk_done_ = std::vector<std::atomic<uint32_t>>(streamer_.n_expert());
+            for (uint32_t i = 0; i < streamer_.n_expert(); i++) n_chunk_done_[i].store(0, std::memory_order_relaxed);
+        }
         planned_.store(ok ? 1 : 2);
         announce();
+        if (ok) work.look_ahead();
     } else {
         wait(planned_, 1);
     }
@@ -55,13 +72,23 @@ void Product::run(uint32_t thread, uint32_t n_thread, ProductWork &work) {
     wait(n_prepared_, work.n_prepare);
 
     uint32_t const n_ticket = streamer_.n_expert() * work.n_chunk;
-    for (uint32_t t; (t = next_ticket_.fetch_add(1, std::memory_order_relaxed)) < n_ticket;) {
-        int32_t const index = streamer_.wait_ready(t / work.n_chunk);
-        if (index < 0) return;
-        auto const i = static_cast<uint32_t>(index);
-        work.compute(i, t % work.n_chunk, thread);
-        if (n_chunk_done_[i].fetch_add(1, std::memory_order_acq_rel) + 1 == work.n_chunk) streamer_.release(i);
-        if (n_computed_.fetch_add(1, std::memory_order_acq_rel) + 1 == n_ticket) streamer_.end_product();
+    bool const streams = streamer_.streams(), traced = streamer_.traced();
+    for (;;) {
+        uint32_t const n =
+            n_drawn(next_ticket_.load(std::memory_order_relaxed), n_ticket, n_thread, work.n_chunk);
+        uint32_t const begin = next_ticket_.fetch_add(n, std::memory_order_relaxed);
+        uint32_t const end = std::min(n_ticket, begin + n);
+        if (begin >= end) return;
+        for (uint32_t t = begin; t < end; t++) {
+            int32_t const index = streamer_.wait_ready(t / work.n_chunk);
+            if (index < 0) return;
+            auto const i = static_cast<uint32_t>(index);
+            work.compute(i, t % work.n_chunk, thread);
+            if (streams && n_chunk_done_[i].fetch_add(1, std::memory_order_acq_rel) + 1 == work.n_chunk)
+                streamer_.release(i);
+        }
+        if (traced && n_computed_.fetch_add(end - begin, std::memory_order_acq_rel) + end - begin == n_ticket)
+            streamer_.end_product();
     }
 }
 

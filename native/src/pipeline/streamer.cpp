@@ -29,6 +29,9 @@ constexpr int k_spin = 400;
 // Visits between two looks at how the cache is divided among classes of slots.
 constexpr uint64_t k_rebalance = 64;
 
+// Tokens without any read after which nothing is guessed, until the next miss.
+constexpr uint64_t k_quiet = 4;
+
 uint32_t largest_layer(const Layout &layout) {
     uint32_t most = 0;
     for (ExpertLayer const &layer : layout.layers) most = std::max(most, layer.n_expert);
@@ -188,6 +191,7 @@ uint64_t Streamer::drive_ns(uint64_t now) const {
 void Streamer::submit() {
     if (requests_.empty()) return;
     uint64_t const now = now_ns();
+    read_visit_ = visit_;
     if (n_in_flight_ == 0) drive_since_ns_ = now;
     n_in_flight_ += static_cast<uint32_t>(requests_.size());
     if (trace_)
@@ -300,6 +304,15 @@ void Streamer::begin_visit(uint32_t layer, const Routing &routing) {
     cache_->on_visit(layer, routing.n_token, uses_.data(), uses_.size());
     if (visit_ % k_rebalance == 0) cache_->rebalance();
     look_up(routing.n_token);
+    look_ahead_due_ = true;
+}
+
+void Streamer::look_ahead(const Routing &routing) {
+    if (!look_ahead_due_) return; // written by this thread alone, in begin_product
+    look_ahead_due_ = false;
+    std::lock_guard<std::mutex> lock(mutex_);
+    // Where nothing had to be read lately there is nothing to read ahead: guessing would only cost.
+    if (failed_.load(std::memory_order_relaxed) || visit_ - read_visit_ > k_quiet * layout_.layers.size()) return;
     settle_ahead(routing.n_token);
     plan_ahead(routing);
     pump();
@@ -313,9 +326,11 @@ void Streamer::look_up(uint32_t n_token) {
     streamed_.assign(n, 0);
     in_passage_.assign(n, SlotId{});
     missing_.clear();
+    streams_ = false;
     std::fill_n(states_.begin() + spec_->first, spec_->n_expert, uint8_t{0});
     if (trace_) trace_->visit(layer_, n_token, now_ns(), n);
     uint32_t wanted[k_max_class] = {};
+    bool asks = false; // something is not here and not on its way
     for (uint32_t i = 0; i < n; i++) {
         ExpertIndex const e = spec_->first + groups_.experts[i].expert;
         bool const found = cache_->find(e, &slots_[i]);
@@ -323,11 +338,13 @@ void Streamer::look_up(uint32_t n_token) {
         if (found) {
             ExpertCache::Slot const &s = cache_->at(slots_[i]);
             if (s.asked == all) state = s.ready == all ? TraceState::hit : TraceState::late;
+            asks = asks || s.asked != all;
             if (s.speculative) stats_.n_prefetch_used++;
             states_[e] |= s.speculative ? k_state_prefetched : uint8_t{0};
             cache_->set_speculative(slots_[i], false);
             cache_->pin(slots_[i]);
         } else {
+            asks = true;
             missing_.push_back(i);
             wanted[cache_->class_of(e)]++;
         }
@@ -354,7 +371,7 @@ void Streamer::look_up(uint32_t n_token) {
         }
     }
     // In the order of need: the first product's matrices of all experts, then the second's, then the third's.
-    for (uint32_t m = 0; m < spec_->matrices.size(); m++)
+    for (uint32_t m = 0; m < spec_->matrices.size() && asks; m++)
         for (uint32_t i = 0; i < n; i++)
             if (!streamed_[i]) ask_pieces(slots_[i], spec_->first + groups_.experts[i].expert, 1u << m, false);
     submit();
@@ -374,6 +391,7 @@ void Streamer::stream_visit() {
         missing_.push_back(i);
         available++;
     }
+    streams_ = true;
     for (uint32_t i : missing_) streamed_[i] = 1;
     stats_.n_streamed += missing_.size();
     for (uint32_t i = std::min<uint32_t>(available, static_cast<uint32_t>(missing_.size())); i-- > 0;)

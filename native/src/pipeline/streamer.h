@@ -78,9 +78,16 @@ public:
     // Looks up, reads. Afterwards experts(), rows() are valid until the next begin_product.
     // False when the visit cannot go on; failure() says why.
     bool begin_product(uint32_t layer, uint32_t matrix, const Routing &routing);
+    // After the first product of a visit has begun, with its routing: learns from it and plans what to read ahead. By the
+    // thread that began it; the others may compute meanwhile.
+    void look_ahead(const Routing &routing);
     uint64_t visit() const { return visit_; } // number of the visit under way
     uint32_t n_expert() const { return static_cast<uint32_t>(groups_.experts.size()); }
     const std::vector<Row> &rows() const { return groups_.rows; }
+    uint32_t n_ready() const { return n_ready_.load(std::memory_order_acquire); } // experts, so far
+    // Experts pass through in this visit: each must be released. The product's end is asked for, by end_product.
+    bool streams() const { return streams_; }
+    bool traced() const { return trace_ != nullptr; }
     // Waits until `position` experts + 1 are ready. Returns which (index into experts), or -1 after a failure.
     int32_t wait_ready(uint32_t position);
     VisitExpert const &expert(uint32_t index) const { return groups_.experts[index]; }
@@ -177,9 +184,12 @@ private:
     std::unordered_map<uint64_t, uint64_t> asked_;      // tag to time, while tracing
 
     // The visit.
+    bool streams_ = false;        // experts pass through
+    bool look_ahead_due_ = false; // begun, and look_ahead not called yet
     const ExpertLayer *spec_ = nullptr;
     uint32_t layer_ = UINT32_MAX;
     uint64_t visit_ = 0;
+    uint64_t read_visit_ = 0; // the last visit during which a read began
     uint32_t matrix_ = 0;
     uint64_t product_begin_ns_ = 0;
     uint32_t done_mask_ = 0; // matrices that have been multiplied by in this visit
