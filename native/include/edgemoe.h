@@ -149,6 +149,12 @@ EMOE_API emoe_status emoe_context_measure(const emoe_model *model, const char *s
                                           const emoe_context_params *params, emoe_context_sizes *sizes,
                                           emoe_error *err);
 
+/* Bytes that a device takes for experts one by one (gpu_experts of emoe_engine_params) in batches of up to n_ubatch tokens,
+ * and the host for rows on their way. EMOE_ERR_UNSUPPORTED and why, when one of them cannot be there. */
+EMOE_API emoe_status emoe_gpu_experts_measure(const emoe_model *model, const uint32_t *experts, uint64_t n,
+                                              uint32_t n_ubatch, uint64_t *gpu_bytes, uint64_t *host_bytes,
+                                              emoe_error *err);
+
 /* ------------------------------------------------------------------ engine */
 
 typedef struct emoe_engine_params {
@@ -161,6 +167,9 @@ typedef struct emoe_engine_params {
     uint32_t prefetch;    /* EMOE_PREFETCH_* */
     uint64_t read_bytes_per_s; /* throttle of the reader for experiments; 0 = none */
     emoe_context_params context;
+    const uint32_t *gpu_experts; /* experts that the device holds and computes beside the CPU, in layers that are not its
+                                    own: numbered through all layers, ascending. Only read by emoe_engine_open */
+    uint64_t n_gpu_expert;
 } emoe_engine_params;
 /* Which expert a full cache gives up. */
 #define EMOE_POLICY_NEXT_USE 0 /* the one expected to be needed again last; the default */
@@ -252,6 +261,7 @@ typedef struct emoe_stats {
     uint32_t reserved2;
     uint64_t with_ns;    /* mean time of the last tokens computed with reading ahead; 0: none */
     uint64_t without_ns; /* and without: the comparison that switches it */
+    uint64_t n_gpu;      /* expert uses that a GPU computed beside the CPU: neither hit nor miss */
     uint64_t gpu_bytes;  /* that llama.cpp allocated on the GPU: weights, KV cache and compute buffers */
 } emoe_stats;
 /* Any thread. */

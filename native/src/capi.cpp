@@ -191,6 +191,27 @@ emoe_status emoe_context_measure(const emoe_model *model, const char *shell_path
     });
 }
 
+emoe_status emoe_gpu_experts_measure(const emoe_model *model, const uint32_t *experts, uint64_t n, uint32_t n_ubatch,
+                                     uint64_t *gpu_bytes, uint64_t *host_bytes, emoe_error *err) {
+    return guarded(err, [&] {
+        if (!model || !gpu_bytes || !host_bytes || (n != 0 && !experts))
+            fail(EMOE_ERR_ARGUMENT, "a null pointer was given");
+        std::vector<uint32_t> const wanted(experts, experts + n);
+        auto const &layers = model->index->layout.layers;
+        for (uint32_t l = 0, i = 0; l < layers.size(); l++) {
+            bool const here = i < n && wanted[i] < layers[l].first + layers[l].n_expert;
+            while (i < n && wanted[i] < layers[l].first + layers[l].n_expert) i++;
+            std::string const why = here ? GpuTier::refuses(*model->index, l) : "";
+            if (!why.empty())
+                fail(EMOE_ERR_UNSUPPORTED, "experts of layer %u cannot be on a GPU one by one: %s", layers[l].layer,
+                     why.c_str());
+        }
+        TierBytes const b = GpuTier::bytes(*model->index, wanted, n_ubatch);
+        *gpu_bytes = b.gpu;
+        *host_bytes = b.host;
+    });
+}
+
 emoe_status emoe_engine_open(const emoe_model *model, const char *shell_path, const emoe_engine_params *params,
                              emoe_engine **out, emoe_error *err) {
     return guarded(err, [&] {

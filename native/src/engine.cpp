@@ -16,7 +16,7 @@ constexpr const char *k_cancelled = "cancelled";
 
 Streamer::Params streamer_params(const ModelIndex &index, const emoe_engine_params &p, const Placement &placement) {
     Streamer::Params s;
-    s.elsewhere = placement.layers();
+    s.on_gpu = placement.experts(index.layout);
     s.n_embd = index.n_router_input;
     s.prefetch = static_cast<PrefetchMode>(p.prefetch);
     s.cache_bytes = p.cache_bytes;
@@ -31,7 +31,8 @@ Streamer::Params streamer_params(const ModelIndex &index, const emoe_engine_para
 } // namespace
 
 Engine::Engine(const ModelIndex &index, const std::string &shell_path, const emoe_engine_params &params)
-    : params_(params), placement_(index, params.context.device, params.context.n_gpu_layer),
+    : params_(params), placement_(index, params.context.device, params.context.n_gpu_layer,
+                                 std::vector<uint32_t>(params.gpu_experts, params.gpu_experts + params.n_gpu_expert)),
       streamer_(std::make_unique<Streamer>(index.layout, streamer_params(index, params, placement_))) {
     check_unchanged(index); // the streamer has opened the files by name, the index is from before
     load(index, shell_path);
@@ -87,6 +88,10 @@ void Engine::load(const ModelIndex &index, const std::string &shell_path) {
     if (params_.context.device != 0) dense_->set_parts(std::move(parts));
     gpu_ = std::make_unique<GpuExperts>(index, placement_);
     interposer_ = std::make_unique<Interposer>(*streamer_, *dense_, gpu_.get());
+    if (!placement_.tier().empty()) {
+        tier_ = std::make_unique<GpuTier>(index, placement_.device(), placement_.tier(), params_.context.n_ubatch);
+        interposer_->scratch().tier = tier_.get();
+    }
     llama_context_params cp = context_params(params_.context);
     cp.cb_eval = Interposer::on_node;
     cp.cb_eval_user_data = interposer_.get();
@@ -295,6 +300,7 @@ void Engine::stats(emoe_stats *out) const {
     out->dense_bytes = dense_->moved_bytes();
     out->kv_bytes = buffers_.kv_bytes;
     out->compute_bytes = buffers_.compute_bytes;
+    out->n_gpu = s.n_gpu;
     out->gpu_bytes = buffers_.gpu_bytes + buffers_.gpu_model_bytes;
     out->output_bytes = buffers_.output_bytes;
     out->scratch_bytes = work_.scratch_bytes();

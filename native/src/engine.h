@@ -7,6 +7,7 @@
 #include "llama/interposer.h"
 #include "llama/measure.h"
 #include "llama/shell.h"
+#include "llama/tier.h"
 #include "pipeline/streamer.h"
 #include "text.h"
 
@@ -64,6 +65,7 @@ private:
     emoe_engine_params const params_;
     Placement placement_;
     std::unique_ptr<GpuExperts> gpu_;
+    std::unique_ptr<GpuTier> tier_;
     std::unique_ptr<Streamer> streamer_; // outlives the context, whose graph calls into it
     std::unique_ptr<DenseMover> dense_;
     std::unique_ptr<Interposer> interposer_;

@@ -1,6 +1,5 @@
 #include "llama/gpu.h"
 
-#include "base/arena.h"
 #include "base/error.h"
 
 #include <algorithm>
@@ -35,9 +34,13 @@ void load_backend(const std::string &path) {
         fail(EMOE_ERR_UNSUPPORTED, "`%s` is not a backend of this ggml (%s)", path.c_str(), ggml_version());
 }
 
-Placement::Placement(const ModelIndex &index, uint32_t device, uint32_t n_gpu_layer)
-    : on_gpu_(index.layout.layers.size(), 0) {
+Placement::Placement(const ModelIndex &index, uint32_t device, uint32_t n_gpu_layer, std::vector<uint32_t> tier)
+    : on_gpu_(index.layout.layers.size(), 0), tier_(std::move(tier)) {
     devices_[0] = gpu_device(device);
+    for (size_t i = 0; i < tier_.size(); i++)
+        if (!devices_[0] || tier_[i] >= index.layout.n_expert_total || (i > 0 && tier_[i] <= tier_[i - 1]))
+            fail(EMOE_ERR_ARGUMENT, "expert %u cannot be on device %u: a GPU takes experts below %u, ascending", tier_[i],
+                 device, index.layout.n_expert_total);
     if (!devices_[0]) return;
     auto const &layers = index.layout.layers;
     for (size_t i = layers.size(); i-- > 0 && n_gpu_layer > 0;) {
@@ -53,6 +56,19 @@ Placement::Placement(const ModelIndex &index, uint32_t device, uint32_t n_gpu_la
     for (std::string const &pattern : patterns_)
         overrides_.push_back({pattern.c_str(), ggml_backend_cpu_buffer_type()});
     overrides_.push_back({nullptr, nullptr});
+}
+
+std::vector<uint8_t> Placement::experts(const Layout &layout) const {
+    std::vector<uint8_t> on_gpu;
+    if (expert_bytes_ == 0 && tier_.empty()) return on_gpu;
+    on_gpu.resize(layout.n_expert_total, 0);
+    for (size_t l = 0; l < layout.layers.size(); l++)
+        if (on_gpu_[l]) std::fill_n(on_gpu.begin() + layout.layers[l].first, layout.layers[l].n_expert, uint8_t{1});
+    for (uint32_t const e : tier_) {
+        if (on_gpu[e]) fail(EMOE_ERR_ARGUMENT, "expert %u is on the GPU with its whole layer", e);
+        on_gpu[e] = 1;
+    }
+    return on_gpu;
 }
 
 bool Placement::any_experts() const { return expert_bytes_ != 0; }
@@ -74,7 +90,7 @@ GpuExperts::GpuExperts(const ModelIndex &index, const Placement &placement) : la
     }
     n_missing_ = stacks_.size();
     if (n_missing_ == 0) return;
-    for (std::string const &path : layout_.paths) files_.push_back(std::make_unique<File>(path, false));
+    reader_ = std::make_unique<SliceReader>(layout_);
 }
 
 bool GpuExperts::visit(ggml_tensor *weights) {
@@ -87,7 +103,7 @@ bool GpuExperts::visit(ggml_tensor *weights) {
         fill(found->second, weights);
         found->second.filled = true;
         n_missing_--;
-        if (n_missing_ == 0) files_.clear();
+        if (n_missing_ == 0) reader_.reset();
     }
     known_.emplace(weights, ours);
     return ours;
@@ -95,28 +111,34 @@ bool GpuExperts::visit(ggml_tensor *weights) {
 
 void GpuExperts::fill(const Stack &stack, ggml_tensor *weights) {
     ExpertLayer const &layer = *stack.layer;
-    uint64_t most = 0;
-    uint32_t alignment = 1;
-    for (auto const &file : files_) alignment = std::max(alignment, file->alignment());
-    for (uint32_t e = 0; e < layer.n_expert; e++)
-        most = std::max<uint64_t>(most, aligned_span(layer.slice(e, stack.matrix), alignment).bytes);
-    Arena staging(most);
     for (uint32_t e = 0; e < layer.n_expert; e++) {
         Slice const &s = layer.slice(e, stack.matrix);
         if (s.type != weights->type || s.bytes != weights->nb[2])
             fail(EMOE_ERR_UNSUPPORTED, "`%s` has another form on the GPU", ggml_get_name(weights));
-        Span const span = aligned_span(s, alignment);
-        File const &file = *files_[s.file];
-        for (uint64_t done = 0; done < span.need;) {
-            int64_t const got = file.read(staging.data() + done, span.bytes - done, span.offset + done);
-            if (got <= 0)
-                fail(EMOE_ERR_IO, "cannot read `%s` at %llu: %s", file.path().c_str(),
-                     static_cast<unsigned long long>(span.offset + done),
-                     got == 0 ? "the file ends there" : os_message(static_cast<int>(-got)).c_str());
-            done += static_cast<uint64_t>(got);
-        }
-        ggml_backend_tensor_set(weights, staging.data() + span.skip, e * weights->nb[2], s.bytes);
+        ggml_backend_tensor_set(weights, reader_->read(s), e * weights->nb[2], s.bytes);
     }
+}
+
+SliceReader::SliceReader(const Layout &layout) {
+    for (std::string const &path : layout.paths) {
+        files_.push_back(std::make_unique<File>(path, false));
+        alignment_ = std::max(alignment_, files_.back()->alignment());
+    }
+}
+
+const uint8_t *SliceReader::read(const Slice &slice) {
+    Span const span = aligned_span(slice, alignment_);
+    if (staging_.size() < span.bytes) staging_ = Arena(span.bytes);
+    File const &file = *files_[slice.file];
+    for (uint64_t done = 0; done < span.need;) {
+        int64_t const got = file.read(staging_.data() + done, span.bytes - done, span.offset + done);
+        if (got <= 0)
+            fail(EMOE_ERR_IO, "cannot read `%s` at %llu: %s", file.path().c_str(),
+                 static_cast<unsigned long long>(span.offset + done),
+                 got == 0 ? "the file ends there" : os_message(static_cast<int>(-got)).c_str());
+        done += static_cast<uint64_t>(got);
+    }
+    return staging_.data() + span.skip;
 }
 
 } // namespace emoe

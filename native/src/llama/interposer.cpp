@@ -139,6 +139,7 @@ void Interposer::see(ggml_tensor *node) {
                 scratch_.collector->set_router(site->layer, nullptr);
             }
             for (int i = 1; i < GGML_MAX_SRC && node->src[i]; i++) dense_.visit(node->src[i]);
+            if (scratch_.tier && scratch_.tier->has(site->layer)) see_tier(*site, node);
             return;
         }
     }
@@ -152,6 +153,30 @@ void Interposer::see(ggml_tensor *node) {
     }
     note_router(node);
     columns_.see(node, &column_violation_);
+}
+
+// The GPU's experts are computed by a graph of our own, which must say what llama.cpp's says.
+void Interposer::see_tier(const Site &site, const ggml_tensor *node) {
+    ExpertLayer const &layer = streamer_.layout().layers[site.layer];
+    auto const refuse = [&](const char *why) {
+        if (violation_.empty())
+            violation_ = "experts of layer " + std::to_string(layer.layer) +
+                         " cannot be on a GPU one by one: " + why;
+    };
+    if (layer.matrices[site.matrix].role != "down") {
+        if (node->src[1]->ne[1] != 1) refuse("they multiply other rows than their router does");
+        return;
+    }
+    ggml_tensor const *glu = node->src[1];
+    if (glu->op != GGML_OP_GLU || !glu->src[0] || !glu->src[1]) return refuse("what is between their products is unknown");
+    auto const role = [&](const ggml_tensor *t) -> std::string {
+        Site const *from = t->src[0] ? site_of(t->src[0]) : nullptr;
+        return from && from->layer == site.layer ? layer.matrices[from->matrix].role : "";
+    };
+    std::string const a = role(glu->src[0]), b = role(glu->src[1]);
+    if (!(a == "gate" && b == "up") && !(a == "up" && b == "gate"))
+        return refuse("what is between their products is unknown");
+    scratch_.tier->set_activation(site.layer, glu, a == "gate");
 }
 
 // Prediction and traces want the router's input and its weights for the chosen experts. Where a graph names them

@@ -64,6 +64,7 @@ private:
     void note_router(const ggml_tensor *node);
     void give_router(uint32_t layer, const ggml_tensor *node);
     void see_router(const ggml_tensor *node);
+    void see_tier(const Site &site, const ggml_tensor *node);
 
     DenseMover &dense_;
     GpuExperts *gpu_;

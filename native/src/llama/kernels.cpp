@@ -152,6 +152,8 @@ bool ExpertProduct::plan(uint32_t n_thread) {
             vec_dot_types_[n_type_++] = vec_dot_type;
     }
     n_activation_ = static_cast<uint32_t>(activations->ne[1] * activations->ne[2]);
+    bool const is_last = matrix_ + 1 == streamer_.layout().layers[layer_].matrices.size();
+    has_last = is_last && scratch_.tier && scratch_.tier->has(layer_) && !streamer_.gpu_rows().empty();
     n_segment_ = n_activation_ < 2 * n_thread ? n_thread : 1;
     n_prepare = 0;
     for (uint32_t i = 0; i < n_type_; i++) {
@@ -162,7 +164,7 @@ bool ExpertProduct::plan(uint32_t n_thread) {
     bool const done =
         scratch_.source == activations && scratch_.visit == streamer_.visit() &&
         std::equal(vec_dot_types_, vec_dot_types_ + n_type_, scratch_.types, scratch_.types + scratch_.n_type);
-    if (!done && (n_type_ > 1 || vec_dot_types_[0] != GGML_TYPE_F32)) n_prepare = n_type_ * n_activation_ * n_segment_;
+    if (!done && n_type_ > 0 && (n_type_ > 1 || vec_dot_types_[0] != GGML_TYPE_F32)) n_prepare = n_type_ * n_activation_ * n_segment_;
     if (n_prepare * activations->ne[0] <= k_at_once * n_segment_) // sooner done than shared
         for (; n_prepare > 0; n_prepare--) prepare(n_prepare - 1);
     scratch_.source = activations;
@@ -177,6 +179,30 @@ bool ExpertProduct::plan(uint32_t n_thread) {
     return true;
 }
 
+bool ExpertProduct::on_gpu(uint32_t rank, uint32_t token) const {
+    auto const expert = static_cast<uint32_t>(routing_.at(token, rank));
+    ExpertLayer const &layer = streamer_.layout().layers[layer_];
+    return expert < layer.n_expert && streamer_.on_gpu(layer.first + expert);
+}
+
+void ExpertProduct::look_ahead() {
+    try {
+        if (matrix_ == 0 && scratch_.tier && scratch_.tier->has(layer_))
+            scratch_.tier->begin(layer_, dst->src[1], streamer_.gpu_rows());
+    } catch (std::exception const &error) { // llama.cpp's threads are around us
+        streamer_.fail_visit(error.what());
+    }
+    streamer_.look_ahead(routing_);
+}
+
+void ExpertProduct::last() {
+    try {
+        scratch_.tier->finish(dst);
+    } catch (std::exception const &error) {
+        streamer_.fail_visit(error.what());
+    }
+}
+
 void ExpertProduct::prepare(uint32_t item) {
     uint32_t const segment = item % n_segment_;
     uint32_t const row = item / n_segment_ % n_activation_;
@@ -185,6 +211,7 @@ void ExpertProduct::prepare(uint32_t item) {
     ggml_tensor const *a = dst->src[1];
     int64_t const i11 = row % a->ne[1];
     int64_t const i12 = row / a->ne[1];
+    if (has_last && a->ne[1] > 1 && on_gpu(static_cast<uint32_t>(i11), static_cast<uint32_t>(i12))) return;
     auto const *from = reinterpret_cast<const float *>(
         static_cast<const char *>(a->data) + static_cast<size_t>(i11) * a->nb[1] + static_cast<size_t>(i12) * a->nb[2]);
     // Whole blocks of the type, as ggml's threads share a row: the same blocks give the same bits.

@@ -7,6 +7,7 @@
 
 #include "base/arena.h"
 #include "llama/collect.h"
+#include "llama/tier.h"
 #include "pipeline/product.h"
 
 #include <ggml.h>
@@ -49,6 +50,7 @@ public:
     uint32_t n_type = 0;
     ggml_type types[k_max_dot_type] = {};
     Collector *collector = nullptr; // of calibration
+    GpuTier *tier = nullptr;        // experts that a GPU computes beside us
     void release();                 // the pages, between computations
 
 private:
@@ -72,11 +74,13 @@ public:
     const ggml_tensor *router_weights = nullptr;
 
     bool plan(uint32_t n_thread) override;
-    void look_ahead() override { streamer_.look_ahead(routing_); }
+    void look_ahead() override;
     void prepare(uint32_t item) override;
     void compute(uint32_t expert_index, uint32_t chunk, uint32_t thread) override;
+    void last() override;
 
 private:
+    bool on_gpu(uint32_t rank, uint32_t token) const; // a row that the tier computes
     // Rows begin..end of the expert's matrix with all its tokens.
     void multiply(uint32_t expert_index, uint32_t begin, uint32_t end, uint32_t thread);
     const uint8_t *activation(ggml_type vec_dot_type, Row row) const;

@@ -82,14 +82,13 @@ void Streamer::plan_ahead(const Routing &routing) {
 
 // p: probability of use, by expert of the layer, which comes in d visits.
 void Streamer::plan_layer(uint32_t layer, uint32_t d, const float *p) {
-    if (elsewhere(layer)) return;
     ExpertLayer const &spec = layout_.layers[layer];
     float const threshold = governor_.threshold();
     wishes_.clear();
     SlotId id;
     for (uint32_t e = 0; e < spec.n_expert; e++) {
-        if (p[e] < std::min(k_expect, threshold)) continue;
         ExpertIndex const expert = spec.first + e;
+        if (p[e] < std::min(k_expect, threshold) || on_gpu(expert)) continue;
         if (p[e] >= k_expect) cache_->expect(expert, d + 1);
         if (p[e] >= threshold && !(cache_->find(expert, &id) && cache_->at(id).asked == spec.all_matrices()))
             wishes_.emplace_back(p[e], expert);
@@ -98,14 +97,13 @@ void Streamer::plan_layer(uint32_t layer, uint32_t d, const float *p) {
 }
 
 void Streamer::plan_batch(uint32_t layer, uint32_t n_token) {
-    if (elsewhere(layer)) return;
     ExpertLayer const &spec = layout_.layers[layer];
     wishes_.clear();
     SlotId id;
     for (uint32_t e = 0; e < spec.n_expert; e++) {
         double const rate = cache_->policy().probability(spec.first + e);
         double const p = 1 - std::pow(1 - std::min(1.0, rate), n_token);
-        if (p < k_batch_probability) continue;
+        if (p < k_batch_probability || on_gpu(spec.first + e)) continue;
         cache_->expect(spec.first + e, 2);
         if (!(cache_->find(spec.first + e, &id) && cache_->at(id).asked == spec.all_matrices()))
             wishes_.emplace_back(static_cast<float>(rate), spec.first + e);

@@ -67,12 +67,9 @@ void place_experts(Layout *layout, uint32_t alignment) {
     }
 }
 
-SlotClasses slot_classes(const Layout &layout, const std::vector<uint8_t> &elsewhere) {
-    std::vector<const ExpertLayer *> cached;
-    for (size_t l = 0; l < layout.layers.size(); l++)
-        if (l >= elsewhere.size() || elsewhere[l] == 0) cached.push_back(&layout.layers[l]);
-    if (cached.empty())
-        for (ExpertLayer const &layer : layout.layers) cached.push_back(&layer);
+SlotClasses slot_classes(const Layout &layout, const std::vector<uint8_t> &on_gpu) {
+    bool const any = on_gpu.empty() || std::find(on_gpu.begin(), on_gpu.end(), uint8_t{0}) != on_gpu.end();
+    auto const cached = [&](ExpertIndex e) { return !any || on_gpu.empty() || on_gpu[e] == 0; };
     // Experts of one size in the file belong together, wherever in a block of it they begin.
     struct Group {
         uint64_t slot_bytes = 0;
@@ -84,10 +81,11 @@ SlotClasses slot_classes(const Layout &layout, const std::vector<uint8_t> &elsew
         for (uint32_t m = 0; m < layer.matrices.size(); m++) sum += layer.slice(expert, m).bytes;
         return sum;
     };
-    for (ExpertLayer const *layer : cached)
-        for (uint32_t e = 0; e < layer->n_expert; e++) {
-            Group &g = by_bytes[bytes_of(*layer, e)];
-            g.slot_bytes = std::max(g.slot_bytes, layer->places[e].slot_bytes);
+    for (ExpertLayer const &layer : layout.layers)
+        for (uint32_t e = 0; e < layer.n_expert; e++) {
+            if (!cached(layer.first + e)) continue;
+            Group &g = by_bytes[bytes_of(layer, e)];
+            g.slot_bytes = std::max(g.slot_bytes, layer.places[e].slot_bytes);
             g.n_expert++;
         }
     std::vector<std::pair<uint64_t, Group>> groups(by_bytes.begin(), by_bytes.end());
@@ -113,13 +111,16 @@ SlotClasses slot_classes(const Layout &layout, const std::vector<uint8_t> &elsew
     }
     out.class_of.resize(layout.n_expert_total);
     uint32_t most = 0;
-    for (ExpertLayer const *layer : cached) {
-        most = std::max(most, std::min(layer->n_expert, std::max(layout.n_expert_used, k_min_slot)));
-        for (uint32_t e = 0; e < layer->n_expert; e++) {
+    for (ExpertLayer const &layer : layout.layers) {
+        uint32_t n = 0;
+        for (uint32_t e = 0; e < layer.n_expert; e++) {
+            if (!cached(layer.first + e)) continue;
             size_t c = 0;
-            while (groups[c].first < bytes_of(*layer, e)) c++;
-            out.class_of[layer->first + e] = static_cast<uint8_t>(c);
+            while (groups[c].first < bytes_of(layer, e)) c++;
+            out.class_of[layer.first + e] = static_cast<uint8_t>(c);
+            n++;
         }
+        most = std::max(most, std::min(n, std::max(layout.n_expert_used, k_min_slot)));
     }
     // Whatever a token routes to fits in slots of the largest class.
     if (!out.classes.empty()) out.classes.back().n_min = most;

@@ -73,9 +73,9 @@ struct Layout {
 void place_experts(Layout *layout, uint32_t alignment);
 
 // Groups experts by size: at most k_max_class classes, chosen so that slots larger than their experts waste least.
-// elsewhere: by layer 1 where the cache never holds its experts (a GPU has them); may be empty. When that is every layer
-// the classes are those of all.
-SlotClasses slot_classes(const Layout &layout, const std::vector<uint8_t> &elsewhere = {});
+// on_gpu: by ExpertIndex 1 where the cache never holds the expert; may be empty. When that is every expert the classes
+// are those of all.
+SlotClasses slot_classes(const Layout &layout, const std::vector<uint8_t> &on_gpu = {});
 
 // The read that brings one matrix alone.
 struct Span {

@@ -21,6 +21,7 @@ bool Product::arm() {
     n_prepared_.store(0, std::memory_order_relaxed);
     next_ticket_.store(0, std::memory_order_relaxed);
     n_computed_.store(0, std::memory_order_relaxed);
+    last_taken_.store(false, std::memory_order_relaxed);
     return fresh;
 }
 
@@ -78,7 +79,7 @@ void Product::run(uint32_t thread, uint32_t n_thread, ProductWork &work) {
             n_drawn(next_ticket_.load(std::memory_order_relaxed), n_ticket, n_thread, work.n_chunk);
         uint32_t const begin = next_ticket_.fetch_add(n, std::memory_order_relaxed);
         uint32_t const end = std::min(n_ticket, begin + n);
-        if (begin >= end) return;
+        if (begin >= end) break;
         for (uint32_t t = begin; t < end; t++) {
             int32_t const index = streamer_.wait_ready(t / work.n_chunk);
             if (index < 0) return;
@@ -90,6 +91,7 @@ void Product::run(uint32_t thread, uint32_t n_thread, ProductWork &work) {
         if (traced && n_computed_.fetch_add(end - begin, std::memory_order_acq_rel) + end - begin == n_ticket)
             streamer_.end_product();
     }
+    if (work.has_last && !last_taken_.exchange(true, std::memory_order_acq_rel)) work.last();
 }
 
 } // namespace emoe

@@ -28,6 +28,9 @@ public:
     uint32_t n_chunk = 1;
     virtual void prepare(uint32_t item) = 0;
     virtual void compute(uint32_t expert_index, uint32_t chunk, uint32_t thread) = 0;
+    // Set by plan: something is left for one thread to do when no ticket is left (results of a GPU to fetch).
+    bool has_last = false;
+    virtual void last() {}
 };
 
 class Product {
@@ -53,6 +56,7 @@ private:
     alignas(64) std::atomic<uint32_t> next_prepare_{0};
     alignas(64) std::atomic<uint32_t> n_prepared_{0};
     alignas(64) std::atomic<uint32_t> next_ticket_{0};
+    std::atomic<bool> last_taken_{false};
     alignas(64) std::atomic<uint32_t> n_computed_{0}; // tickets, while somebody asks when a product ends
     std::vector<std::atomic<uint32_t>> n_chunk_done_; // by expert index, of experts that pass through
     alignas(64) std::mutex mutex_;                    // guards the sleep in wait()

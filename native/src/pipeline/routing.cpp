@@ -5,18 +5,26 @@
 
 namespace emoe {
 
-void RoutingGroups::group(const Routing &routing, uint32_t n_expert) {
-    for (VisitExpert const &e : experts) index_of_[e.expert] = -1;
-    experts.clear();
+void RoutingGroups::group(const Routing &routing, uint32_t n_expert, const uint8_t *on_gpu) {
+    for (auto *list : {&experts, &gpu_experts}) {
+        for (VisitExpert const &e : *list) index_of_[e.expert] = -1;
+        list->clear();
+    }
+    gpu_rows.clear();
     for (uint32_t t = 0; t < routing.n_token; t++)
         for (uint32_t k = 0; k < routing.n_rank; k++) {
             auto const e = static_cast<uint32_t>(routing.at(t, k));
             if (e >= n_expert) continue; // a token that routes nowhere (masked rank)
+            bool const gpu = on_gpu && on_gpu[e] != 0;
+            std::vector<VisitExpert> &list = gpu ? gpu_experts : experts;
             if (index_of_[e] < 0) {
-                index_of_[e] = static_cast<int32_t>(experts.size());
-                experts.push_back(VisitExpert{e, 0, 0, 0.0f});
+                index_of_[e] = static_cast<int32_t>(list.size());
+                list.push_back(VisitExpert{e, 0, 0, 0.0f});
             }
-            experts[index_of_[e]].n_row++;
+            list[index_of_[e]].n_row++;
+            if (!gpu) continue;
+            gpu_rows.push_back(GpuRow{t, k, e});
+            if (routing.weights) list[index_of_[e]].weight += routing.weights[size_t{t} * routing.n_rank + k];
         }
     uint32_t first = 0;
     for (VisitExpert &e : experts) {
@@ -28,12 +36,13 @@ void RoutingGroups::group(const Routing &routing, uint32_t n_expert) {
     for (uint32_t t = 0; t < routing.n_token; t++)
         for (uint32_t k = 0; k < routing.n_rank; k++) {
             auto const id = static_cast<uint32_t>(routing.at(t, k));
-            if (id >= n_expert) continue;
+            if (id >= n_expert || (on_gpu && on_gpu[id] != 0)) continue;
             VisitExpert &e = experts[index_of_[id]];
             rows[e.first_row + e.n_row++] = Row{t, k};
             if (routing.weights) e.weight += routing.weights[size_t{t} * routing.n_rank + k];
         }
-    for (VisitExpert &e : experts) e.weight /= static_cast<float>(e.n_row);
+    for (auto *list : {&experts, &gpu_experts})
+        for (VisitExpert &e : *list) e.weight /= static_cast<float>(e.n_row);
     // Experts with many rows first, so that the threads that share them end together.
     by_rows.resize(experts.size());
     std::iota(by_rows.begin(), by_rows.end(), 0u);

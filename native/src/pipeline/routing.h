@@ -33,16 +33,26 @@ struct VisitExpert {
     float weight; // router weight, mean over its rows; 0 when unknown
 };
 
+// A (token, rank) pair whose expert a GPU computes.
+struct GpuRow {
+    uint32_t token;
+    uint32_t rank;
+    uint32_t expert; // of the layer
+};
+
 class RoutingGroups {
 public:
     // n_expert: of the largest layer.
     explicit RoutingGroups(uint32_t n_expert) : index_of_(n_expert, -1) {}
-    // Collects the rows of each distinct expert, in order of first appearance. n_expert: of this layer.
-    void group(const Routing &routing, uint32_t n_expert);
+    // Collects the rows of each distinct expert, in order of first appearance. n_expert: of this layer. on_gpu: by expert
+    // of it 1 where a GPU computes, nullptr: nowhere.
+    void group(const Routing &routing, uint32_t n_expert, const uint8_t *on_gpu);
 
     std::vector<VisitExpert> experts;
     std::vector<Row> rows;
-    std::vector<uint32_t> by_rows; // indices of experts, those with most rows first
+    std::vector<uint32_t> by_rows;        // indices of experts, those with most rows first
+    std::vector<GpuRow> gpu_rows;         // in the order of tokens and ranks
+    std::vector<VisitExpert> gpu_experts; // theirs; first_row says nothing
 
 private:
     std::vector<int32_t> index_of_; // by expert of the layer: index into experts, -1

@@ -42,7 +42,7 @@ uint32_t largest_layer(const Layout &layout) {
 
 Streamer::Streamer(Layout layout, const Params &params)
     : layout_(std::move(layout)), n_lane_(params.reader.n_lane), states_(layout_.n_expert_total, 0),
-      elsewhere_(params.elsewhere), governor_(params.prefetch), planned_(layout_.n_expert_total, 0),
+      on_gpu_(params.on_gpu), governor_(params.prefetch), planned_(layout_.n_expert_total, 0),
       groups_(largest_layer(layout_)) {
     direct_io_ = true;
     alignment_ = 512;
@@ -56,7 +56,7 @@ Streamer::Streamer(Layout layout, const Params &params)
     for (uint32_t l = 0; l < layout_.layers.size(); l++)
         for (uint32_t e = 0; e < layout_.layers[l].n_expert; e++) layer_of_[layout_.layers[l].first + e] = l;
     PolicyShape const shape = layout_.shape();
-    cache_ = std::make_unique<ExpertCache>(slot_classes(layout_, elsewhere_), make_policy(params.policy, shape));
+    cache_ = std::make_unique<ExpertCache>(slot_classes(layout_, on_gpu_), make_policy(params.policy, shape));
     cache_->set_bytes(params.cache_bytes);
     if (params.n_embd != 0 && params.prefetch != PrefetchMode::off)
         predictor_ = std::make_unique<Predictor>(shape, params.n_embd);
@@ -298,9 +298,11 @@ void Streamer::begin_visit(uint32_t layer, const Routing &routing) {
     layer_ = layer;
     visit_++;
     spec_ = &layout_.layers[layer];
-    groups_.group(routing, spec_->n_expert);
+    groups_.group(routing, spec_->n_expert, on_gpu_.empty() ? nullptr : on_gpu_.data() + spec_->first);
     uses_.clear();
-    for (VisitExpert const &e : groups_.experts) uses_.push_back(Use{spec_->first + e.expert, e.n_row, e.weight});
+    for (auto const *list : {&groups_.experts, &groups_.gpu_experts})
+        for (VisitExpert const &e : *list) uses_.push_back(Use{spec_->first + e.expert, e.n_row, e.weight});
+    stats_.n_gpu += groups_.gpu_experts.size();
     cache_->on_visit(layer, routing.n_token, uses_.data(), uses_.size());
     if (visit_ % k_rebalance == 0) cache_->rebalance();
     look_up(routing.n_token);

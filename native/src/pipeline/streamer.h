@@ -38,6 +38,7 @@ struct StreamerStats {
     uint64_t n_streamed = 0;
     uint64_t n_late = 0; // hits that were still on their way
     uint64_t n_evict = 0;
+    uint64_t n_gpu = 0; // uses of experts that a GPU computes beside us: neither hit nor miss
     uint64_t n_read = 0;
     uint64_t read_bytes = 0;
     uint64_t prefetch_bytes = 0;  // of read_bytes: read ahead
@@ -69,7 +70,7 @@ public:
         ReaderParams reader;
         bool buffered = false;          // do not try O_DIRECT
         uint32_t n_embd = 0;            // length of router inputs; 0: nothing can be predicted
-        std::vector<uint8_t> elsewhere; // by layer: 1 when its experts are not ours to read (a GPU has them)
+        std::vector<uint8_t> on_gpu;    // by ExpertIndex: 1 when a GPU has it, and we never read it; may be empty
     };
     Streamer(Layout layout, const Params &params);
     ~Streamer() override;
@@ -84,6 +85,8 @@ public:
     uint64_t visit() const { return visit_; } // number of the visit under way
     uint32_t n_expert() const { return static_cast<uint32_t>(groups_.experts.size()); }
     const std::vector<Row> &rows() const { return groups_.rows; }
+    const std::vector<GpuRow> &gpu_rows() const { return groups_.gpu_rows; } // of the visit: not ours to compute
+    bool on_gpu(ExpertIndex expert) const { return !on_gpu_.empty() && on_gpu_[expert] != 0; }
     uint32_t n_ready() const { return n_ready_.load(std::memory_order_acquire); } // experts, so far
     // Experts pass through in this visit: each must be released. The product's end is asked for, by end_product.
     bool streams() const { return streams_; }
@@ -139,7 +142,6 @@ private:
     // ahead.cpp
     void settle_ahead(uint32_t n_token);
     void plan_ahead(const Routing &routing);
-    bool elsewhere(uint32_t layer) const { return layer < elsewhere_.size() && elsewhere_[layer] != 0; }
     void plan_layer(uint32_t layer, uint32_t d, const float *p);
     void plan_batch(uint32_t layer, uint32_t n_token);
     void plan_wishes(uint32_t region);
@@ -154,7 +156,7 @@ private:
     std::vector<uint32_t> layer_of_; // by ExpertIndex
     FaultPlan faults_;
     std::vector<uint8_t> states_;          // by ExpertIndex: bits of the last visit of its layer
-    std::vector<uint8_t> const elsewhere_; // see Params; may be empty
+    std::vector<uint8_t> const on_gpu_; // see Params
 
     mutable std::mutex mutex_; // guards everything below but the atomics; groups_, weights_ are also read without it
                                // by the threads of a product, which begin_product precedes
