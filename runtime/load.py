@@ -63,7 +63,7 @@ def load(
 
     path: a GGUF file, any file of a split set, the folder of an ONNX export, or a model's name (see `edgemoe.resolve`).
     memory: of the whole process: "6GiB", "75%" (of what this process may use), bytes, or "auto": 85 % of what is
-        available now, or less if every expert fits in less.
+        available now, or less if every expert fits in less (and no GPU's driver takes what nobody knows).
     ctx: tokens of context, prompt and answers together, at most what the model was trained for. None: 4096, or less
         if the budget is small; `engine.plan.n_ctx` says how many.
     threads: compute threads; None: the physical cores.
@@ -156,7 +156,7 @@ def load(
         )
 
         def resolve(new: str | int) -> int:
-            return resolve_budget(parse_memory(new), plan.resident_bytes)
+            return resolve_budget(parse_memory(new), plan.resident_bytes if gpu is None else sys.maxsize)
 
         backend = NativeBackend(_native.engine_open(model.handle, os.fspath(shell), params))
         engine = Engine(model, backend, plan, resolve=resolve, warm_start=warm_start, n_draft=n_draft)
@@ -300,7 +300,9 @@ def _plan(model: Model, memory: Memory, shape: _Shape, *, measure: bool) -> tupl
             device_name=name,
             n_gpu_layer=n_gpu_layer,
         ) as sizes:
-            asked = replace(budget, bytes=resolve_budget(memory, resident_bytes(info, sizes, budget)))
+            # With a GPU there is no budget that is sure to be enough: its driver takes memory as it goes.
+            enough = resident_bytes(info, sizes, budget) if gpu is None else sys.maxsize
+            asked = replace(budget, bytes=resolve_budget(memory, enough))
             if dense_only:  # the same context, of which the GPU has a part already
                 asked = replace(asked, n_ctx=dense_only.n_ctx, n_ubatch=dense_only.n_ubatch)
             speeds = _speeds(model, shape.n_threads, measure=measure) if gpu is None else None

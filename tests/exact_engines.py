@@ -42,10 +42,10 @@ class OnGpu:
         devices = (ctypes.c_void_p * 2)(get(self.device), None)
         assert devices[0]
         patterns = [rf"blk\.{layer}\.ffn_.*exps".encode() for layer in self.cpu_layers]
-        overrides = (_Override * (len(patterns) + 1))(*((pattern, host()) for pattern in patterns), (None, None))
+        overrides = (_Override * (len(patterns) + 1))(*(_Override(pattern, host()) for pattern in patterns))
         params.devices, params.tensor_buft_overrides = ctypes.addressof(devices), ctypes.addressof(overrides)
         params.n_gpu_layers, params.split_mode, params.main_gpu = 1 << 20, 0, 0
-        return [devices, patterns, overrides]
+        return [devices, patterns, overrides]  # of which the last is null
 
 
 def stock(

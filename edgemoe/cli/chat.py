@@ -55,7 +55,7 @@ def chat(
     interactive = is_interactive()
     prepare(interactive)
     path = find(model, verbose=verbose)
-    is_small = model == BUILTIN and engine.memory is None
+    is_small = model == BUILTIN and engine.memory is None and not _has_gpu(engine)
     if is_small:
         engine = _small(path, engine)
     with load(path, engine, verbose=verbose) as opened:
@@ -74,6 +74,15 @@ def _small(path: Path, options: EngineOptions) -> EngineOptions:
     shape = ("ctx", "threads", "kv_type", "draft", "device", "gpu_memory")
     arguments = {name: value for name, value in options.arguments().items() if name in shape}
     return dataclasses.replace(options, memory=str(share_budget(path, _BUILTIN_SHARE, **arguments)))
+
+
+def _has_gpu(options: EngineOptions) -> bool:
+    """Whether a GPU was asked for and is there: who does that wants speed, and much of the model is there then."""
+    if options.device.lower() == "cpu":
+        return False
+    from ..devices.gpu import choose
+
+    return choose(options.device.lower()) is not None
 
 
 def greeting(plan: Plan) -> str:

@@ -64,7 +64,7 @@ class BudgetOptions:
         str,
         typer.Option(
             metavar="NAME",
-            help="Where dense weights are computed: `cpu`, `vulkan`, `cuda`, `metal`, or `auto` (a GPU if there is one).",
+            help="Where dense weights are computed: `cpu`, `vulkan`, `cuda`, `metal`, or `auto` (a GPU if there is).",
         ),
     ] = "cpu"
     gpu_memory: Annotated[

@@ -9,7 +9,7 @@ import pytest
 from console import Cli, needs_library
 
 from edgemoe.cli.devices import _lines
-from edgemoe.devices.gpu import Gpu
+from edgemoe.devices.gpu import Gpu, gpus
 from edgemoe.devices.storage import StorageSpeed
 from edgemoe.devices.survey import Drive, Survey
 
@@ -59,3 +59,17 @@ def test_gpus_are_told(unified: bool, words: str) -> None:
     assert words in text
     assert "--device cuda" in text
     assert "limited to 4 GiB" in text
+
+
+def test_auto_says_what_it_took_and_the_default_is_silent(cli: Cli, good: Path) -> None:
+    found = gpus()
+    done = cli("plan", good, "--device", "AUTO", "--memory", "2G", "--json")
+    assert done.returncode == 0, done.stderr
+    took = json.loads(done.stdout)["device"]
+    said = [line for line in done.stderr.splitlines() if "CPU" in line and not line.startswith("ggml_")]
+    assert len(said) == 1
+    assert said[0].endswith("(`--device cpu` for the CPU)" if found else "no GPU in this llama.cpp; the CPU computes")
+    assert (took in said[0]) and (took != "") == bool(found)
+    done = cli("plan", good, "--memory", "2G", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["device"] == ""

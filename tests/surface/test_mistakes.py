@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,17 @@ def test_a_cache_folder_that_cannot_be_made_is_one_line(
 ) -> None:
     monkeypatch.setitem(environment, "EDGEMOE_CACHE", "/proc/nowhere")
     assert_refused(cli, FAILED, "/proc/nowhere", "run", good, "-p", "hello")
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "flags"),
+    [
+        (MISUSED, "`tpu` is not a device", ["--device", "tpu"]),
+        (MISUSED, "`--gpu-memory` is for a GPU", ["--gpu-memory", "1G"]),
+        (FAILED, "this llama.cpp sees no Metal device", ["--device", "metal"]),
+    ],
+)
+@pytest.mark.skipif(sys.platform == "darwin", reason="there is a Metal device")
+@needs_library
+def test_devices_that_are_not_there_are_refused(cli: Cli, good: Path, code: int, words: str, flags: list[str]) -> None:
+    assert_refused(cli, code, words, "plan", good, *flags)

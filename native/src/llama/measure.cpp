@@ -22,6 +22,14 @@
 
 namespace emoe {
 
+namespace {
+
+// What a backend adds to a tensor at most: the end of its last row is padded to so many elements (CUDA), and its
+// beginning is aligned.
+constexpr int64_t k_row_padding = 512;
+
+} // namespace
+
 llama_model_params model_params() {
     static std::once_flag once;
     std::call_once(once, llama_backend_init);
@@ -183,13 +191,20 @@ void measure_context(const ModelIndex &index, const std::string &shell_path, con
     if (params.device == 0) return;
     // The token embedding is looked up on the CPU; where it is the output matrix as well, the GPU has a second copy.
     bool tied = true;
-    uint64_t host = 0;
+    uint64_t host = 0, padding = 0;
+    size_t const alignment =
+        ggml_backend_buft_get_alignment(ggml_backend_dev_buffer_type(gpu_device(params.device)));
+    auto const pad = [alignment](ggml_type type) { return alignment + ggml_row_size(type, k_row_padding); };
     for (TensorInfo const &t : index.dense) {
         tied = tied && t.name != "output.weight";
         if (t.name.rfind("token_embd", 0) == 0) host += t.bytes;
+        padding += pad(t.type);
     }
+    for (uint32_t l = 0; l < index.layout.layers.size(); l++)
+        for (uint32_t m = 0; placement.on_gpu(l) && m < index.layout.layers[l].matrices.size(); m++)
+            padding += pad(static_cast<ggml_type>(index.layout.layers[l].slice(0, m).type));
     sizes->gpu_dense_bytes = index.dense_bytes - host;
-    sizes->gpu_bytes = sizes->gpu_dense_bytes + (tied ? host : 0) + b.gpu_bytes + placement.expert_bytes();
+    sizes->gpu_bytes = sizes->gpu_dense_bytes + (tied ? host : 0) + b.gpu_bytes + placement.expert_bytes() + padding;
 }
 
 } // namespace emoe
