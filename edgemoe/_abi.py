@@ -161,6 +161,8 @@ class EngineParams(Struct):
         ("prefetch", c_uint32),
         ("read_bytes_per_s", c_uint64),
         ("context", ContextParams),
+        ("gpu_experts", POINTER(c_uint32)),
+        ("n_gpu_expert", c_uint64),
     ]
 
 
@@ -202,6 +204,7 @@ class Stats(Struct):
         ("reserved2", c_uint32),
         ("with_ns", c_uint64),
         ("without_ns", c_uint64),
+        ("n_gpu", c_uint64),
         ("gpu_bytes", c_uint64),
     ]
 
@@ -375,6 +378,11 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "emoe_model_meta": (c_int64, [_model, c_char_p, c_char_p, c_uint64]),
     "emoe_shell_write": (_status, [_model, c_char_p, c_uint32, _err]),
     "emoe_shell_check": (_status, [_model, c_char_p, _err]),
+    "emoe_gpu_experts_measure": (
+        _status,
+        [_model, POINTER(c_uint32), c_uint64, c_uint32, POINTER(c_uint64), POINTER(c_uint64), _err],
+    ),
+    "emoe_gpu_experts_speed": (_status, [_model, c_uint32, c_uint32, c_uint32, POINTER(c_uint64), _err]),
     "emoe_context_measure": (_status, [_model, c_char_p, POINTER(ContextParams), POINTER(ContextSizes), _err]),
     "emoe_engine_open": (_status, [_model, c_char_p, POINTER(EngineParams), _out, _err]),
     "emoe_engine_close": (None, [_engine]),

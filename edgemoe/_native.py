@@ -237,6 +237,24 @@ def context_measure(model: ModelHandle, shell: str, context: abi.ContextParams) 
 # ---------------------------------------------------------------- engine
 
 
+def gpu_experts_measure(model: ModelHandle, experts: Sequence[int], n_ubatch: int) -> tuple[int, int]:
+    """Bytes on the GPU and on the host for experts one by one."""
+    gpu, host, error = ctypes.c_uint64(), ctypes.c_uint64(), abi.Error()
+    numbers = (ctypes.c_uint32 * len(experts))(*experts)
+    status = library().emoe_gpu_experts_measure(
+        model, numbers, len(experts), n_ubatch, ctypes.byref(gpu), ctypes.byref(host), ctypes.byref(error)
+    )
+    check(status, error)
+    return gpu.value, host.value
+
+
+def gpu_experts_speed(model: ModelHandle, device: int, layer: int, n: int) -> int:
+    """Nanoseconds for n experts of a layer on a GPU, from giving it a token's row to their results."""
+    took, error = ctypes.c_uint64(), abi.Error()
+    check(library().emoe_gpu_experts_speed(model, device, layer, n, ctypes.byref(took), ctypes.byref(error)), error)
+    return took.value
+
+
 def engine_open(model: ModelHandle, shell: str, params: abi.EngineParams) -> EngineHandle:
     handle, error = ctypes.c_void_p(), abi.Error()
     status = library().emoe_engine_open(

@@ -127,10 +127,11 @@ def streamed(
     n_ctx: int = N_CTX,
     device: int = 0,
     n_gpu_layer: int = 0,
+    gpu_experts: Sequence[int] = (),
 ) -> Iterator[Streamed]:
     """The engine with slots for `share` of all experts, at least the smallest cache that works.
 
-    device: 0 for the CPU, else 1 + index of a GPU.
+    device: 0 for the CPU, else 1 + index of a GPU. gpu_experts: that it has besides those of whole layers.
     """
     model = _native.model_open(str(path))
     shell = path.with_name(path.name + ".shell")
@@ -155,6 +156,8 @@ def streamed(
         reader=reader,
         prefetch=prefetch,
         context=context,
+        gpu_experts=(ctypes.c_uint32 * len(gpu_experts))(*gpu_experts),
+        n_gpu_expert=len(gpu_experts),
     )
     handle = _native.engine_open(model, str(shell), params)
     _native.model_close(model)

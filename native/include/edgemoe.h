@@ -155,6 +155,11 @@ EMOE_API emoe_status emoe_gpu_experts_measure(const emoe_model *model, const uin
                                               uint32_t n_ubatch, uint64_t *gpu_bytes, uint64_t *host_bytes,
                                               emoe_error *err);
 
+/* Nanoseconds from giving a token's row to n experts of MoE layer `index` that a GPU holds until their results are here.
+ * Loads them for that; EMOE_ERR_UNSUPPORTED as emoe_gpu_experts_measure. */
+EMOE_API emoe_status emoe_gpu_experts_speed(const emoe_model *model, uint32_t device, uint32_t index, uint32_t n,
+                                            uint64_t *ns, emoe_error *err);
+
 /* ------------------------------------------------------------------ engine */
 
 typedef struct emoe_engine_params {

@@ -212,6 +212,16 @@ emoe_status emoe_gpu_experts_measure(const emoe_model *model, const uint32_t *ex
     });
 }
 
+emoe_status emoe_gpu_experts_speed(const emoe_model *model, uint32_t device, uint32_t index, uint32_t n, uint64_t *ns,
+                                   emoe_error *err) {
+    return guarded(err, [&] {
+        if (!model || !ns) fail(EMOE_ERR_ARGUMENT, "a null pointer was given");
+        if (device == 0 || n == 0 || index >= model->index->layout.layers.size())
+            fail(EMOE_ERR_ARGUMENT, "device %u, %u experts of layer %u: nothing to measure", device, n, index);
+        *ns = GpuTier::measure_ns(*model->index, gpu_device(device), index, n);
+    });
+}
+
 emoe_status emoe_engine_open(const emoe_model *model, const char *shell_path, const emoe_engine_params *params,
                              emoe_engine **out, emoe_error *err) {
     return guarded(err, [&] {

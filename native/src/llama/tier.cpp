@@ -1,10 +1,12 @@
 #include "llama/tier.h"
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "llama/gpu.h"
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 namespace emoe {
 
@@ -182,6 +184,36 @@ void GpuTier::build(const ModelIndex &index, ggml_backend_dev_t device, const st
     fill(index);
 }
 
+uint64_t GpuTier::measure_ns(const ModelIndex &index, ggml_backend_dev_t device, uint32_t layer, uint32_t n) {
+    constexpr int k_runs = 25, k_warm = 5;
+    ExpertLayer const &spec = index.layout.layers[layer];
+    std::vector<uint32_t> experts(std::min(n, spec.n_expert));
+    std::iota(experts.begin(), experts.end(), spec.first);
+    GpuTier tier(index, device, experts, 1);
+    std::vector<GpuRow> rows;
+    for (uint32_t i = 0; i < experts.size(); i++) rows.push_back(GpuRow{0, i, i});
+    Layer const &l = tier.layers_[layer];
+    ggml_tensor from = *l.stacks[l.up], to = *l.stacks[l.down]; // of which only shapes and data are looked at
+    std::vector<float> x(static_cast<size_t>(from.ne[0]), 0.01f), y(static_cast<size_t>(to.ne[1]) * experts.size());
+    from.ne[1] = from.ne[2] = 1;
+    from.nb[1] = from.nb[2] = x.size() * sizeof(float);
+    from.data = x.data();
+    to.ne[0] = to.ne[1];
+    to.ne[1] = static_cast<int64_t>(experts.size());
+    to.nb[1] = static_cast<size_t>(to.ne[0]) * sizeof(float);
+    to.nb[2] = y.size() * sizeof(float);
+    to.data = y.data();
+    std::vector<uint64_t> took;
+    for (int i = 0; i < k_runs; i++) {
+        uint64_t const t0 = now_ns();
+        tier.begin(layer, &from, rows);
+        tier.finish(&to);
+        if (i >= k_warm) took.push_back(now_ns() - t0);
+    }
+    std::nth_element(took.begin(), took.begin() + static_cast<ptrdiff_t>(took.size() / 2), took.end());
+    return took[took.size() / 2];
+}
+
 void GpuTier::fill(const ModelIndex &index) {
     SliceReader reader(index.layout);
     for (uint32_t l = 0; l < layers_.size(); l++)
@@ -237,7 +269,7 @@ std::unique_ptr<GpuTier::Chain> GpuTier::chain(Layer &layer, uint32_t n_row, boo
     ggml_tensor *g = place(ggml_mul_mat_id(c->ctx, gate, x, c->ids), &offset);
     ggml_tensor *a = layer.gate_first ? ggml_glu_split(c->ctx, g, u, GGML_GLU_OP_SWIGLU)
                                       : ggml_glu_split(c->ctx, u, g, GGML_GLU_OP_SWIGLU);
-    memcpy(a->op_params, layer.glu_params, sizeof layer.glu_params);
+    if (layer.known) memcpy(a->op_params, layer.glu_params, sizeof layer.glu_params);
     place(a, &offset);
     c->output = place(ggml_mul_mat_id(c->ctx, down, a, c->ids), &offset);
     c->graph = ggml_new_graph_custom(c->ctx, k_chain_tensors, false);

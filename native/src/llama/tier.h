@@ -39,6 +39,9 @@ public:
     GpuTier &operator=(const GpuTier &) = delete;
 
     static TierBytes bytes(const ModelIndex &index, const std::vector<uint32_t> &experts, uint32_t n_ubatch);
+    // Time from begin to the end of finish for one token that uses n experts of the layer, all here: median of a few, in
+    // nanoseconds. For deciding what goes there.
+    static uint64_t measure_ns(const ModelIndex &index, ggml_backend_dev_t device, uint32_t layer, uint32_t n);
     // Why this layer's experts cannot be on a GPU one by one, empty when they can as far as the file tells.
     static std::string refuses(const ModelIndex &index, uint32_t layer);
 
