@@ -23,7 +23,7 @@ from .backend import Backend
 from .collected import Collected
 from .draft import COST_RESIDENT, COST_STREAMED, Lookahead, Payoff, allowed
 from .model import Model
-from .placement import without_layers
+from .placement import on_host
 from .planner import Plan
 from .prompt import CHATML_END, Message, first_rendering_bytes, render
 from .sampling import Sampling
@@ -94,8 +94,8 @@ class Engine:
             plan = replace(plan, direct_io=bool(stats["direct_io"]), reader=READERS[stats["reader"]], **lent)
             # Weights and KV cache are in place; these buffers fill as tokens are computed.
             untouched = plan.decode_bytes + plan.output_bytes
-            on_host = without_layers(model, plan.n_gpu_layer)
-            self._allowance = Allowance(plan, on_host, backend.set_cache_bytes, untouched_bytes=untouched)
+            left = on_host(model, plan.n_gpu_layer, plan.gpu_experts)
+            self._allowance = Allowance(plan, left, backend.set_cache_bytes, untouched_bytes=untouched)
             self._sequence = TokenSequence(backend, self._allowance.lock)
         except BaseException:
             self._finalizer()

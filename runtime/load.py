@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -14,13 +16,14 @@ from ..devices.gpu import Gpu, choose
 from ..devices.memory import available_memory, memory_limit, process_memory
 from ..devices.profile import profile
 from ..devices.storage import N_LANE, find_lanes
-from ..errors import BudgetError, UnsupportedError, UsageError
+from ..errors import UnsupportedError, UsageError
 from ..units import Memory, format_exact, format_size, parse_memory, parse_size
 from .backend import NativeBackend
 from .draft import MAX_DRAFT, parse_draft
 from .engine import Engine
+from .gpu_plan import plan_for_gpu
 from .model import Model, context_params, is_export, open_model
-from .placement import layers_that_fit, without_layers
+from .placement import Placement, on_host
 from .planner import Budget, Plan, Speeds, resident_bytes
 from .planner import plan as make_plan
 from .prompt import first_rendering_bytes
@@ -57,6 +60,7 @@ def load(
     kv_type: str = "f16",
     device: str = "cpu",
     gpu_memory: str | int | None = None,
+    gpu_experts: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> Engine:
     """Open a model for generation inside a memory budget; close it, or use it in a `with` statement.
@@ -83,7 +87,9 @@ def load(
     kv_type: "f16", or "q8_0" for half the memory, which is lossy.
     device: "cpu", "vulkan", "cuda", "metal", or "auto": a GPU where this llama.cpp sees one; `engine.plan.device` says
         which. It gets dense weights and KV cache, and the experts of as many layers as gpu_memory holds ("4GiB";
-        None: 85 % of what is free there). It rounds otherwise than the CPU.
+        None: 85 % of what is free there), or single experts of more layers, the most used first, where earlier runs
+        have shown which they are and that measures faster. It rounds otherwise than the CPU.
+    gpu_experts: single experts for the GPU, numbered through all layers; None: decided as said, once, and kept.
     progress: receives a line of text before each step that takes time.
 
     Raises BudgetError naming the smallest budget that works, before anything is loaded; UsageError, FormatError,
@@ -105,7 +111,8 @@ def load(
             "io_uring reads neither through the page cache nor at a limit", hint="use the reader `threads`"
         )
     n_outputs = _rows(n_outputs, n_draft)
-    shape = _Shape(ctx, _threads(threads), n_ubatch, n_outputs, kv_type, device, gpu_memory)
+    wished = None if gpu_experts is None else tuple(gpu_experts)
+    shape = _Shape(ctx, _threads(threads), n_ubatch, n_outputs, kv_type, device, gpu_memory, wished, warm_start)
     with ExitStack() as undo:
         model = undo.enter_context(open_model(path))
         if is_export(model):
@@ -153,6 +160,8 @@ def load(
             context=context_params(
                 plan.n_ctx, plan.n_ubatch, plan.n_threads, n_outputs, kv_type, _number(gpu), plan.n_gpu_layer
             ),
+            gpu_experts=(ctypes.c_uint32 * len(plan.gpu_experts))(*plan.gpu_experts),
+            n_gpu_expert=len(plan.gpu_experts),
         )
 
         def resolve(new: str | int) -> int:
@@ -176,6 +185,7 @@ def plan(
     kv_type: str = "f16",
     device: str = "cpu",
     gpu_memory: str | int | None = None,
+    gpu_experts: Sequence[int] | None = None,
     measure: bool = True,
 ) -> Plan:
     """How `load` with the same arguments would spend the budget, with the decode speed to expect; loads nothing.
@@ -185,7 +195,8 @@ def plan(
     """
     wanted = parse_memory(memory)
     n_outputs = _rows(n_outputs, parse_draft(draft))
-    shape = _Shape(ctx, _threads(threads), n_ubatch, n_outputs, kv_type, device, gpu_memory)
+    wished = None if gpu_experts is None else tuple(gpu_experts)
+    shape = _Shape(ctx, _threads(threads), n_ubatch, n_outputs, kv_type, device, gpu_memory, wished)
     if isinstance(model, Model):
         return _plan(model, wanted, shape, measure=measure)[0]
     with open_model(model) as opened:
@@ -238,6 +249,8 @@ class _Shape:
     kv_type: str
     device: str = "cpu"
     gpu_memory: str | int | None = None
+    gpu_experts: tuple[int, ...] | None = None
+    warm: bool = True
 
 
 def _threads(threads: int | None) -> int:
@@ -255,6 +268,8 @@ def _number(gpu: Gpu | None) -> int:
 
 
 def _check_device(shape: _Shape) -> None:
+    if shape.gpu_experts and shape.device == "cpu":
+        raise UsageError("`gpu_experts` are for a GPU", hint="name one with `device`")
     if shape.gpu_memory is not None and shape.device == "cpu":
         raise UsageError("`--gpu-memory` is for a GPU", hint="name one: `--device auto`, `vulkan`, `cuda` or `metal`")
 
@@ -289,8 +304,8 @@ def _plan(model: Model, memory: Memory, shape: _Shape, *, measure: bool) -> tupl
     budget = Budget(0, process_memory().rss, shape.n_threads, shape.n_ctx, shape.n_ubatch, later_bytes)
     name = "" if gpu is None else f"{gpu.backend} {gpu.description}"
 
-    def spend(n_gpu_layer: int, dense_only: Plan | None = None) -> Plan:
-        info = without_layers(model, n_gpu_layer)
+    def spend(placement: Placement, host_bytes: int, like: Plan | None) -> Plan:
+        info = on_host(model, placement.n_gpu_layer, placement.experts)
         with SizeBook(
             model,
             n_threads=shape.n_threads,
@@ -298,40 +313,24 @@ def _plan(model: Model, memory: Memory, shape: _Shape, *, measure: bool) -> tupl
             kv_type=shape.kv_type,
             device=_number(gpu),
             device_name=name,
-            n_gpu_layer=n_gpu_layer,
+            n_gpu_layer=placement.n_gpu_layer,
         ) as sizes:
             # With a GPU there is no budget that is sure to be enough: its driver takes memory as it goes.
             enough = resident_bytes(info, sizes, budget) if gpu is None else sys.maxsize
-            asked = replace(budget, bytes=resolve_budget(memory, enough))
-            if dense_only:  # the same context, of which the GPU has a part already
-                asked = replace(asked, n_ctx=dense_only.n_ctx, n_ubatch=dense_only.n_ubatch)
+            asked = replace(
+                budget, bytes=resolve_budget(memory, enough), process_bytes=budget.process_bytes + host_bytes
+            )
+            if like:  # the same context, of which the GPU has a part already
+                asked = replace(asked, n_ctx=like.n_ctx, n_ubatch=like.n_ubatch)
             speeds = _speeds(model, shape.n_threads, measure=measure) if gpu is None else None
             reader = "uring" if model.info.direct_io and _native.io_uring_allowed() else "threads"
             return make_plan(info, sizes, asked, speeds, reader=reader)
 
-    found = spend(0)
     if gpu is None:
-        return found, None
+        return spend(Placement(0), 0, None), None
     gpu_bytes = _gpu_budget(gpu, shape)
-    if found.gpu_bytes > gpu_bytes:
-        raise BudgetError(
-            f"{format_size(gpu_bytes)} of GPU memory is too small for {model.info.name}: dense weights and KV cache "
-            f"take {format_size(found.gpu_bytes)} with {found.n_ctx} tokens of context",
-            hint=f"use `--gpu-memory {format_exact(found.gpu_bytes)}`, a smaller `--ctx`, or `--device cpu`",
-            smallest=found.gpu_bytes,
-        )
-    n_gpu_layer, dense_only = layers_that_fit(model, gpu_bytes - found.gpu_bytes), found
-    while n_gpu_layer:  # compute buffers differ with what is computed where: asked again, until it fits
-        found = spend(n_gpu_layer, dense_only)
-        if found.gpu_bytes <= gpu_bytes:
-            break
-        n_gpu_layer, found = n_gpu_layer - 1, dense_only
-    return replace(
-        found,
-        device=gpu.name,
-        device_description=gpu.description,
-        gpu_budget_bytes=gpu_bytes,
-        n_gpu_layer=n_gpu_layer,
+    return plan_for_gpu(
+        model, gpu, gpu_bytes, spend, n_threads=shape.n_threads, warm=shape.warm, experts=shape.gpu_experts
     ), gpu
 
 

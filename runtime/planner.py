@@ -87,7 +87,8 @@ class Plan:
     large batch and after the chat template's first rendering. direct_io, reader: how experts are read (see Stats).
     device: the GPU that has dense weights and KV cache ("CUDA0"), "" for the CPU; device_description: what it calls
     itself. prediction: None with a GPU, whose speed nobody measured. gpu_bytes: given there, of gpu_budget_bytes.
-    n_gpu_layer: layers whose experts are computed there (neither cached nor in n_expert_total).
+    n_gpu_layer: layers whose experts are computed there, gpu_experts: those of other layers, numbered through
+    all of them (neither cached nor in n_expert_total).
     """
 
     model: str
@@ -119,6 +120,7 @@ class Plan:
     gpu_bytes: int = 0
     gpu_budget_bytes: int = 0
     n_gpu_layer: int = 0
+    gpu_experts: tuple[int, ...] = ()
 
     @property
     def device_line(self) -> str:
@@ -158,6 +160,7 @@ class Plan:
         lines += [f"  {name:<14}{format_size(size):>10}  {note}" for name, size, note in rows]
         if self.device:
             layers = f", experts of {self.n_gpu_layer} layers" if self.n_gpu_layer else ""
+            layers += f", {len(self.gpu_experts):,} single experts" if self.gpu_experts else ""
             of = f" of {format_size(self.gpu_budget_bytes)} on {self.device}"
             lines.append(f"{'GPU':<16}{format_size(self.gpu_bytes):>10}{of}: dense weights, KV cache{layers}")
         lines.append(f"{'reading':<16}{reading(self.direct_io, self.reader)}")

@@ -11,7 +11,7 @@ from ..units import format_size
 from .engine import Engine
 from .load import plan
 from .model import Model, open_model
-from .placement import without_layers
+from .placement import on_host
 from .planner import Plan
 from .prompt import first_rendering_bytes
 
@@ -34,8 +34,8 @@ def share_budget(model: Model | str | os.PathLike[str], share: float, **argument
             )
         return whole.resident_bytes
     # The chat template's first rendering takes its memory from the cache: what is left then is what counts.
-    on_host = without_layers(model, whole.n_gpu_layer)
-    wanted_bytes = round(share * on_host.slot_bytes) + first_rendering_bytes(model.chat_template)
+    left = on_host(model, whole.n_gpu_layer, whole.gpu_experts)
+    wanted_bytes = round(share * left.slot_bytes) + first_rendering_bytes(model.chat_template)
     budget_bytes = whole.resident_bytes
     # A plan's cache grows with its budget, but for the margin and the batch: the second step only corrects those.
     for _ in range(2):
@@ -47,7 +47,7 @@ def share_budget(model: Model | str | os.PathLike[str], share: float, **argument
 def hold_share(engine: Engine, share: float) -> None:
     """Lower the budget of an engine opened with `share_budget` to the very share, before it reads any expert."""
     engine.chat_tokens([{"role": "user", "content": "?"}])  # the chat template's engine takes its memory now
-    info, stats = without_layers(engine.model, engine.plan.n_gpu_layer), engine.stats()
+    info, stats = on_host(engine.model, engine.plan.n_gpu_layer, engine.plan.gpu_experts), engine.stats()
     if not info.n_expert_total:  # a GPU has them all
         return
     excess = round((stats.n_slot / info.n_expert_total - share) * info.slot_bytes)

@@ -38,7 +38,7 @@ class Stats:
     direct_io: reads bypass the page cache. reader: how they are made, "threads" or "uring".
     stall_ns: time in which a compute thread slept for a read, mean over threads.
     n_gpu: uses of experts that a GPU has one by one, which are neither hit nor miss.
-    gpu_bytes: what llama.cpp allocated on the GPU, 0 without one: weights, KV cache and compute buffers.
+    gpu_bytes: allocated on the GPU, 0 without one: weights, KV cache and compute buffers.
     rss_bytes, peak_bytes: resident memory of this process now and at most. budget_bytes: what it may use.
     n_draft: tokens drafted and verified; n_draft_used: of them those that became part of an answer.
     n_past: tokens in the sequence, of n_ctx.

@@ -267,7 +267,7 @@ typedef struct emoe_stats {
     uint64_t with_ns;    /* mean time of the last tokens computed with reading ahead; 0: none */
     uint64_t without_ns; /* and without: the comparison that switches it */
     uint64_t n_gpu;      /* expert uses that a GPU computed beside the CPU: neither hit nor miss */
-    uint64_t gpu_bytes;  /* that llama.cpp allocated on the GPU: weights, KV cache and compute buffers */
+    uint64_t gpu_bytes;  /* allocated on the GPU: weights, KV cache, compute buffers */
 } emoe_stats;
 /* Any thread. */
 EMOE_API emoe_status emoe_engine_get_stats(const emoe_engine *engine, emoe_stats *stats, emoe_error *err);

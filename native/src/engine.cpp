@@ -301,7 +301,7 @@ void Engine::stats(emoe_stats *out) const {
     out->kv_bytes = buffers_.kv_bytes;
     out->compute_bytes = buffers_.compute_bytes;
     out->n_gpu = s.n_gpu;
-    out->gpu_bytes = buffers_.gpu_bytes + buffers_.gpu_model_bytes;
+    out->gpu_bytes = buffers_.gpu_bytes + buffers_.gpu_model_bytes + (tier_ ? tier_->gpu_bytes() : 0);
     out->output_bytes = buffers_.output_bytes;
     out->scratch_bytes = work_.scratch_bytes();
     out->decode_bytes = work_.decode_bytes();

@@ -18,7 +18,7 @@ from edgemoe.devices.gpu import Gpu, choose, install_line
 from edgemoe.errors import UnsupportedError, UsageError
 from edgemoe.runtime.allowance import Allowance
 from edgemoe.runtime.model import open_model
-from edgemoe.runtime.placement import layers_that_fit, without_layers
+from edgemoe.runtime.placement import layers_that_fit, on_host
 from edgemoe.runtime.planner import margin_bytes, plan
 from edgemoe.units import GIB, MIB
 
@@ -76,7 +76,7 @@ def test_layers_go_to_the_gpu_from_the_last_on_while_they_fit() -> None:
 
 def test_the_plan_of_a_smaller_budget_knows_what_the_gpu_has(tmp_path: Path) -> None:
     with open_model(tinymoe.write(tmp_path / "m.gguf", "qwen3moe", n_expert=16, n_layer=4)) as model:
-        whole, left = without_layers(model, 0), without_layers(model, 3)
+        whole, left = on_host(model, 0), on_host(model, 3)
         layer_bytes = model.layers[0].slot_bytes * 16
     assert whole is model.info
     assert (left.n_expert_total, left.expert_bytes * 4, left.token_bytes * 4) == (

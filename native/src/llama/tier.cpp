@@ -125,6 +125,10 @@ GpuTier::~GpuTier() {
     release();
 }
 
+uint64_t GpuTier::gpu_bytes() const {
+    return ggml_backend_buffer_get_size(weights_) + ggml_backend_buffer_get_size(work_);
+}
+
 void GpuTier::release() {
     batch_.reset();
     layers_.clear();

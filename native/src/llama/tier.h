@@ -45,6 +45,7 @@ public:
     // Why this layer's experts cannot be on a GPU one by one, empty when they can as far as the file tells.
     static std::string refuses(const ModelIndex &index, uint32_t layer);
 
+    uint64_t gpu_bytes() const; // that were allocated
     bool has(uint32_t layer) const { return !layers_[layer].stacks.empty(); }
     // The node between the products, as the graph shows it: GLU of gate and up. gate_first: in that order.
     void set_activation(uint32_t layer, const ggml_tensor *glu, bool gate_first);
