@@ -53,7 +53,7 @@ def plan_for_gpu(
     found = _fit(model, gpu_bytes, wanted, dense_only, spend)
     if experts is not None and len(found.gpu_experts) < len(wanted.experts):
         raise BudgetError(
-            f"{format_size(gpu_bytes)} of GPU memory hold {len(found.gpu_experts)} of the {len(wanted.experts)} experts",
+            f"{format_size(gpu_bytes)} of GPU memory hold {len(found.gpu_experts)} of {len(wanted.experts)} experts",
             hint="give it more with `gpu_memory`, or fewer experts",
         )
     return replace(found, device=gpu.name, device_description=gpu.description, gpu_budget_bytes=gpu_bytes)

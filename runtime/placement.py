@@ -1,6 +1,6 @@
 """Which experts go to a GPU, and what of the model is then left to the host: pure arithmetic.
 
-A layer's experts go there whole, so that nothing of the layer passes the host, or one by one, the most used first: those are
+A layer's experts go there whole, so that nothing of it passes the host, or one by one, the most used first: those are
 computed there while the CPU computes the others. What is faster depends on the machine, so it is decided layer by
 layer from measured times (as HybriMoE, arXiv:2504.05897, schedules by a timeline; here the schedule is fixed at load,
 since an expert that changes places would change the rounding).

@@ -6,6 +6,7 @@ Needs a llama.cpp with a GPU backend, or one named by GGML_BACKEND_PATH; Mesa's 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Any
 
 import pytest
 import tinymoe
-from exact_engines import OnGpu, stock, streamed
+from exact_engines import OnGpu, relative_error, stock, streamed
 
 import edgemoe
 from edgemoe.devices.gpu import Gpu, gpus
-from edgemoe.errors import BudgetError, EdgeMoEError, UnsupportedError
+from edgemoe.errors import BudgetError, EdgeMoEError, UnsupportedError, UsageError
 from edgemoe.runtime.model import open_model
+from edgemoe.runtime.usage import remember
 
 CTX: Any = {"ctx": 512, "n_ubatch": 64, "threads": 1}
 
@@ -161,3 +163,87 @@ def test_too_little_gpu_memory_is_refused_with_what_it_takes(tiny: Callable[...,
 def test_drafts_are_for_the_cpu(tiny: Callable[..., Path], gpu: Gpu) -> None:
     with pytest.raises(UnsupportedError, match="cannot verify drafts"):
         edgemoe.load(tiny("qwen3moe"), device=gpu.backend.lower(), memory="4G", draft=3, **CTX)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["qwen2moe", "qwen3moe", "olmoe", "deepseek2"])
+def test_experts_one_by_one_say_what_their_layer_says(
+    tiny: Callable[..., Path], tokens: list[int], gpu: Gpu, arch: str
+) -> None:
+    """All experts of the last layer, computed beside the CPU's products, against the layer in llama.cpp's own graph."""
+    path = tiny(arch)
+    with open_model(path) as model:
+        n, n_last = model.info.n_expert_total, model.layers[-1].n_expert
+    steps = [tokens[:100], tokens[100:103], *([t] for t in tokens[103:120])]
+    rows, used = [], []
+    for placement in ({"n_gpu_layer": 1}, {"gpu_experts": range(n - n_last, n)}):
+        with streamed(path, share=0.2, device=gpu.index + 1, **placement) as engine:
+            rows.append(engine.run(steps))
+            used.append(engine.stats()["n_gpu"])
+    if arch == "deepseek2":  # there the driver joins the layer's last product with what follows, and rounds once less
+        assert relative_error(rows[0][0], rows[1][0]) < 1e-3
+    else:
+        assert rows[0] == rows[1]
+    assert used[0] == 0
+    assert used[1] >= len(steps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["qwen2moe", "qwen3moe"])
+def test_three_tiers_repeat_whatever_is_evicted(
+    tiny: Callable[..., Path], tokens: list[int], gpu: Gpu, arch: str
+) -> None:
+    """A third of the experts on the GPU; the others in slots for a tenth, or all resident; and with a whole layer."""
+    path = tiny(arch)
+    with open_model(path) as model:
+        n, n_last = model.info.n_expert_total, model.layers[-1].n_expert
+    steps = [tokens[:150], *([t] for t in tokens[150:190])]
+    for n_layer in (0, 1):
+        experts = range(0, n - n_layer * n_last, 3)
+        rows, n_evict = [], []
+        for share, threads in ((1.0, 2), (0.1, 2), (0.1, 1)):
+            placement: Any = {"device": gpu.index + 1, "n_gpu_layer": n_layer, "gpu_experts": experts}
+            with streamed(path, share=share, threads=threads, **placement) as engine:
+                rows.append(engine.run(steps))
+                stats = engine.stats()
+            n_evict.append(stats["n_evict"])
+            assert stats["n_gpu"] > len(steps)
+        assert rows[0] == rows[1] == rows[2]
+        assert n_evict[0] == 0
+        assert n_evict[1] > 50
+
+
+def test_experts_that_no_gpu_takes_are_refused(tiny: Callable[..., Path], gpu: Gpu) -> None:
+    path = tiny("qwen2moe")
+    with (
+        pytest.raises(UsageError, match="ascending"),
+        streamed(path, share=1, device=gpu.index + 1, gpu_experts=[3, 1]),
+    ):
+        pass
+    with pytest.raises(UsageError, match="experts are numbered"):
+        edgemoe.plan(path, device=gpu.backend.lower(), gpu_experts=[0, 10_000], memory="4G", **CTX)
+    with pytest.raises(UsageError, match="for a GPU"):
+        edgemoe.plan(path, gpu_experts=[0], memory="4G", **CTX)
+
+
+def test_a_placement_is_kept(
+    tiny: Callable[..., Path], gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decided once from what earlier runs learned; the same again when they have learned more."""
+    monkeypatch.setenv("EDGEMOE_CACHE", str(tmp_path))
+    path = tiny("qwen3moe", n_expert=64, n_layer=4)
+    given = smallest_gpu_memory(path, gpu, **CTX) + experts_bytes(path, 1) + (4 << 20)
+    arguments: Any = {"device": gpu.backend.lower(), "gpu_memory": given, "memory": "4G", **CTX}
+    assert edgemoe.plan(path, **arguments).n_gpu_layer == 1  # nothing is known of them: whole layers
+    with open_model(path) as model:
+        rates = array("f", [0.5 if e % 7 == 0 else 0.01 for e in range(model.info.n_expert_total)])
+        remember(model.info, 100, rates)
+    monkeypatch.setattr("edgemoe.runtime.gpu_plan.tier_seconds", lambda *_: (1e-9, 1e-9))
+    first = edgemoe.plan(path, **arguments)
+    assert first.gpu_experts
+    assert {e for e in range(256 - 64 * first.n_gpu_layer) if e % 7 == 0} <= set(first.gpu_experts)
+    assert first.gpu_bytes <= given
+    with open_model(path) as model:
+        remember(model.info, 100, array("f", [0.1] * model.info.n_expert_total))
+    again = edgemoe.plan(path, **arguments)
+    assert (again.n_gpu_layer, again.gpu_experts) == (first.n_gpu_layer, first.gpu_experts)
