@@ -60,9 +60,7 @@ llama_context_params context_params(const emoe_context_params &params) {
     return p;
 }
 
-const char *gpu_name(uint32_t device) {
-    return device == 0 ? nullptr : ggml_backend_dev_name(gpu_device(device));
-}
+const char *gpu_name(uint32_t device) { return device == 0 ? nullptr : ggml_backend_dev_name(gpu_device(device)); }
 
 ContextBuffers parse_buffers(const std::string &log, const char *gpu) {
     ContextBuffers b;
@@ -192,8 +190,7 @@ void measure_context(const ModelIndex &index, const std::string &shell_path, con
     // The token embedding is looked up on the CPU; where it is the output matrix as well, the GPU has a second copy.
     bool tied = true;
     uint64_t host = 0, padding = 0;
-    size_t const alignment =
-        ggml_backend_buft_get_alignment(ggml_backend_dev_buffer_type(gpu_device(params.device)));
+    size_t const alignment = ggml_backend_buft_get_alignment(ggml_backend_dev_buffer_type(gpu_device(params.device)));
     auto const pad = [alignment](ggml_type type) { return alignment + ggml_row_size(type, k_row_padding); };
     for (TensorInfo const &t : index.dense) {
         tied = tied && t.name != "output.weight";

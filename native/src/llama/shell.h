@@ -32,7 +32,7 @@ public:
     ShellLoad(const ShellLoad &) = delete;
     ShellLoad &operator=(const ShellLoad &) = delete;
     void shorten() const;
-    void lengthen() const; // again, where llama.cpp copies what is declared (experts of a GPU): zeros
+    void lengthen() const;   // again, where llama.cpp copies what is declared (experts of a GPU): zeros
     void drop_pages() const; // of the page cache
 
 private:
