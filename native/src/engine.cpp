@@ -13,6 +13,8 @@ namespace {
 
 // What a cancelled visit gives as its reason.
 constexpr const char *k_cancelled = "cancelled";
+// Tokens at once from which on GPUs compute with kernels for batches.
+constexpr uint32_t k_batched_tokens = 9;
 
 Streamer::Params streamer_params(const ModelIndex &index, const emoe_engine_params &p, const Placement &placement) {
     Streamer::Params s;
@@ -97,7 +99,7 @@ void Engine::load(const ModelIndex &index, const std::string &shell_path) {
     cp.cb_eval_user_data = interposer_.get();
     cp.abort_callback = [](void *self) {
         auto const *engine = static_cast<const Engine *>(self);
-        return (engine->dry_ && engine->params_.context.device == 0) || engine->streamer_->failed() ||
+        return engine->dry_ || engine->streamer_->failed() ||
                !engine->interposer_->violation().empty() || !engine->interposer_->column_violation().empty();
     };
     cp.abort_callback_data = this;
@@ -113,23 +115,33 @@ void Engine::load(const ModelIndex &index, const std::string &shell_path) {
     shell.drop_pages();
 }
 
-// Shows the graph of one token to the interposer and computes (almost) nothing of it: the dense weights move, and
-// what cannot be streamed is found now and not in the middle of an answer.
+// Shows the graph of one token to the interposer: the dense weights move, and what cannot be streamed is found now and
+// not in the middle of an answer. On the CPU almost nothing of it is computed. With a GPU the graph comes in pieces, each
+// shown when those before it are computed: there the token is computed, and a few at once after it, so that what the
+// driver loads with its kernels is in the process before the budget is divided.
 void Engine::dry_run() {
-    dry_ = true;
-    // With a GPU the graph comes in pieces, each shown when those before it are computed: all of it is walked through.
-    interposer_->set_dry(true);
-    llama_token token = std::max(llama_vocab_bos(vocab_), 0);
-    streamer_->begin_batch();
-    if (params_.context.device == 0) interposer_->columns().begin_learning();
-    llama_batch const batch = llama_batch_get_one(&token, 1);
-    (void)llama_decode(ctx_.get(), batch);
-    interposer_->columns().end();
-    streamer_->end_batch();
-    dry_ = false;
-    interposer_->set_dry(false);
-    interposer_->begin_graph();
+    llama_token const token = std::max(llama_vocab_bos(vocab_), 0);
+    bool const on_gpu = params_.context.device != 0;
+    dry_ = !on_gpu;
+    if (dry_) interposer_->columns().begin_learning();
+    // The batch first: Mesa's software driver corrupts memory when some models begin with a single token, in stock
+    // llama.cpp too (docs/devices.md).
+    uint32_t const n_batch = on_gpu ? std::min(k_batched_tokens, params_.context.n_ubatch) : 1;
+    for (uint32_t const n : {n_batch, 1u}) {
+        std::vector<llama_token> tokens(n, token);
+        interposer_->begin_graph();
+        streamer_->begin_batch(n);
+        (void)llama_decode(ctx_.get(), llama_batch_get_one(tokens.data(), static_cast<int32_t>(n)));
+        llama_synchronize(ctx_.get());
+        std::string const failure = streamer_->failed() ? streamer_->failure() : "";
+        streamer_->end_batch();
+        if (!failure.empty()) fail(EMOE_ERR_IO, "%s", failure.c_str());
+        if (!on_gpu || !interposer_->violation().empty()) break;
+    }
     llama_memory_clear(llama_get_memory(ctx_.get()), true);
+    interposer_->columns().end();
+    dry_ = false;
+    interposer_->begin_graph();
     if (!interposer_->violation().empty())
         fail(EMOE_ERR_UNSUPPORTED, "this model cannot be streamed: %s", interposer_->violation().c_str());
     if (gpu_->n_missing() != 0)

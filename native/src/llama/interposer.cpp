@@ -33,7 +33,6 @@ Interposer::Interposer(Streamer &streamer, DenseMover &dense, GpuExperts *gpu)
         for (uint32_t m = 0; m < layout.layers[l].matrices.size(); m++) {
             auto site = std::make_unique<Site>(streamer, scratch_, l, m);
             site->block = layout.layers[l].layer;
-            site->dry = &dry_;
             ggml_tensor *source = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, 1);
             ggml_tensor *node =
                 ggml_custom_4d(ctx, GGML_TYPE_F32, 1, 1, 1, 1, &source, 1, compute, GGML_N_TASKS_MAX, site.get());
@@ -47,7 +46,6 @@ Interposer::Interposer(Streamer &streamer, DenseMover &dense, GpuExperts *gpu)
 
 void Interposer::compute(ggml_tensor *, int ith, int nth, void *user) {
     auto *site = static_cast<Site *>(user);
-    if (*site->dry) return;
     site->product.run(static_cast<uint32_t>(ith), static_cast<uint32_t>(nth), site->work);
 }
 

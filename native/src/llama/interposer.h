@@ -33,8 +33,6 @@ public:
     // After a large batch, before the next llama_decode: gives back the pages of llama.cpp's compute buffers and ours.
     // What is in them is dead by then, since every graph shares them.
     void release_work();
-    // While set, our products compute nothing: the graph is only walked through.
-    void set_dry(bool dry) { dry_ = dry; }
     uint32_t n_rewritten() const { return n_rewritten_; }
     // Why the model cannot be streamed, empty when it can.
     const std::string &violation() const { return violation_; }
@@ -54,7 +52,6 @@ private:
         ExpertProduct work;
         uint32_t layer;
         uint32_t matrix;
-        const bool *dry = nullptr;
         char op_params[GGML_MAX_OP_PARAMS] = {};
     };
     static void compute(ggml_tensor *dst, int ith, int nth, void *site);
@@ -68,7 +65,6 @@ private:
 
     DenseMover &dense_;
     GpuExperts *gpu_;
-    bool dry_ = false;
     KernelScratch scratch_;
     Columns columns_;
     std::unordered_map<std::string, std::unique_ptr<Site>> sites_; // by tensor name
