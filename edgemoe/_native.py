@@ -237,6 +237,11 @@ def context_measure(model: ModelHandle, shell: str, context: abi.ContextParams) 
 # ---------------------------------------------------------------- engine
 
 
+def expert_list(experts: Sequence[int]) -> dict[str, Any]:
+    """The fields of EngineParams that say which experts a GPU has one by one."""
+    return {"gpu_experts": (ctypes.c_uint32 * len(experts))(*experts), "n_gpu_expert": len(experts)}
+
+
 def gpu_experts_measure(model: ModelHandle, experts: Sequence[int], n_ubatch: int) -> tuple[int, int]:
     """Bytes on the GPU and on the host for experts one by one."""
     gpu, host, error = ctypes.c_uint64(), ctypes.c_uint64(), abi.Error()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from collections.abc import Sequence
@@ -160,8 +159,7 @@ def load(
             context=context_params(
                 plan.n_ctx, plan.n_ubatch, plan.n_threads, n_outputs, kv_type, _number(gpu), plan.n_gpu_layer
             ),
-            gpu_experts=(ctypes.c_uint32 * len(plan.gpu_experts))(*plan.gpu_experts),
-            n_gpu_expert=len(plan.gpu_experts),
+            **_native.expert_list(plan.gpu_experts),
         )
 
         def resolve(new: str | int) -> int:

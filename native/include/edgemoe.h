@@ -172,7 +172,8 @@ typedef struct emoe_engine_params {
     uint32_t prefetch;    /* EMOE_PREFETCH_* */
     uint64_t read_bytes_per_s; /* throttle of the reader for experiments; 0 = none */
     emoe_context_params context;
-    const uint32_t *gpu_experts; /* experts that the device holds and computes beside the CPU, in layers that are not its
+    const uint32_t
+        *gpu_experts; /* experts that the device holds and computes beside the CPU, in layers that are not its
                                     own: numbered through all layers, ascending. Only read by emoe_engine_open */
     uint64_t n_gpu_expert;
 } emoe_engine_params;

@@ -34,7 +34,7 @@ Streamer::Params streamer_params(const ModelIndex &index, const emoe_engine_para
 
 Engine::Engine(const ModelIndex &index, const std::string &shell_path, const emoe_engine_params &params)
     : params_(params), placement_(index, params.context.device, params.context.n_gpu_layer,
-                                 std::vector<uint32_t>(params.gpu_experts, params.gpu_experts + params.n_gpu_expert)),
+                                  std::vector<uint32_t>(params.gpu_experts, params.gpu_experts + params.n_gpu_expert)),
       streamer_(std::make_unique<Streamer>(index.layout, streamer_params(index, params, placement_))) {
     check_unchanged(index); // the streamer has opened the files by name, the index is from before
     load(index, shell_path);
@@ -99,8 +99,8 @@ void Engine::load(const ModelIndex &index, const std::string &shell_path) {
     cp.cb_eval_user_data = interposer_.get();
     cp.abort_callback = [](void *self) {
         auto const *engine = static_cast<const Engine *>(self);
-        return engine->dry_ || engine->streamer_->failed() ||
-               !engine->interposer_->violation().empty() || !engine->interposer_->column_violation().empty();
+        return engine->dry_ || engine->streamer_->failed() || !engine->interposer_->violation().empty() ||
+               !engine->interposer_->column_violation().empty();
     };
     cp.abort_callback_data = this;
     ctx_.reset(llama_init_from_model(model_.get(), cp));

@@ -39,8 +39,8 @@ Placement::Placement(const ModelIndex &index, uint32_t device, uint32_t n_gpu_la
     devices_[0] = gpu_device(device);
     for (size_t i = 0; i < tier_.size(); i++)
         if (!devices_[0] || tier_[i] >= index.layout.n_expert_total || (i > 0 && tier_[i] <= tier_[i - 1]))
-            fail(EMOE_ERR_ARGUMENT, "expert %u cannot be on device %u: a GPU takes experts below %u, ascending", tier_[i],
-                 device, index.layout.n_expert_total);
+            fail(EMOE_ERR_ARGUMENT, "expert %u cannot be on device %u: a GPU takes experts below %u, ascending",
+                 tier_[i], device, index.layout.n_expert_total);
     if (!devices_[0]) return;
     auto const &layers = index.layout.layers;
     for (size_t i = layers.size(); i-- > 0 && n_gpu_layer > 0;) {

@@ -158,15 +158,15 @@ void Interposer::see_tier(const Site &site, const ggml_tensor *node) {
     ExpertLayer const &layer = streamer_.layout().layers[site.layer];
     auto const refuse = [&](const char *why) {
         if (violation_.empty())
-            violation_ = "experts of layer " + std::to_string(layer.layer) +
-                         " cannot be on a GPU one by one: " + why;
+            violation_ = "experts of layer " + std::to_string(layer.layer) + " cannot be on a GPU one by one: " + why;
     };
     if (layer.matrices[site.matrix].role != "down") {
         if (node->src[1]->ne[1] != 1) refuse("they multiply other rows than their router does");
         return;
     }
     ggml_tensor const *glu = node->src[1];
-    if (glu->op != GGML_OP_GLU || !glu->src[0] || !glu->src[1]) return refuse("what is between their products is unknown");
+    if (glu->op != GGML_OP_GLU || !glu->src[0] || !glu->src[1])
+        return refuse("what is between their products is unknown");
     auto const role = [&](const ggml_tensor *t) -> std::string {
         Site const *from = t->src[0] ? site_of(t->src[0]) : nullptr;
         return from && from->layer == site.layer ? layer.matrices[from->matrix].role : "";

@@ -164,7 +164,8 @@ bool ExpertProduct::plan(uint32_t n_thread) {
     bool const done =
         scratch_.source == activations && scratch_.visit == streamer_.visit() &&
         std::equal(vec_dot_types_, vec_dot_types_ + n_type_, scratch_.types, scratch_.types + scratch_.n_type);
-    if (!done && n_type_ > 0 && (n_type_ > 1 || vec_dot_types_[0] != GGML_TYPE_F32)) n_prepare = n_type_ * n_activation_ * n_segment_;
+    if (!done && n_type_ > 0 && (n_type_ > 1 || vec_dot_types_[0] != GGML_TYPE_F32))
+        n_prepare = n_type_ * n_activation_ * n_segment_;
     if (n_prepare * activations->ne[0] <= k_at_once * n_segment_) // sooner done than shared
         for (; n_prepare > 0; n_prepare--) prepare(n_prepare - 1);
     scratch_.source = activations;

@@ -158,7 +158,8 @@ void GpuTier::build(const ModelIndex &index, ggml_backend_dev_t device, const st
         if (layer.experts.empty()) continue;
         std::string const why = refuses(index, l);
         if (!why.empty())
-            fail(EMOE_ERR_UNSUPPORTED, "experts of layer %u cannot be on a GPU one by one: %s", spec.layer, why.c_str());
+            fail(EMOE_ERR_UNSUPPORTED, "experts of layer %u cannot be on a GPU one by one: %s", spec.layer,
+                 why.c_str());
         for (uint32_t m = 0; m < spec.matrices.size(); m++) {
             Matrix const &matrix = spec.matrices[m];
             ggml_tensor *stack = ggml_new_tensor_3d(ctx_, static_cast<ggml_type>(spec.slice(0, m).type), matrix.n_col,

@@ -75,8 +75,7 @@ void Product::run(uint32_t thread, uint32_t n_thread, ProductWork &work) {
     uint32_t const n_ticket = streamer_.n_expert() * work.n_chunk;
     bool const streams = streamer_.streams(), traced = streamer_.traced();
     for (;;) {
-        uint32_t const n =
-            n_drawn(next_ticket_.load(std::memory_order_relaxed), n_ticket, n_thread, work.n_chunk);
+        uint32_t const n = n_drawn(next_ticket_.load(std::memory_order_relaxed), n_ticket, n_thread, work.n_chunk);
         uint32_t const begin = next_ticket_.fetch_add(n, std::memory_order_relaxed);
         uint32_t const end = std::min(n_ticket, begin + n);
         if (begin >= end) break;

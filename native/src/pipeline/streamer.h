@@ -68,9 +68,9 @@ public:
         PolicyKind policy = PolicyKind::next_use;
         PrefetchMode prefetch = PrefetchMode::automatic;
         ReaderParams reader;
-        bool buffered = false;          // do not try O_DIRECT
-        uint32_t n_embd = 0;            // length of router inputs; 0: nothing can be predicted
-        std::vector<uint8_t> on_gpu;    // by ExpertIndex: 1 when a GPU has it, and we never read it; may be empty
+        bool buffered = false;       // do not try O_DIRECT
+        uint32_t n_embd = 0;         // length of router inputs; 0: nothing can be predicted
+        std::vector<uint8_t> on_gpu; // by ExpertIndex: 1 when a GPU has it, and we never read it; may be empty
     };
     Streamer(Layout layout, const Params &params);
     ~Streamer() override;
@@ -155,7 +155,7 @@ private:
     std::vector<std::unique_ptr<File>> files_;
     std::vector<uint32_t> layer_of_; // by ExpertIndex
     FaultPlan faults_;
-    std::vector<uint8_t> states_;          // by ExpertIndex: bits of the last visit of its layer
+    std::vector<uint8_t> states_;       // by ExpertIndex: bits of the last visit of its layer
     std::vector<uint8_t> const on_gpu_; // see Params
 
     mutable std::mutex mutex_; // guards everything below but the atomics; groups_, weights_ are also read without it
