@@ -249,11 +249,41 @@ void what_a_gpu_holds_takes_no_slots() {
     layout.layers.push_back(larger);
     place_experts(&layout, 512);
     SlotClasses const all = slot_classes(layout);
-    SlotClasses const first = slot_classes(layout, {0, 1});
+    SlotClasses const first = slot_classes(layout, {0, 0, 0, 0, 1, 1, 1, 1});
     CHECK_EQ(all.classes.size(), 2u);
     CHECK_EQ(first.classes.size(), 1u);
     CHECK_EQ(first.max_bytes(), 4 * layout.layers[0].places[3].slot_bytes);
-    CHECK_EQ(slot_classes(layout, {1, 1}).max_bytes(), all.max_bytes());
+    SlotClasses const some = slot_classes(layout, {0, 1, 1, 1, 1, 1, 1, 1});
+    CHECK_EQ(some.max_bytes(), layout.layers[0].places[0].slot_bytes);
+    CHECK_EQ(some.min_bytes(), some.max_bytes());
+    CHECK_EQ(slot_classes(layout, std::vector<uint8_t>(8, 1)).max_bytes(), all.max_bytes());
+}
+
+void rows_of_a_gpu_are_left_out() {
+    RoutingGroups groups(4);
+    int32_t const ids[] = {0, 2, 3, 0, 2, 9}; // three tokens, two ranks; 9 routes nowhere
+    float const weights[] = {0.25f, 0.75f, 0.5f, 0.5f, 1.0f, 0.0f};
+    Routing r;
+    r.ids = reinterpret_cast<const uint8_t *>(ids);
+    r.n_token = 3;
+    r.n_rank = 2;
+    r.token_stride = 8;
+    r.rank_stride = 4;
+    r.weights = weights;
+    uint8_t const on_gpu[] = {0, 0, 1, 0};
+    groups.group(r, 4, on_gpu);
+    CHECK_EQ(groups.experts.size(), 2u); // 0 and 3
+    CHECK_EQ(groups.rows.size(), 3u);
+    CHECK_EQ(groups.gpu_experts.size(), 1u);
+    CHECK_EQ(groups.gpu_experts[0].n_row, 2u);
+    CHECK(groups.gpu_experts[0].weight == 0.875f);
+    CHECK_EQ(groups.gpu_rows.size(), 2u);
+    CHECK_EQ(groups.gpu_rows[1].token, 2u);
+    CHECK_EQ(groups.gpu_rows[1].rank, 0u);
+    groups.group(r, 4, nullptr); // the same groups again, without a GPU
+    CHECK_EQ(groups.experts.size(), 3u);
+    CHECK(groups.gpu_rows.empty());
+    CHECK_EQ(groups.rows.size(), 5u);
 }
 
 } // namespace
@@ -269,5 +299,6 @@ int main() {
     neighbours_in_a_file_become_one_read();
     many_sizes_become_a_few_classes();
     what_a_gpu_holds_takes_no_slots();
+    rows_of_a_gpu_are_left_out();
     return g_failures;
 }
