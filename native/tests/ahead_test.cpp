@@ -3,6 +3,7 @@
 #include "pipeline/layout.h"
 #include "pipeline/predictor.h"
 #include "pipeline/replay.h"
+#include "pipeline/routing.h"
 
 #include "check.h"
 
