@@ -121,11 +121,22 @@ def test_logits_of_all_tokens_and_of_none(tmp_path: Path) -> None:
 def test_a_cancelled_prompt_leaves_the_sequence_as_it_was(tmp_path: Path) -> None:
     with edgemoe.load(made(tmp_path, "mixtral"), memory="2GiB", ctx=512, n_ubatch=32) as engine:
         engine.eval(TOKENS[:5])
-        threading.Timer(0.02, engine.cancel).start()
-        with pytest.raises(edgemoe.Cancelled):
-            while True:
-                engine.eval((TOKENS * 12)[:480])
-                engine.rewind(5)
+        done = threading.Event()
+
+        def cancel_until_done() -> None:  # one that comes between two calls is forgotten by the next
+            while not done.wait(0.02):
+                engine.cancel()
+
+        canceller = threading.Thread(target=cancel_until_done)
+        canceller.start()
+        try:
+            with pytest.raises(edgemoe.Cancelled):
+                while True:
+                    engine.eval((TOKENS * 12)[:480])
+                    engine.rewind(5)
+        finally:
+            done.set()
+            canceller.join()
         assert engine.n_past == 5
         engine.eval([7])
         assert engine.n_past == 6
