@@ -12,7 +12,7 @@ _ROUNDS = 3
 
 
 def tier_seconds(
-    model: _native.ModelHandle, gpu: Gpu, layer: int, n_expert_used: int, shape: str, *, fresh: bool = False
+    model: _native.ModelHandle, gpu: Gpu, layer: int, n_expert_used: int, shape: str
 ) -> tuple[float, float]:
     """(start, each): n experts of a layer and their results back take start + n * each seconds, for one token.
 
@@ -20,7 +20,7 @@ def tier_seconds(
     Raises UnsupportedError when they cannot be on a GPU one by one.
     """
     key = f"{gpu.backend} {gpu.description}; {_native.build_stamp()}; {shape}; {n_expert_used}"
-    known = None if fresh else read_cached("gpu.json").get(key)
+    known = read_cached("gpu.json").get(key)
     if isinstance(known, list) and len(known) == 2 and all(isinstance(x, float) and x >= 0 for x in known):
         return known[0], known[1]
     most = max(2, n_expert_used)

@@ -57,18 +57,15 @@ def layers_that_fit(model: Model, gpu_bytes: int) -> int:
     return n
 
 
-def place(
-    model: Model, gpu_bytes: int, rates: Sequence[float], times: TierTimes, *, tier_bytes: int, least: int = 0
-) -> Placement:
+def place(model: Model, gpu_bytes: int, rates: Sequence[float], times: TierTimes, *, tier_bytes: int) -> Placement:
     """The placement with the least estimated time within gpu_bytes.
 
     rates: probability that a token uses an expert, by number. tier_bytes: work space of experts one by one, beside
-    their weights. least: whole layers at least.
+    their weights.
     """
     most = layers_that_fit(model, gpu_bytes)
-    step = max(1, -(-(most - least) // _TRIES))
-    tries = sorted({*range(max(0, least), most + 1, step), most})
-    found = [_with_layers(model, n, gpu_bytes, rates, times, tier_bytes) for n in tries if n >= least]
+    tries = sorted({*range(0, most + 1, max(1, -(-most // _TRIES))), most})
+    found = [_with_layers(model, n, gpu_bytes, rates, times, tier_bytes) for n in tries]
     # At equal times whole layers: their rows do not pass the host.
     return min(found, key=lambda p: (p.expert_s, -p.n_gpu_layer)) if found else Placement(most)
 

@@ -194,19 +194,11 @@ emoe_status emoe_context_measure(const emoe_model *model, const char *shell_path
 emoe_status emoe_gpu_experts_measure(const emoe_model *model, const uint32_t *experts, uint64_t n, uint32_t n_ubatch,
                                      uint64_t *gpu_bytes, uint64_t *host_bytes, emoe_error *err) {
     return guarded(err, [&] {
-        if (!model || !gpu_bytes || !host_bytes || (n != 0 && !experts))
-            fail(EMOE_ERR_ARGUMENT, "a null pointer was given");
-        std::vector<uint32_t> const wanted(experts, experts + n);
-        auto const &layers = model->index->layout.layers;
-        for (uint32_t l = 0, i = 0; l < layers.size(); l++) {
-            bool const here = i < n && wanted[i] < layers[l].first + layers[l].n_expert;
-            while (i < n && wanted[i] < layers[l].first + layers[l].n_expert) i++;
-            std::string const why = here ? GpuTier::refuses(*model->index, l) : "";
-            if (!why.empty())
-                fail(EMOE_ERR_UNSUPPORTED, "experts of layer %u cannot be on a GPU one by one: %s", layers[l].layer,
-                     why.c_str());
-        }
-        TierBytes const b = GpuTier::bytes(*model->index, wanted, n_ubatch);
+        check_pointer(model, "model");
+        check_pointer(gpu_bytes, "gpu_bytes");
+        check_pointer(host_bytes, "host_bytes");
+        if (n != 0) check_pointer(experts, "experts");
+        TierBytes const b = GpuTier::bytes(*model->index, std::vector<uint32_t>(experts, experts + n), n_ubatch);
         *gpu_bytes = b.gpu;
         *host_bytes = b.host;
     });
@@ -215,7 +207,8 @@ emoe_status emoe_gpu_experts_measure(const emoe_model *model, const uint32_t *ex
 emoe_status emoe_gpu_experts_speed(const emoe_model *model, uint32_t device, uint32_t index, uint32_t n, uint64_t *ns,
                                    emoe_error *err) {
     return guarded(err, [&] {
-        if (!model || !ns) fail(EMOE_ERR_ARGUMENT, "a null pointer was given");
+        check_pointer(model, "model");
+        check_pointer(ns, "ns");
         if (device == 0 || n == 0 || index >= model->index->layout.layers.size())
             fail(EMOE_ERR_ARGUMENT, "device %u, %u experts of layer %u: nothing to measure", device, n, index);
         *ns = GpuTier::measure_ns(*model->index, gpu_device(device), index, n);

@@ -6,17 +6,12 @@
 
 namespace emoe {
 
-namespace {
-
-// One tensor of all experts can have one type only: a layer whose experts differ stays on the CPU.
 bool has_one_type(const ExpertLayer &layer) {
     for (uint32_t m = 0; m < layer.matrices.size(); m++)
         for (uint32_t e = 1; e < layer.n_expert; e++)
             if (layer.slice(e, m).type != layer.slice(0, m).type) return false;
     return true;
 }
-
-} // namespace
 
 ggml_backend_dev_t gpu_device(uint32_t device) {
     if (device == 0) return nullptr;

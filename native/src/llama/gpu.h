@@ -24,6 +24,9 @@ ggml_backend_dev_t gpu_device(uint32_t device);
 // Registers a backend that is a library of its own (ggml's GGML_BACKEND_DL). Throws EMOE_ERR_UNSUPPORTED.
 void load_backend(const std::string &path);
 
+// One tensor of many experts has one type only: a layer in which some matrix has several stays on the CPU.
+bool has_one_type(const ExpertLayer &layer);
+
 // Where a model's parts go; must live until llama.cpp has loaded the model.
 class Placement {
 public:

@@ -76,8 +76,10 @@ struct GpuTier::Chain {
     ~Chain() { ggml_free(ctx); }
 };
 
-std::string GpuTier::refuses(const ModelIndex &index, uint32_t layer) {
-    ExpertLayer const &l = index.layout.layers[layer];
+namespace {
+
+// Why this layer's experts cannot be on a GPU one by one, empty when they can as far as the file tells.
+std::string refusal(const ModelIndex &index, const ExpertLayer &l) {
     if (l.matrices.size() != 3 || matrix_of(l, "up") == UINT32_MAX || matrix_of(l, "gate") == UINT32_MAX ||
         matrix_of(l, "down") == UINT32_MAX)
         return "its experts are not three matrices up, gate and down";
@@ -85,11 +87,16 @@ std::string GpuTier::refuses(const ModelIndex &index, uint32_t layer) {
     for (TensorInfo const &t : index.dense)
         if (t.name.rfind(biases, 0) == 0 && t.name.find("exps.bias") != std::string::npos)
             return "its experts have biases";
-    for (uint32_t m = 0; m < l.matrices.size(); m++)
-        for (uint32_t e = 1; e < l.n_expert; e++)
-            if (l.slice(e, m).type != l.slice(0, m).type) return "its experts are of several types";
-    return "";
+    return has_one_type(l) ? "" : "its experts are of several types";
 }
+
+void require(const ModelIndex &index, const ExpertLayer &layer) {
+    std::string const why = refusal(index, layer);
+    if (!why.empty())
+        fail(EMOE_ERR_UNSUPPORTED, "experts of layer %u cannot be on a GPU one by one: %s", layer.layer, why.c_str());
+}
+
+} // namespace
 
 TierBytes GpuTier::bytes(const ModelIndex &index, const std::vector<uint32_t> &experts, uint32_t n_ubatch) {
     TierBytes b;
@@ -100,8 +107,10 @@ TierBytes GpuTier::bytes(const ModelIndex &index, const std::vector<uint32_t> &e
             for (auto e = std::lower_bound(experts.begin(), experts.end(), layer.first);
                  e != experts.end() && *e < layer.first + layer.n_expert; ++e)
                 sum += layer.slice(*e - layer.first, m).bytes;
+            if (sum == 0) continue;
+            if (m == 0) require(index, layer);
             // CUDA rounds the rows of the last expert up to 512 weights.
-            if (sum != 0) b.gpu += aligned(sum) + 4096;
+            b.gpu += aligned(sum) + 4096;
         }
     Shape const shape = shape_of(index.layout, experts);
     b.gpu += shape.work_bytes(n_ubatch);
@@ -156,10 +165,7 @@ void GpuTier::build(const ModelIndex &index, ggml_backend_dev_t device, const st
             layer.experts.push_back(*e - spec.first);
         }
         if (layer.experts.empty()) continue;
-        std::string const why = refuses(index, l);
-        if (!why.empty())
-            fail(EMOE_ERR_UNSUPPORTED, "experts of layer %u cannot be on a GPU one by one: %s", spec.layer,
-                 why.c_str());
+        require(index, spec);
         for (uint32_t m = 0; m < spec.matrices.size(); m++) {
             Matrix const &matrix = spec.matrices[m];
             ggml_tensor *stack = ggml_new_tensor_3d(ctx_, static_cast<ggml_type>(spec.slice(0, m).type), matrix.n_col,

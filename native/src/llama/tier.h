@@ -38,13 +38,11 @@ public:
     GpuTier(const GpuTier &) = delete;
     GpuTier &operator=(const GpuTier &) = delete;
 
+    // Throws EMOE_ERR_UNSUPPORTED when one of them cannot be there.
     static TierBytes bytes(const ModelIndex &index, const std::vector<uint32_t> &experts, uint32_t n_ubatch);
     // Time from begin to the end of finish for one token that uses n experts of the layer, all here: median of a few, in
     // nanoseconds. For deciding what goes there.
     static uint64_t measure_ns(const ModelIndex &index, ggml_backend_dev_t device, uint32_t layer, uint32_t n);
-    // Why this layer's experts cannot be on a GPU one by one, empty when they can as far as the file tells.
-    static std::string refuses(const ModelIndex &index, uint32_t layer);
-
     uint64_t gpu_bytes() const; // that were allocated
     bool has(uint32_t layer) const { return !layers_[layer].stacks.empty(); }
     // The node between the products, as the graph shows it: GLU of gate and up. gate_first: in that order.
