@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from .errors import StorageError as StorageError
     from .errors import UnsupportedError as UnsupportedError
     from .errors import UsageError as UsageError
-    from .runtime.catalog import find_models as find_models
-    from .runtime.engine import Engine as Engine
+    from .runtime.find.catalog import find_models as find_models
+    from .runtime.engine.engine import Engine as Engine
     from .runtime.load import load as load
     from .runtime.load import plan as plan
-    from .runtime.model import Model as Model
-    from .runtime.model import open_model as open_model
-    from .runtime.names import resolve as resolve
-    from .runtime.planner import Plan as Plan
-    from .runtime.sampling import Sampling as Sampling
-    from .runtime.stats import Stats as Stats
+    from .runtime.gguf.model import Model as Model
+    from .runtime.gguf.model import open_model as open_model
+    from .runtime.find.names import resolve as resolve
+    from .runtime.budget.planner import Plan as Plan
+    from .runtime.text.sampling import Sampling as Sampling
+    from .runtime.engine.stats import Stats as Stats
 
 __version__ = "0.1.0"
 
@@ -48,16 +48,16 @@ _HOME = {
     "StorageError": ".errors",
     "UnsupportedError": ".errors",
     "UsageError": ".errors",
-    "find_models": ".runtime.catalog",
-    "Engine": ".runtime.engine",
+    "find_models": ".runtime.find.catalog",
+    "Engine": ".runtime.engine.engine",
     "load": ".runtime.load",
     "plan": ".runtime.load",
-    "Model": ".runtime.model",
-    "open_model": ".runtime.model",
-    "resolve": ".runtime.names",
-    "Plan": ".runtime.planner",
-    "Sampling": ".runtime.sampling",
-    "Stats": ".runtime.stats",
+    "Model": ".runtime.gguf.model",
+    "open_model": ".runtime.gguf.model",
+    "resolve": ".runtime.find.names",
+    "Plan": ".runtime.budget.planner",
+    "Sampling": ".runtime.text.sampling",
+    "Stats": ".runtime.engine.stats",
 }
 
 

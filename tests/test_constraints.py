@@ -12,7 +12,7 @@ import tinymoe
 
 import edgemoe
 from edgemoe import Engine, Sampling, UsageError
-from edgemoe.runtime.grammar import json_grammar, schema_grammar
+from edgemoe.runtime.text.grammar import json_grammar, schema_grammar
 
 WILD: dict[str, Any] = {"temp": 1.5, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 

@@ -10,8 +10,8 @@ import tinymoe
 
 import edgemoe
 from edgemoe import Engine, Sampling, UnsupportedError, UsageError
-from edgemoe.runtime import engine as engine_module
-from edgemoe.runtime.draft import Payoff
+from edgemoe.runtime.engine import engine as engine_module
+from edgemoe.runtime.engine.draft import Payoff
 
 PROMPT = list(range(20, 50)) * 3  # what stands there once may come again
 

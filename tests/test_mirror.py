@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from edgemoe.errors import BudgetError
-from edgemoe.runtime.model import ContextSizes, ModelInfo
-from edgemoe.runtime.planner import Budget, plan
-from edgemoe.runtime.stream import TextStream
+from edgemoe.runtime.gguf.model import ContextSizes, ModelInfo
+from edgemoe.runtime.budget.planner import Budget, plan
+from edgemoe.runtime.text.stream import TextStream
 from edgemoe.units import KIB, MIB
 
 MIRROR = Path(__file__).resolve().parent.parent / "build" / "editable" / "mirror"

@@ -197,8 +197,8 @@ def test_the_plan_is_pythons(path: Path, cache: Path) -> None:
     """Of the real model, measured by llama.cpp: the same shapes, and the cache that the larger process leaves."""
     process = 500 * MIB  # more than this process takes: both sides are told
     smallest = needed(path, cache, process_bytes=process, n_threads=2)
-    from edgemoe.runtime.planner import Budget, plan
-    from edgemoe.runtime.sizes import SizeBook
+    from edgemoe.runtime.budget.planner import Budget, plan
+    from edgemoe.runtime.gguf.sizes import SizeBook
 
     for extra in (0, 1, 3, 10, 40, 400):
         n_bytes = smallest + extra * MIB

@@ -28,7 +28,7 @@ def main() -> None:
 def answer(order: dict[str, Any]) -> dict[str, Any]:
     """order: path, share (of the experts that fit, 1 for all), prompt, max_tokens, ctx, threads (or None)."""
     import edgemoe
-    from edgemoe.runtime.share import hold_share, share_budget
+    from edgemoe.runtime.budget.share import hold_share, share_budget
 
     shape = {"ctx": order["ctx"], "threads": order["threads"], "n_ubatch": order["n_ubatch"]}
     budget_bytes = share_budget(order["path"], order["share"], **shape)

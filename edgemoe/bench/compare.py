@@ -17,10 +17,10 @@ from ..devices.cpu import physical_cores
 from ..devices.memory import available_memory
 from ..devices.profile import machine
 from ..devices.storage import find_lanes, measure_storage
-from ..runtime.catalog import split_set
-from ..runtime.model import is_export
-from ..runtime.shell import shell_for
-from ..runtime.trace import read_trace
+from ..runtime.find.catalog import split_set
+from ..runtime.gguf.model import is_export
+from ..runtime.gguf.shell import shell_for
+from ..runtime.engine.trace import read_trace
 from .engines import Setting
 from .exports import export_files, onnx_side
 from .replay import misses

@@ -8,7 +8,7 @@ from pathlib import Path
 import edgemoe
 
 from ..errors import UsageError
-from ..runtime.model import Model, is_export
+from ..runtime.gguf.model import Model, is_export
 from .engines import Setting
 from .report import ONNX, OURS
 from .runner import Say, Side

@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import _abi, _native
 from ..runtime.load import POLICIES
-from ..runtime.trace import Trace
+from ..runtime.engine.trace import Trace
 
 ROWS: tuple[tuple[str, int, bool], ...] = (
     *((name, number, False) for number, name in enumerate(POLICIES)),

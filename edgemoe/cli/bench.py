@@ -138,7 +138,7 @@ def _print(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..runtime.stats import reading
+    from ..runtime.engine.stats import reading
 
     summary, machine, plan, disk = report["summary"], report["machine"], report["plan"], report["disk"]
     limit = "no kernel limit" if report["limit_problem"] else "kernel limit"

@@ -22,9 +22,9 @@ from .status import note, status_line
 from .terminal import is_interactive, prepare, read_question
 
 if TYPE_CHECKING:
-    from ..runtime.engine import Engine
-    from ..runtime.planner import Plan
-    from ..runtime.sampling import Sampling
+    from ..runtime.engine.engine import Engine
+    from ..runtime.budget.planner import Plan
+    from ..runtime.text.sampling import Sampling
 
 COMMANDS = {
     "/help": "this list",
@@ -60,7 +60,7 @@ def chat(
         engine = _small(path, engine)
     with load(path, engine, verbose=verbose) as opened:
         if is_small:
-            from ..runtime.share import hold_share
+            from ..runtime.budget.share import hold_share
 
             hold_share(opened, _BUILTIN_SHARE)
         _Chat(opened, chosen, sampling.max_tokens, Conversation(system), interactive, verbose or interactive).run()
@@ -68,7 +68,7 @@ def chat(
 
 def _small(path: Path, options: EngineOptions) -> EngineOptions:
     """The options with a budget for a third of the experts: nobody named one, and streaming is what there is to see."""
-    from ..runtime.share import share_budget
+    from ..runtime.budget.share import share_budget
 
     options = dataclasses.replace(options, ctx=options.ctx or _BUILTIN_CTX)
     shape = ("ctx", "threads", "kv_type", "draft", "device", "gpu_memory")

@@ -14,7 +14,7 @@ from .status import note
 from .terminal import cancel_on_interrupt
 
 if TYPE_CHECKING:
-    from ..runtime.engine import Engine
+    from ..runtime.engine.engine import Engine
 
 
 def find(model: str, *, verbose: bool = False) -> Path:

@@ -12,7 +12,7 @@ from ..units import MIB
 from .panel import Snapshot, level, look, rows
 
 if TYPE_CHECKING:
-    from ..runtime.engine import Engine
+    from ..runtime.engine.engine import Engine
 
 RICH_BYTES = 20 * MIB  # what rich takes of a process, with room to spare: the expert cache gives it up
 _REDRAW_S = 0.15

@@ -135,7 +135,7 @@ class SamplingOptions:
 
     def sampling(self) -> Any:
         """The library's Sampling. Raises UsageError."""
-        from ..runtime.sampling import Sampling
+        from ..runtime.text.sampling import Sampling
 
         at_least("--max-tokens", self.max_tokens, 1)
         fields = dataclasses.asdict(self)

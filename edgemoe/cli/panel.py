@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from ..units import MIB, format_rate, format_size
 
 if TYPE_CHECKING:
-    from ..runtime.engine import Engine
-    from ..runtime.stats import Stats
+    from ..runtime.engine.engine import Engine
+    from ..runtime.engine.stats import Stats
 
 _SHADES = "·▁▂▃▄▅▆▇█"
 
@@ -30,7 +30,7 @@ class Snapshot:
 
 def look(engine: Engine, since: Stats | None = None) -> Snapshot:
     """A snapshot of now. since: where `recent` begins; None: at load."""
-    from ..runtime.placement import candidates
+    from ..runtime.budget.placement import candidates
 
     stats = engine.stats()
     on_gpu = candidates(engine.model)[: engine.plan.n_gpu_layer] if engine.plan.n_gpu_layer else []
@@ -96,7 +96,7 @@ def level(n: int, of: int) -> int:
 
 def lines(snapshot: Snapshot) -> list[str]:
     """The rows as text, and how experts are read."""
-    from ..runtime.stats import reading
+    from ..runtime.engine.stats import reading
 
     stats = snapshot.stats
     found = [*rows(snapshot), ("reading", reading(stats.direct_io, stats.reader))]

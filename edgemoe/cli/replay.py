@@ -38,7 +38,7 @@ def replay(
     """Replay recorded routing through every cache policy, beside Belady's optimum."""
     from ..bench.replay import locality, table
     from ..bench.replay import timeline as make_timeline
-    from ..runtime.trace import read_trace
+    from ..runtime.engine.trace import read_trace
 
     sizes = _fractions(fractions)
     speed = None if bandwidth is None else float(parse_size(bandwidth))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 from ..units import format_size
 
 if TYPE_CHECKING:
-    from ..runtime.stats import Stats
+    from ..runtime.engine.stats import Stats
 
 
 def status_line(answer: Stats) -> str:

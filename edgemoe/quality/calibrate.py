@@ -46,7 +46,7 @@ from .reference import Progress
 from .windows import F32, N_OUTPUTS, Windows
 
 if TYPE_CHECKING:
-    from ..runtime.engine import Engine
+    from ..runtime.engine.engine import Engine
 
 TYPES = (
     "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "Q3_K", "IQ3_S", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0",

@@ -17,8 +17,8 @@ from .. import _abi as abi
 from .windows import F32, F64, N_OUTPUTS, Windows, divergence, log_probabilities
 
 if TYPE_CHECKING:
-    from ..runtime.collected import Collected
-    from ..runtime.engine import Engine
+    from ..runtime.engine.collected import Collected
+    from ..runtime.engine.engine import Engine
 
 FIELDS = ("tokens", "weight", "weight2", "output2", "largest")
 """Of `LayerSums.experts`: see EMOE_COLLECT_EXPERTS in edgemoe.h."""

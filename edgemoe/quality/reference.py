@@ -24,7 +24,7 @@ from ..units import format_size
 from .windows import F32, Windows, log_probabilities
 
 if TYPE_CHECKING:
-    from ..runtime.engine import Engine
+    from ..runtime.engine.engine import Engine
 
 MAGIC = "edgemoe reference 1"
 _HEADER_BYTES = 1 << 16

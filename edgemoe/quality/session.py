@@ -21,7 +21,7 @@ from .tasks import read_tasks as read_tasks
 from .windows import N_OUTPUTS, cut, log_probabilities
 
 if TYPE_CHECKING:
-    from ..runtime.engine import Engine
+    from ..runtime.engine.engine import Engine
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ..errors import FormatError, StorageError, UnsupportedError, UsageError
 from .windows import F32, log_rows, log_softmax
 
 if TYPE_CHECKING:
-    from ..runtime.engine import Engine
+    from ..runtime.engine.engine import Engine
 
 _MAX_TOKENS = 32
 

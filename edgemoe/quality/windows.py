@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ..errors import UsageError
 
 if TYPE_CHECKING:
-    from ..runtime.engine import Engine
+    from ..runtime.engine.engine import Engine
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ..runtime.engine import Engine
-from ..runtime.sampling import Sampling
-from ..runtime.stream import Step
+from ..runtime.engine.engine import Engine
+from ..runtime.text.sampling import Sampling
+from ..runtime.text.stream import Step
 from . import prompts
 from .failures import invalid
 from .prompts import Defaults

@@ -16,11 +16,11 @@ from typing import Any
 
 from .. import _native
 from ..errors import UsageError
-from ..runtime.engine import Engine
+from ..runtime.engine.engine import Engine
 from ..runtime.load import load, plan
-from ..runtime.model import open_model
-from ..runtime.names import resolve
-from ..runtime.stats import Stats
+from ..runtime.gguf.model import open_model
+from ..runtime.find.names import resolve
+from ..runtime.engine.stats import Stats
 from .failures import ApiError
 
 Talk = Callable[[str], None]

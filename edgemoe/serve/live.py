@@ -10,8 +10,8 @@ from typing import Any
 
 from ..devices.memory import memory_limit, process_memory
 from ..errors import UsageError
-from ..runtime.engine import Engine
-from ..runtime.stats import Stats, reading
+from ..runtime.engine.engine import Engine
+from ..runtime.engine.stats import Stats, reading
 from .worker import Worker
 
 INTERVAL_S = 0.5

@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 
 from ..errors import UsageError
-from ..runtime.engine import Engine
-from ..runtime.grammar import json_grammar, schema_grammar
-from ..runtime.prompt import CHATML_END
-from ..runtime.sampling import Sampling
+from ..runtime.engine.engine import Engine
+from ..runtime.text.grammar import json_grammar, schema_grammar
+from ..runtime.text.prompt import CHATML_END
+from ..runtime.text.sampling import Sampling
 from . import tools as tool_text
 from .failures import invalid
 from .protocol import ChatRequest, Message, Prompt, Sampled, Tool

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from ..errors import UsageError
-from ..runtime.grammar import JSON_RULES, Converter, literal, rules_text
+from ..runtime.text.grammar import JSON_RULES, Converter, literal, rules_text
 from .failures import invalid
 from .protocol import ChatRequest, Message, NamedTool, Tool
 

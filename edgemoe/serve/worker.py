@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
 from ..errors import Cancelled, EdgeMoEError
-from ..runtime.engine import Engine
+from ..runtime.engine.engine import Engine
 from .catalog import Catalog
 from .failures import ApiError, of_engine
 

@@ -1,6 +1,6 @@
 // The parts of a session that need no model: how the cache follows the process, and text from bytes.
-#include "app/allowance.h"
-#include "app/stream.h"
+#include "budget/allowance.h"
+#include "text/stream.h"
 
 #include "check.h"
 

@@ -5,8 +5,8 @@
 //     -> n_ctx n_ubatch cache n_slot margin process smallest resident, or "small <smallest>"
 //   stream <stop texts in hex, by commas, or -> <pieces in hex>...
 //     -> what each piece brought and what was held back, in hex, "-" for nothing
-#include "app/planner.h"
-#include "app/stream.h"
+#include "budget/planner.h"
+#include "text/stream.h"
 
 #include <cinttypes>
 #include <cstdio>

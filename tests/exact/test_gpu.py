@@ -19,8 +19,8 @@ from exact_engines import OnGpu, relative_error, stock, streamed
 import edgemoe
 from edgemoe.devices.gpu import Gpu, gpus
 from edgemoe.errors import BudgetError, EdgeMoEError, UnsupportedError, UsageError
-from edgemoe.runtime.model import open_model
-from edgemoe.runtime.usage import remember
+from edgemoe.runtime.gguf.model import open_model
+from edgemoe.runtime.engine.usage import remember
 
 CTX: Any = {"ctx": 512, "n_ubatch": 64, "threads": 1}
 
@@ -239,7 +239,7 @@ def test_a_placement_is_kept(
     with open_model(path) as model:
         rates = array("f", [0.5 if e % 7 == 0 else 0.01 for e in range(model.info.n_expert_total)])
         remember(model.info, 100, rates)
-    monkeypatch.setattr("edgemoe.runtime.gpu_plan.tier_seconds", lambda *_: (1e-9, 1e-9))
+    monkeypatch.setattr("edgemoe.runtime.budget.gpu_plan.tier_seconds", lambda *_: (1e-9, 1e-9))
     first = edgemoe.plan(path, **arguments)
     assert first.gpu_experts
     assert {e for e in range(256 - 64 * first.n_gpu_layer) if e % 7 == 0} <= set(first.gpu_experts)

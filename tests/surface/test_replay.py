@@ -12,7 +12,7 @@ import edgemoe
 from edgemoe.bench.replay import locality, misses, timeline
 from edgemoe.errors import FormatError, StorageError
 from edgemoe.runtime.load import POLICIES
-from edgemoe.runtime.trace import read_trace
+from edgemoe.runtime.engine.trace import read_trace
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from edgemoe.errors import BudgetError
-from edgemoe.runtime.allowance import Allowance
-from edgemoe.runtime.model import ModelInfo
-from edgemoe.runtime.planner import Plan, plan, resident_bytes
+from edgemoe.runtime.budget.allowance import Allowance
+from edgemoe.runtime.gguf.model import ModelInfo
+from edgemoe.runtime.budget.planner import Plan, plan, resident_bytes
 from edgemoe.units import MIB
 
 from .test_planner import MODEL, budget, sizes

@@ -10,9 +10,9 @@ import pytest
 from edgemoe import places
 from edgemoe.errors import UsageError
 from edgemoe.places import Place
-from edgemoe.runtime.catalog import Found, find_models, is_model_file, split_set
-from edgemoe.runtime.hub import choose
-from edgemoe.runtime.names import resolve
+from edgemoe.runtime.find.catalog import Found, find_models, is_model_file, split_set
+from edgemoe.runtime.find.hub import choose
+from edgemoe.runtime.find.names import resolve
 
 VARIABLES = ("EDGEMOE_MODELS", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "OLLAMA_MODELS", "LLAMA_CACHE")
 
@@ -179,7 +179,7 @@ def test_a_misspelt_name_gets_a_suggestion(home: Path) -> None:
 
 
 def test_without_the_built_in_model_its_name_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgemoe.runtime.names.builtin_path", lambda: None)
+    monkeypatch.setattr("edgemoe.runtime.find.names.builtin_path", lambda: None)
     with pytest.raises(UsageError, match="this installation has no built-in model"):
         resolve(places.BUILTIN)
 

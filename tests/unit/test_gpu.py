@@ -16,10 +16,10 @@ from edgemoe.cli.panel import strip
 from edgemoe.devices import gpu
 from edgemoe.devices.gpu import Gpu, choose, install_line
 from edgemoe.errors import UnsupportedError, UsageError
-from edgemoe.runtime.allowance import Allowance
-from edgemoe.runtime.model import open_model
-from edgemoe.runtime.placement import layers_that_fit, on_host
-from edgemoe.runtime.planner import margin_bytes, plan
+from edgemoe.runtime.budget.allowance import Allowance
+from edgemoe.runtime.gguf.model import open_model
+from edgemoe.runtime.budget.placement import layers_that_fit, on_host
+from edgemoe.runtime.budget.planner import margin_bytes, plan
 from edgemoe.units import GIB, MIB
 
 from .test_planner import MODEL, budget, sizes
@@ -110,7 +110,7 @@ def test_the_chat_without_a_budget_gives_a_gpu_all_it_has(
         asked.update(arguments)
         return 77 * MIB
 
-    monkeypatch.setattr("edgemoe.runtime.share.share_budget", share_budget)
+    monkeypatch.setattr("edgemoe.runtime.budget.share.share_budget", share_budget)
     options = EngineOptions(device=device, gpu_memory=None if device == "cpu" else "1G", threads=2)
     assert _has_gpu(options) is not small
     assert _small(Path("m.gguf"), options).memory == str(77 * MIB)

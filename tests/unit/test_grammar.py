@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from edgemoe.errors import UsageError
-from edgemoe.runtime.grammar import literal, schema_grammar
+from edgemoe.runtime.text.grammar import literal, schema_grammar
 
 
 def rules(schema: Any, *, strict: bool = True) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgemoe.runtime.placement import TierTimes, on_host, place
+from edgemoe.runtime.budget.placement import TierTimes, on_host, place
 
 from .test_planner import MODEL
 

@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 
 from edgemoe.errors import BudgetError, UsageError
-from edgemoe.runtime.model import ContextSizes, ModelInfo
-from edgemoe.runtime.planner import (
+from edgemoe.runtime.gguf.model import ContextSizes, ModelInfo
+from edgemoe.runtime.budget.planner import (
     UBATCHES,
     Budget,
     Plan,

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from edgemoe.errors import FormatError, UsageError
-from edgemoe.runtime.prompt import render
+from edgemoe.runtime.text.prompt import render
 
 HELLO = [{"role": "user", "content": "hello"}]
 ROUND = [*HELLO, {"role": "assistant", "content": "hi"}, {"role": "user", "content": "bye"}]
@@ -22,7 +22,7 @@ def test_the_memory_of_the_first_rendering_is_known_and_is_nothing_afterwards() 
     program = (
         "import sys\n"
         "from edgemoe.devices.memory import process_memory\n"
-        "from edgemoe.runtime.prompt import CHATML, first_rendering_bytes, render\n"
+        "from edgemoe.runtime.text.prompt import CHATML, first_rendering_bytes, render\n"
         "template = sys.argv[1] or None\n"
         "expected, before = first_rendering_bytes(template), process_memory().rss\n"
         "render(template, [{'role': 'user', 'content': 'hello'}])\n"

@@ -11,8 +11,8 @@ import pytest
 
 from edgemoe import _native
 from edgemoe.errors import StorageError
-from edgemoe.runtime import shell
-from edgemoe.runtime.shell import measuring_shell, notes_name, shell_for
+from edgemoe.runtime.gguf import shell
+from edgemoe.runtime.gguf.shell import measuring_shell, notes_name, shell_for
 
 
 class Library:

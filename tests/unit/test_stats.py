@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 
 from edgemoe import _abi
 from edgemoe.runtime.load import POLICIES, PREFETCH
-from edgemoe.runtime.stats import READERS, Stats, reading
+from edgemoe.runtime.engine.stats import READERS, Stats, reading
 
 ZERO = Stats(**{field.name: 0 for field in fields(Stats)})  # type: ignore[arg-type]
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from edgemoe.cli.panel import Snapshot, level, lines, memory_rows, strip
 from edgemoe.cli.status import status_line
-from edgemoe.runtime.stats import Stats
+from edgemoe.runtime.engine.stats import Stats
 from edgemoe.units import MIB
 
 from .test_stats import ZERO

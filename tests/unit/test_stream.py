@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from edgemoe.errors import UsageError
-from edgemoe.runtime.stream import TextStream
+from edgemoe.runtime.text.stream import TextStream
 
 
 def test_only_whole_characters_come_out() -> None:

@@ -1,0 +1,1 @@
+"""How a memory budget is spent, and how a running process stays inside it."""

@@ -1,0 +1,1 @@
+"""A model opened for generation, and what it counts, records and learns."""

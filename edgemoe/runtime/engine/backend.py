@@ -1,0 +1,140 @@
+"""What computes a sequence of tokens: the one thing that `Engine` and `TokenSequence` ask for, however it is done.
+
+`NativeBackend` is llama.cpp with our streamer; `onnx.backend.OnnxBackend` is ONNX Runtime. Text, sampling, budget, chat
+and the counting of tokens are above it and know neither.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ... import _native
+
+if TYPE_CHECKING:
+    from ..gguf.model import ModelInfo
+
+
+class Backend(Protocol):
+    """One sequence of tokens, and an expert cache of a size that is told. Sizes are bytes.
+
+    text: the handle for tokenizer and samplers, whose logits are those of the last `decode`.
+    """
+
+    @property
+    def text(self) -> _native.EngineHandle: ...
+    @property
+    def n_vocab(self) -> int: ...
+    @property
+    def n_ctx(self) -> int: ...
+    @property
+    def n_past(self) -> int:
+        """Tokens in the sequence. After a failed `decode` it is as before, or less."""
+
+    def decode(self, tokens: Sequence[int], *, want_all: bool) -> None:
+        """Compute tokens after those there. Raises UsageError, ContextFullError, StorageError, Cancelled."""
+
+    def verify(self, tokens: Sequence[int]) -> None:
+        """Compute at most MAX_VERIFY tokens, keeping the logits of all, each rounded as if decoded alone."""
+
+    def check_verify(self) -> None:
+        """Raises UnsupportedError, saying why, where `verify` cannot be."""
+
+    def row(self, i: int) -> array[float]:
+        """A copy of row i of the logits, float32 [n_vocab]. Raises UsageError when there is no such row."""
+
+    def rewind(self, n: int) -> None:
+        """Cut the sequence to n tokens. Raises UnsupportedError where that cannot be."""
+
+    def cancel(self) -> None:
+        """End what is being computed soon, with Cancelled. Any thread, as all below."""
+
+    def set_cache_bytes(self, cache_bytes: int) -> None: ...
+    def stats(self) -> dict[str, Any]:
+        """The fields of `emoe_stats`."""
+
+    def resident(self, layer: int) -> int:
+        """Experts of a layer in the cache."""
+
+    def experts(self, layer: int) -> bytes:
+        """One byte of EXPERT_* bits an expert."""
+
+    def accuracy(self, layer: int) -> tuple[list[int], list[int]]:
+        """(experts used, of them predicted) by layers looked ahead."""
+
+    def trace(self, path: str | None, header: str) -> None:
+        """Begin to record into a file, or end it. Raises UnsupportedError where nothing can be recorded."""
+
+    def recall(self, info: ModelInfo) -> None:
+        """Begin with what earlier runs learned about the experts."""
+
+    def remember(self, info: ModelInfo) -> None:
+        """Keep what this run learned."""
+
+    def close(self) -> None: ...
+
+
+class NativeBackend:
+    """llama.cpp and the streamer, behind libedgemoe."""
+
+    def __init__(self, handle: _native.EngineHandle) -> None:
+        self.text = handle
+        self.n_vocab = _native.engine_n_vocab(handle)
+        self.n_ctx = _native.engine_n_ctx(handle)
+
+    @property
+    def n_past(self) -> int:
+        return _native.engine_n_past(self.text)
+
+    def decode(self, tokens: Sequence[int], *, want_all: bool) -> None:
+        _native.engine_decode(self.text, tokens, want_all=want_all)
+
+    def verify(self, tokens: Sequence[int]) -> None:
+        _native.engine_verify(self.text, tokens)
+
+    def check_verify(self) -> None:
+        _native.engine_can_verify(self.text)
+
+    def row(self, i: int) -> array[float]:
+        return _native.engine_logits(self.text, i, self.n_vocab)
+
+    def rewind(self, n: int) -> None:
+        _native.engine_rewind(self.text, n)
+
+    def cancel(self) -> None:
+        _native.engine_cancel(self.text)
+
+    def set_cache_bytes(self, cache_bytes: int) -> None:
+        _native.engine_set_cache_bytes(self.text, cache_bytes)
+
+    def stats(self) -> dict[str, Any]:
+        return _native.engine_stats(self.text)
+
+    def resident(self, layer: int) -> int:
+        return _native.engine_resident(self.text, layer)
+
+    def experts(self, layer: int) -> bytes:
+        return _native.engine_experts(self.text, layer)
+
+    def accuracy(self, layer: int) -> tuple[list[int], list[int]]:
+        return _native.engine_accuracy(self.text, layer)
+
+    def trace(self, path: str | None, header: str) -> None:
+        _native.engine_trace(self.text, path, header)
+
+    def recall(self, info: ModelInfo) -> None:
+        from . import usage
+
+        rates = usage.recall(info)
+        if rates is not None:
+            _native.engine_warm_start(self.text, rates)
+
+    def remember(self, info: ModelInfo) -> None:
+        from . import usage
+
+        stats = self.stats()
+        usage.remember(info, stats["n_decode"] + stats["n_prefill"], _native.engine_rates(self.text))
+
+    def close(self) -> None:
+        _native.engine_close(self.text)

@@ -1,0 +1,227 @@
+"""The tokens that a backend holds, and the computing of more: one thread at a time, cancellable from any."""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from ... import _native
+from ...errors import Cancelled, NativeError, UnsupportedError, UsageError
+from .backend import Backend
+
+_WAIT_S = 0.05  # how late a signal handler may run during prefill
+
+
+class TokenSequence:
+    """The one sequence of a backend.
+
+    epoch: counts the purposes it has served: continuing an answer keeps it, anything else that changes it begins one.
+    """
+
+    def __init__(self, backend: Backend, control: threading.RLock) -> None:
+        """control: guards the backend; reentrant: a signal handler may call `cancel` in the thread that has it."""
+        self.n_vocab = backend.n_vocab
+        self.n_ctx = backend.n_ctx
+        self.epoch = 0
+        self._backend: Backend | None = backend
+        self._control = control
+        self._busy = threading.Lock()  # held while something is computed, cut or sampled
+        self._tokens = array("i")
+        self._cancelled = False
+
+    @property
+    def backend(self) -> Backend:
+        """For calls that any thread may make, under `control`. Raises UsageError after `close`."""
+        if self._backend is None:
+            raise UsageError("the engine is closed")
+        return self._backend
+
+    @property
+    def handle(self) -> _native.EngineHandle:
+        """The backend's, for text and sampling. Raises UsageError after `close`."""
+        return self.backend.text
+
+    @property
+    def n_past(self) -> int:
+        """Tokens in the sequence."""
+        return len(self._tokens)
+
+    def check(self, tokens: Sequence[int]) -> None:
+        """Raise UsageError for a token that is not in the vocabulary."""
+        wrong = next((token for token in tokens if not 0 <= token < self.n_vocab), None)
+        if wrong is not None:
+            raise UsageError(f"token {wrong} is not in the vocabulary of {self.n_vocab:,}")
+
+    def check_prompt(self, tokens: Sequence[int]) -> None:
+        """Raise UsageError for a prompt that is empty or longer than the context."""
+        if not tokens:
+            raise UsageError("the prompt is empty")
+        self.check(tokens)
+        if len(tokens) > self.n_ctx:
+            raise UsageError(
+                f"the prompt has {len(tokens):,} tokens, the context holds {self.n_ctx:,}",
+                hint=f"use `--ctx {len(tokens) + 512}` or more, or a shorter prompt",
+            )
+
+    def begin(self) -> None:
+        """Something new is asked for: what was cancelled before is forgotten."""
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """End what is being computed soon, with Cancelled in the thread that computes; or what is computed next."""
+        self._cancelled = True
+        with self._control:
+            if self._backend is not None:
+                self._backend.cancel()
+
+    def close(self) -> None:
+        """End what another thread computes; no call reaches the backend afterwards."""
+        self.cancel()
+        with self._busy, self._control:
+            self._backend = None
+
+    def append(self, tokens: Sequence[int], *, want_all: bool = False, epoch: int | None = None) -> None:
+        """Compute tokens after those in the sequence. Raises ContextFullError, StorageError, Cancelled.
+
+        epoch: that of the answer under way, which these tokens continue; None: they are something else.
+        """
+        with self._exclusive() as backend:
+            if self._cancelled:
+                raise Cancelled("cancelled")
+            self._begin_epoch(epoch)
+            try:
+                if len(tokens) > 1:
+                    self._decode_in_thread(backend, tokens, want_all)
+                else:
+                    backend.decode(tokens, want_all=want_all)
+                self._tokens.extend(tokens)
+            finally:
+                self._synchronize(backend)
+
+    def verify(self, tokens: Sequence[int], *, epoch: int) -> None:
+        """Compute a few tokens in one pass, each rounded as if decoded alone; logits of all. Raises like `append`."""
+        with self._exclusive() as backend:
+            if self._cancelled:
+                raise Cancelled("cancelled")
+            self._begin_epoch(epoch)
+            try:
+                backend.verify(tokens)
+                self._tokens.extend(tokens)
+            finally:
+                self._synchronize(backend)
+
+    def followed_by(self, token: int) -> array[int]:
+        """The tokens of the sequence and one more: a copy."""
+        tokens = self._tokens[:]
+        tokens.append(token)
+        return tokens
+
+    def become(self, tokens: Sequence[int]) -> int:
+        """Make `tokens` the whole sequence, with the logits of the last. A common beginning is not computed again.
+
+        Returns how many tokens that was.
+        """
+        wanted = array("i", tokens)
+        pairs = zip(self._tokens, wanted, strict=False)
+        shorter = min(len(self._tokens), len(wanted))
+        common = next((i for i, (old, new) in enumerate(pairs) if old != new), shorter)
+        keep = min(common, len(wanted) - 1)  # the last is computed again for its logits
+        try:
+            self.rewind(keep)
+        except UnsupportedError:  # recurrent state cannot be cut
+            self.rewind(0)
+        n_reused = len(self._tokens)
+        self.append(wanted[n_reused:])
+        return n_reused
+
+    def rewind(self, n: int) -> None:
+        """Cut the sequence to its first n tokens. Raises UnsupportedError for a recurrent model unless n is 0."""
+        if n < 0:
+            raise UsageError(f"a sequence cannot be cut to {n} tokens")
+        self.cut(n, epoch=None)
+
+    def cut(self, n: int, *, epoch: int | None) -> None:
+        """`rewind` in the middle of an answer, or with None as a purpose of its own."""
+        with self._exclusive() as backend:
+            self._begin_epoch(epoch)
+            try:
+                backend.rewind(n)
+            finally:
+                self._synchronize(backend)
+
+    def sample(
+        self, sampler: _native.SamplerHandle, epoch: int, *, row: int = 0, special: bool = False
+    ) -> tuple[int, bytes | None]:
+        """The next token and its bytes; None instead of these when it ends the answer, or a grammar allows none.
+
+        row: of the last computation's logits. special: the bytes of control tokens too, which are empty otherwise.
+        Raises UsageError when the sequence has been used for something else since `epoch`.
+        """
+        with self._exclusive() as backend:
+            handle = backend.text
+            self._begin_epoch(epoch)
+            token = _native.sampler_sample(sampler, handle, row)
+            if token == -1:
+                raise NativeError("there are no logits to sample from")
+            if token < 0 or _native.engine_is_eog(handle, token):
+                return token, None
+            return token, _native.engine_piece(handle, token, special=special)
+
+    def logprobs(self, token: int, n_top: int, *, row: int = 0) -> tuple[float, list[tuple[int, float]]]:
+        """Log-probability of a token in a row of logits, and the n_top likeliest tokens with theirs."""
+        with self._exclusive() as backend:
+            return _native.engine_logprobs(backend.text, row, token, n_top)
+
+    def row(self, i: int) -> array[float]:
+        """Logits of row i of the last computation: a copy, float32 [n_vocab]."""
+        with self._exclusive() as backend:
+            return backend.row(i)
+
+    def _begin_epoch(self, epoch: int | None) -> None:
+        if epoch is None:
+            self.epoch += 1
+        elif epoch != self.epoch:
+            raise UsageError("the engine was used for something else in the middle of this answer")
+
+    def _decode_in_thread(self, backend: Backend, tokens: Sequence[int], want_all: bool) -> None:
+        """A prefill takes seconds, in which the main thread must be able to run signal handlers."""
+        failure: list[BaseException] = []
+        done = threading.Event()  # not Thread.join: before Python 3.13 an interrupted join takes the thread for ended
+
+        def decode() -> None:
+            try:
+                backend.decode(tokens, want_all=want_all)
+            except BaseException as error:  # for the thread that waits
+                failure.append(error)
+            finally:
+                done.set()
+
+        threading.Thread(target=decode, name="edgemoe-prefill").start()
+        try:
+            while not done.wait(_WAIT_S):
+                if self._cancelled:  # again: the first may have come before the native call began
+                    backend.cancel()
+        except BaseException:  # KeyboardInterrupt: the native call must end before anything else happens to the engine
+            while not done.is_set():
+                with suppress(KeyboardInterrupt):
+                    backend.cancel()
+                    done.wait(_WAIT_S)
+            raise
+        if failure:
+            raise failure[0]
+
+    def _synchronize(self, backend: Backend) -> None:
+        """After a failure the native sequence is shorter than what was asked for."""
+        del self._tokens[backend.n_past :]
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[Backend]:
+        """The backend, for this thread alone. Raises UsageError when another thread has it."""
+        if not self._busy.acquire(blocking=False):
+            raise UsageError("the engine is busy in another thread", hint="an engine computes one thing at a time")
+        try:
+            yield self.backend
+        finally:
+            self._busy.release()

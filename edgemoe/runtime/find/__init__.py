@@ -1,0 +1,1 @@
+"""Which model a person means: names, places on this machine, the hub."""

@@ -1,0 +1,1 @@
+"""GGUF files: headers, shells, what contexts of them allocate."""

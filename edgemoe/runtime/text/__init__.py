@@ -1,0 +1,1 @@
+"""Messages to tokens and back: templates, samplers, grammars, streams of text."""

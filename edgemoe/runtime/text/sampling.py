@@ -1,0 +1,91 @@
+"""How the next token is picked."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+
+from ... import _native
+from ..._abi import SamplerParams
+from ...errors import UsageError
+
+_MAX_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Parameters of the sampler, named as in llama.cpp.
+
+    temp: 0 always takes the likeliest token, whatever top_k, top_p, min_p and seed are: the same answer every time.
+    top_k: 0 is off. top_p: 1 is off. min_p: 0 is off.
+    repeat_penalty: 1 is off; it looks back on repeat_last_n tokens, and so do presence_penalty and frequency_penalty
+    (0 is off), of which the first is taken once and the second as often as a token was picked. seed: None draws one.
+    logit_bias: (token, value) pairs; the value is added to the token's logit.
+    grammar: GBNF with a rule `root` which the answer follows, from the start, or from where grammar_trigger was first
+    written (see `edgemoe.runtime.text.grammar` for grammars of JSON schemas).
+    Raises UsageError for values without meaning.
+    """
+
+    temp: float = 0.0
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    grammar: str = ""
+    grammar_trigger: str = ""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.temp < math.inf, "temp", self.temp, "0 (greedy) or more, like `0.8`")
+        _check(0 <= self.top_k < 2**31, "top-k", self.top_k, "a whole number; 0 is off")
+        _check(0 < self.top_p <= 1, "top-p", self.top_p, "above 0 and up to 1; 1 is off")
+        _check(0 <= self.min_p <= 1, "min-p", self.min_p, "0 to 1; 0 is off")
+        _check(0 < self.repeat_penalty < math.inf, "repeat-penalty", self.repeat_penalty, "above 0; 1 is off")
+        _check(0 <= self.repeat_last_n < 2**31, "repeat-last-n", self.repeat_last_n, "0 or more tokens")
+        _check(abs(self.presence_penalty) < math.inf, "presence-penalty", self.presence_penalty, "a number; 0 is off")
+        _check(
+            abs(self.frequency_penalty) < math.inf, "frequency-penalty", self.frequency_penalty, "a number; 0 is off"
+        )
+        _check(self.seed is None or 0 <= self.seed <= _MAX_SEED, "seed", self.seed, f"0 to {_MAX_SEED}")
+
+    def open(self, engine: _native.EngineHandle) -> _native.SamplerHandle:
+        """A native sampler, to be closed with `_native.sampler_close`. Raises UsageError for a grammar that is none."""
+        sampler = _native.sampler_open(self.params())
+        try:
+            if self.presence_penalty or self.frequency_penalty or self.logit_bias or self.grammar:
+                _native.sampler_constrain(
+                    sampler,
+                    engine,
+                    bias=self.logit_bias,
+                    presence_penalty=self.presence_penalty,
+                    frequency_penalty=self.frequency_penalty,
+                    grammar=self.grammar,
+                    grammar_trigger=self.grammar_trigger,
+                )
+        except BaseException:
+            _native.sampler_close(sampler)
+            raise
+        return sampler
+
+    def params(self) -> SamplerParams:
+        """The native struct, with a seed drawn if none was given."""
+        seed = int.from_bytes(os.urandom(4), "little") if self.seed is None else self.seed
+        return SamplerParams(
+            seed=seed,
+            temp=self.temp,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repeat_penalty=self.repeat_penalty,
+            top_k=self.top_k,
+            repeat_last_n=self.repeat_last_n,
+        )
+
+
+def _check(good: bool, name: str, value: object, allowed: str) -> None:
+    if not good:
+        raise UsageError(f"`--{name} {value}` makes no sense", hint=f"give {allowed}")

@@ -1,0 +1,153 @@
+#include "budget/planner.h"
+
+#include <algorithm>
+#include <cinttypes>
+#include <cstdio>
+#include <optional>
+#include <vector>
+
+namespace emoe {
+
+namespace {
+
+constexpr uint64_t k_kib = 1024;
+constexpr uint64_t k_mib = 1024 * k_kib;
+
+// Tokens computed at once in prefill, best first: each expert is read once a batch.
+constexpr uint32_t k_ubatches[] = {512, 256, 128, 64, 32};
+// Context lengths tried when none is asked for, best first.
+constexpr uint32_t k_contexts[] = {4096, 2048, 1024, 512};
+
+constexpr uint64_t k_lent_share = 2;   // a large batch may borrow 1/2 of the expert cache while it is computed
+constexpr uint64_t k_kv_share = 3;     // an unasked context may take 1/3 of what it shares with cache and work space
+constexpr uint32_t k_short_ctx = 1024; // below this a chat is hardly one: only if nothing longer fits
+// Between processes that do the same, resident memory differs by some pages; the smallest budget allows for that.
+constexpr uint64_t k_slack_bytes = 2 * k_mib;
+
+template <size_t N>
+std::vector<uint32_t> at_most(const uint32_t (&values)[N], uint32_t most) {
+    std::vector<uint32_t> list;
+    for (uint32_t const v : values) list.push_back(std::min(v, most));
+    list.erase(std::unique(list.begin(), list.end()), list.end());
+    return list;
+}
+
+// Context lengths to try, longest first: never longer than what the model was trained for.
+std::vector<uint32_t> contexts(const emoe_model_info &model, const Budget &budget) {
+    uint32_t const longest = model.n_ctx_train != 0 ? model.n_ctx_train : k_contexts[0];
+    if (budget.n_ctx != 0) return {std::min(budget.n_ctx, longest)};
+    return at_most(k_contexts, longest);
+}
+
+// Batch sizes to try, largest first: never larger than the context.
+std::vector<uint32_t> ubatches(const Budget &budget, uint32_t n_ctx) {
+    if (budget.n_ubatch != 0) return {std::min(budget.n_ubatch, n_ctx)};
+    return at_most(k_ubatches, n_ctx);
+}
+
+uint64_t fixed_bytes_of(const emoe_model_info &model, const emoe_context_sizes &size, const Budget &budget) {
+    return budget.process_bytes + size.vocab_bytes + model.dense_bytes + size.kv_bytes + size.output_bytes +
+           size.decode_bytes;
+}
+
+// The smallest budget, a whole number of MiB, that leaves `need` beside its own margin.
+uint64_t with_margin(uint64_t need) {
+    need += k_slack_bytes;
+    uint64_t const bytes = std::max(need + margin_bytes(0), (need * 1000 + 984) / 985 + k_kib);
+    return (bytes + k_mib - 1) / k_mib * k_mib;
+}
+
+uint64_t smallest_bytes(const emoe_model_info &model, const Sizes &sizes, const Budget &budget) {
+    uint32_t const n_ctx = contexts(model, budget).back();
+    emoe_context_sizes const size = sizes(n_ctx, ubatches(budget, n_ctx).back());
+    return with_margin(fixed_bytes_of(model, size, budget) + model.slot_min_bytes + size.prefill_bytes);
+}
+
+uint64_t resident_bytes_of(const emoe_model_info &model, const Sizes &sizes, const Budget &budget) {
+    uint32_t const n_ctx = contexts(model, budget).front();
+    emoe_context_sizes const size = sizes(n_ctx, ubatches(budget, n_ctx).front());
+    return with_margin(fixed_bytes_of(model, size, budget) + model.slot_bytes + size.prefill_bytes);
+}
+
+// The plan with this context and batch, if it can decode at all.
+std::optional<emoe_plan> candidate(const emoe_model_info &model, const emoe_context_sizes &size, const Budget &budget,
+                                   uint32_t n_ctx, uint32_t n_ubatch) {
+    uint64_t const margin = margin_bytes(budget.bytes);
+    uint64_t const taken = margin + fixed_bytes_of(model, size, budget);
+    if (budget.bytes < taken + model.slot_min_bytes + size.prefill_bytes) return std::nullopt;
+    emoe_plan p = {};
+    p.struct_size = sizeof p;
+    p.n_ctx = n_ctx;
+    p.n_ubatch = n_ubatch;
+    p.n_threads = budget.n_threads;
+    p.budget_bytes = budget.bytes;
+    p.process_bytes = budget.process_bytes + size.vocab_bytes;
+    p.dense_bytes = model.dense_bytes;
+    p.kv_bytes = size.kv_bytes;
+    p.compute_bytes = size.compute_bytes;
+    p.output_bytes = size.output_bytes;
+    p.scratch_bytes = size.scratch_bytes;
+    p.decode_bytes = size.decode_bytes;
+    p.prefill_bytes = size.prefill_bytes;
+    p.margin_bytes = margin;
+    p.slot_min_bytes = model.slot_min_bytes;
+    p.n_expert_total = model.n_expert_total;
+    note_cache(&p, model, std::min(budget.bytes - taken, model.slot_bytes + size.prefill_bytes));
+    return p;
+}
+
+// The largest batch whose work space the cache can well lend, else the smallest that works.
+std::optional<emoe_plan> best_batch(const emoe_model_info &model, const Sizes &sizes, const Budget &budget,
+                                    uint32_t n_ctx) {
+    std::optional<emoe_plan> best;
+    for (uint32_t const n_ubatch : ubatches(budget, n_ctx)) {
+        std::optional<emoe_plan> const found = candidate(model, sizes(n_ctx, n_ubatch), budget, n_ctx, n_ubatch);
+        if (!found) continue;
+        best = found;
+        bool const evicts_none = found->cache_bytes >= model.slot_bytes + found->prefill_bytes;
+        if (evicts_none || found->prefill_bytes * k_lent_share <= found->cache_bytes) break;
+    }
+    return best;
+}
+
+} // namespace
+
+uint64_t margin_bytes(uint64_t budget_bytes) { return std::max(12 * k_mib, budget_bytes * 15 / 1000); }
+
+uint64_t fixed_bytes(const emoe_plan &p) {
+    return p.process_bytes + p.dense_bytes + p.kv_bytes + p.output_bytes + p.decode_bytes;
+}
+
+uint64_t cache_min_bytes(const emoe_plan &p) { return p.slot_min_bytes + p.prefill_bytes; }
+
+void note_cache(emoe_plan *plan, const emoe_model_info &model, uint64_t cache_bytes) {
+    double const fraction = std::min(1.0, static_cast<double>(cache_bytes) / static_cast<double>(model.slot_bytes));
+    plan->cache_bytes = cache_bytes;
+    plan->n_slot = static_cast<uint64_t>(fraction * static_cast<double>(model.n_expert_total));
+}
+
+emoe_plan make_plan(const emoe_model_info &model, const Sizes &sizes, const Budget &budget) {
+    uint64_t const smallest = smallest_bytes(model, sizes, budget);
+    std::optional<emoe_plan> chosen;
+    for (uint32_t const n_ctx : contexts(model, budget)) {
+        std::optional<emoe_plan> const found = best_batch(model, sizes, budget, n_ctx);
+        if (!found || (chosen && n_ctx < k_short_ctx)) continue;
+        chosen = found;
+        uint64_t const shared = found->kv_bytes + found->output_bytes + found->decode_bytes + found->cache_bytes;
+        if (found->kv_bytes * k_kv_share <= shared) break;
+    }
+    if (!chosen)
+        throw BudgetError(smallest, "a budget of " + format_bytes(budget.bytes) + " is too small for " + model.name +
+                                        ": it needs " + format_bytes(smallest));
+    chosen->smallest_bytes = smallest;
+    chosen->resident_bytes = resident_bytes_of(model, sizes, budget);
+    return *chosen;
+}
+
+std::string format_bytes(uint64_t bytes) {
+    char text[64];
+    snprintf(text, sizeof text, "%" PRIu64 " MiB (%" PRIu64 " bytes)", (bytes + k_mib - 1) / k_mib, bytes);
+    return text;
+}
+
+} // namespace emoe

@@ -1,0 +1,334 @@
+#include "engine/engine.h"
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "llama/log.h"
+
+#include <algorithm>
+#include <mutex>
+
+namespace emoe {
+
+namespace {
+
+// What a cancelled visit gives as its reason.
+constexpr const char *k_cancelled = "cancelled";
+// Tokens at once from which on GPUs compute with kernels for batches.
+constexpr uint32_t k_batched_tokens = 9;
+
+Streamer::Params streamer_params(const ModelIndex &index, const emoe_engine_params &p, const Placement &placement) {
+    Streamer::Params s;
+    s.on_gpu = placement.experts(index.layout);
+    s.n_embd = index.n_router_input;
+    s.prefetch = static_cast<PrefetchMode>(p.prefetch);
+    s.cache_bytes = p.cache_bytes;
+    s.policy = static_cast<PolicyKind>(p.policy);
+    s.reader.kind = static_cast<ReaderKind>(p.reader);
+    s.reader.n_lane = p.n_read_lane == 0 ? 4 : p.n_read_lane;
+    s.reader.bytes_per_s = p.read_bytes_per_s;
+    s.buffered = p.buffered != 0;
+    return s;
+}
+
+} // namespace
+
+Engine::Engine(const ModelIndex &index, const std::string &shell_path, const emoe_engine_params &params)
+    : params_(params), placement_(index, params.context.device, params.context.n_gpu_layer,
+                                  std::vector<uint32_t>(params.gpu_experts, params.gpu_experts + params.n_gpu_expert)),
+      streamer_(std::make_unique<Streamer>(index.layout, streamer_params(index, params, placement_))) {
+    check_unchanged(index); // the streamer has opened the files by name, the index is from before
+    load(index, shell_path);
+}
+
+void Engine::load(const ModelIndex &index, const std::string &shell_path) {
+    // One load at a time in this process: the log is process-wide. Between processes the shell is locked.
+    static std::mutex loading;
+    std::lock_guard<std::mutex> const lock(loading);
+    AssertionGuard const guard;
+
+    ShellExtent const extent = check_shell(index, shell_path, true);
+    ShellLoad const shell(shell_path, extent);
+    LogCapture const log([&shell, this](const std::string &line) {
+        // Printed after the file was opened and its size checked, before it is mapped (see shell.h).
+        if (line.find("loading model tensors") != std::string::npos) shell.shorten();
+        // After the mapping, before the data: what goes to a GPU is copied from it, experts too (filled in dry_run).
+        if (placement_.any_experts() && line.find("model buffer size") != std::string::npos) shell.lengthen();
+    });
+    std::vector<uintptr_t> const before = mappings_of(shell_path); // of other engines of this process
+    llama_model_params mp = model_params();
+    placement_.apply(&mp);
+    // The zeros that stand for a GPU's experts are copied from the mapping: each tensor's pages are dropped after it.
+    struct Hole {
+        const std::string &path;
+        const std::vector<uintptr_t> &before;
+        ShellExtent extent;
+    } hole{shell_path, before, extent};
+    if (placement_.any_experts()) {
+        mp.progress_callback_user_data = &hole;
+        mp.progress_callback = [](float progress, void *user) {
+            auto const *h = static_cast<const Hole *>(user);
+            if (progress >= 1.0f) return true; // the last call comes when parts are unmapped already
+            for (uintptr_t const m : mappings_of(h->path))
+                if (std::find(h->before.begin(), h->before.end(), m) == h->before.end()) {
+                    release_pages(reinterpret_cast<void *>(m + h->extent.dense_end),
+                                  h->extent.full_end - h->extent.dense_end);
+                    break;
+                }
+            return true;
+        };
+    }
+    model_.reset(llama_model_load_from_file(shell_path.c_str(), mp));
+    if (!model_) fail(EMOE_ERR_FORMAT, "llama.cpp refuses the model: %s", log.last_error("no reason given").c_str());
+    vocab_ = llama_model_get_vocab(model_.get());
+
+    uintptr_t mapping = 0;
+    std::vector<Range> parts;
+    for (uintptr_t const m : mappings_of(shell_path, &parts))
+        if (std::find(before.begin(), before.end(), m) == before.end()) mapping = m;
+    dense_ =
+        std::make_unique<DenseMover>(mapping, extent.dense_end, extent.full_end, index.dense_bytes, index.dense.size());
+    if (params_.context.device != 0) dense_->set_parts(std::move(parts));
+    gpu_ = std::make_unique<GpuExperts>(index, placement_);
+    interposer_ = std::make_unique<Interposer>(*streamer_, *dense_, gpu_.get());
+    if (!placement_.tier().empty()) {
+        tier_ = std::make_unique<GpuTier>(index, placement_.device(), placement_.tier(), params_.context.n_ubatch);
+        interposer_->scratch().tier = tier_.get();
+    }
+    llama_context_params cp = context_params(params_.context);
+    cp.cb_eval = Interposer::on_node;
+    cp.cb_eval_user_data = interposer_.get();
+    cp.abort_callback = [](void *self) {
+        auto const *engine = static_cast<const Engine *>(self);
+        return engine->dry_ || engine->streamer_->failed() || !engine->interposer_->violation().empty() ||
+               !engine->interposer_->column_violation().empty();
+    };
+    cp.abort_callback_data = this;
+    ctx_.reset(llama_init_from_model(model_.get(), cp));
+    if (!ctx_)
+        fail(EMOE_ERR_MEMORY, "llama.cpp cannot make a context of %u tokens: %s", params_.context.n_ctx,
+             log.last_error("no reason given").c_str());
+    n_ctx_ = llama_n_ctx(ctx_.get());
+    buffers_ = parse_buffers(log.text(), gpu_name(params_.context.device));
+    work_ = WorkSpace(index, params_.context, buffers_.compute_bytes);
+    set_cache_bytes(std::max(params_.cache_bytes, streamer_->min_bytes() + work_.extra_bytes(work_.n_ubatch())));
+    dry_run();
+    shell.drop_pages();
+}
+
+// Shows the graph of one token to the interposer: the dense weights move, and what cannot be streamed is found now and
+// not in the middle of an answer. On the CPU almost nothing of it is computed. With a GPU the graph comes in pieces, each
+// shown when those before it are computed: there the token is computed, and a few at once after it, so that what the
+// driver loads with its kernels is in the process before the budget is divided.
+void Engine::dry_run() {
+    llama_token const token = std::max(llama_vocab_bos(vocab_), 0);
+    bool const on_gpu = params_.context.device != 0;
+    dry_ = !on_gpu;
+    if (dry_) interposer_->columns().begin_learning();
+    // The batch first: Mesa's software driver corrupts memory when some models begin with a single token, in stock
+    // llama.cpp too (docs/devices.md).
+    uint32_t const n_batch = on_gpu ? std::min(k_batched_tokens, params_.context.n_ubatch) : 1;
+    for (uint32_t const n : {n_batch, 1u}) {
+        std::vector<llama_token> tokens(n, token);
+        interposer_->begin_graph();
+        streamer_->begin_batch(n);
+        (void)llama_decode(ctx_.get(), llama_batch_get_one(tokens.data(), static_cast<int32_t>(n)));
+        llama_synchronize(ctx_.get());
+        std::string const failure = streamer_->failed() ? streamer_->failure() : "";
+        streamer_->end_batch();
+        if (!failure.empty()) fail(EMOE_ERR_IO, "%s", failure.c_str());
+        if (!on_gpu || !interposer_->violation().empty()) break;
+    }
+    llama_memory_clear(llama_get_memory(ctx_.get()), true);
+    interposer_->columns().end();
+    dry_ = false;
+    interposer_->begin_graph();
+    if (!interposer_->violation().empty())
+        fail(EMOE_ERR_UNSUPPORTED, "this model cannot be streamed: %s", interposer_->violation().c_str());
+    if (gpu_->n_missing() != 0)
+        fail(EMOE_ERR_UNSUPPORTED, "this model cannot be streamed: its graph leaves out experts of the GPU");
+    if (interposer_->n_rewritten() == 0 && !placement_.any_experts())
+        fail(EMOE_ERR_UNSUPPORTED, "this model cannot be streamed: its graph never multiplies by its experts");
+}
+
+void Engine::decode(const int32_t *tokens, uint32_t n, bool want_all) { run(tokens, n, want_all, Rounding::batch); }
+
+std::string Engine::no_verify() const {
+    if (llama_model_is_recurrent(model_.get()) || llama_model_is_hybrid(model_.get()))
+        return "its recurrent state cannot be taken back";
+    if (params_.context.device != 0) return "a GPU rounds several tokens at once differently from one";
+    // A window's cells are used again: which cell a token gets depends on how many come at once.
+    if (llama_model_n_swa(model_.get()) != 0) return "it attends to a sliding window";
+    return "";
+}
+
+void Engine::verify(const int32_t *tokens, uint32_t n) {
+    if (n > k_max_columns) fail(EMOE_ERR_ARGUMENT, "%u tokens at once: at most %u can be verified", n, k_max_columns);
+    std::string const why = no_verify();
+    if (!why.empty()) fail(EMOE_ERR_UNSUPPORTED, "this model cannot verify drafts: %s", why.c_str());
+    run(tokens, n, true, n == 1 ? Rounding::batch : Rounding::columns);
+}
+
+void Engine::run(const int32_t *tokens, uint32_t n, bool want_all, Rounding rounding) {
+    uint32_t const n_ubatch = params_.context.n_ubatch;
+    uint32_t const n_vocab = static_cast<uint32_t>(llama_vocab_n_tokens(vocab_));
+    if (n == 0) fail(EMOE_ERR_ARGUMENT, "no tokens to compute");
+    if (want_all && (n > params_.context.n_outputs_max || n > n_ubatch))
+        fail(EMOE_ERR_ARGUMENT, "logits of %u tokens were asked for, but the engine was opened for %u at a time", n,
+             std::min(params_.context.n_outputs_max, n_ubatch));
+    for (uint32_t i = 0; i < n; i++)
+        if (tokens[i] < 0 || static_cast<uint32_t>(tokens[i]) >= n_vocab)
+            fail(EMOE_ERR_ARGUMENT, "token %d is not in the vocabulary of %u", tokens[i], n_vocab);
+    if (n > n_ctx_ - n_past_)
+        fail(EMOE_ERR_CONTEXT, "%u tokens do not fit: the context holds %u and has %u", n, n_ctx_, n_past_);
+
+    uint32_t const begin = n_past_;
+    if (!keeps_cancel_) cancelled_.store(false);
+    n_output_ = 0;
+    uint64_t const extra = work_.extra_bytes(n);
+    if (extra != 0) lend(extra);
+    streamer_->begin_batch(n);
+    if (cancelled_.load()) streamer_->fail_visit(k_cancelled); // between the last call and this one's begin_batch
+    uint64_t const t0 = now_ns();
+    try {
+        for (uint32_t done = 0; done < n; done += n_ubatch) {
+            uint32_t const piece = std::min(n_ubatch, n - done);
+            compute(tokens + done, piece, want_all, done + piece == n, rounding);
+        }
+    } catch (...) {
+        streamer_->end_batch();
+        if (extra != 0) lend(0);
+        forget_after(begin);
+        throw;
+    }
+    streamer_->end_batch();
+    if (extra != 0) lend(0);
+    uint64_t const took = now_ns() - t0;
+    bool const decodes = n == 1 || rounding == Rounding::columns;
+    (decodes ? decode_ns_ : prefill_ns_) += took;
+    (decodes ? n_decode_ : n_prefill_) += decodes ? 1 : n; // of verified tokens the host knows how many it keeps
+    all_outputs_ = want_all;
+    n_output_ = want_all ? n : 1;
+}
+
+void Engine::set_cache_bytes(uint64_t bytes) {
+    require_cache_bytes(bytes, streamer_->min_bytes() + work_.extra_bytes(work_.n_ubatch()));
+    std::lock_guard<std::mutex> const lock(budget_mutex_);
+    cache_bytes_ = bytes;
+    streamer_->set_cache_bytes(bytes - lent_bytes_);
+}
+
+void Engine::lend(uint64_t bytes) {
+    if (bytes == 0) interposer_->release_work();
+    std::lock_guard<std::mutex> const lock(budget_mutex_);
+    lent_bytes_ = bytes;
+    streamer_->set_cache_bytes(cache_bytes_ - bytes);
+}
+
+void Engine::compute(const int32_t *tokens, uint32_t n, bool want_all, bool want_last, Rounding rounding) {
+    wanted_.assign(n, want_all ? 1 : 0);
+    if (want_last) wanted_.back() = 1;
+    llama_batch batch = {};
+    batch.n_tokens = static_cast<int32_t>(n);
+    batch.token = const_cast<int32_t *>(tokens);
+    batch.logits = wanted_.data();
+    LogCapture const log;
+    interposer_->begin_graph();
+    if (rounding == Rounding::columns) interposer_->columns().begin(n_past_);
+    int const rc = llama_decode(ctx_.get(), batch);
+    interposer_->columns().end();
+    if (streamer_->failed()) {
+        std::string const why = streamer_->failure();
+        if (why == k_cancelled) fail(EMOE_ERR_CANCELLED, "cancelled");
+        fail(EMOE_ERR_IO, "an expert could not be read: %s", why.c_str());
+    }
+    if (!interposer_->violation().empty())
+        fail(EMOE_ERR_UNSUPPORTED, "this model cannot be streamed: %s", interposer_->violation().c_str());
+    if (!interposer_->column_violation().empty())
+        fail(EMOE_ERR_UNSUPPORTED, "this model cannot verify drafts: %s", interposer_->column_violation().c_str());
+    if (rc == 1) fail(EMOE_ERR_CONTEXT, "no room for %u tokens in the KV cache of %u", n, n_ctx_);
+    if (rc != 0)
+        fail(EMOE_ERR_INTERNAL, "llama.cpp failed to compute (%d): %s", rc, log.last_error("no reason given").c_str());
+    n_past_ += n;
+}
+
+void Engine::forget_after(uint32_t n) {
+    llama_memory_t const memory = llama_get_memory(ctx_.get());
+    if (llama_memory_seq_rm(memory, 0, static_cast<llama_pos>(n), -1)) {
+        n_past_ = n;
+        return;
+    }
+    llama_memory_clear(memory, true); // recurrent state cannot be cut: the caller computes it again
+    n_past_ = 0;
+}
+
+void Engine::rewind(uint32_t n) {
+    if (n >= n_past_) {
+        if (n > n_past_) fail(EMOE_ERR_ARGUMENT, "cannot rewind to %u tokens: there are %u", n, n_past_);
+        return;
+    }
+    n_output_ = 0;
+    forget_after(n);
+    if (n_past_ != n)
+        fail(EMOE_ERR_UNSUPPORTED, "the state of this model cannot be cut at token %u: it was emptied", n);
+}
+
+int32_t Engine::output_index(uint32_t i) const {
+    if (i >= n_output_) return -2;
+    return all_outputs_ ? static_cast<int32_t>(i) : -1;
+}
+
+const float *Engine::logits(uint32_t i) const {
+    int32_t const index = output_index(i);
+    return index == -2 ? nullptr : llama_get_logits_ith(ctx_.get(), index);
+}
+
+void Engine::cancel() {
+    cancelled_.store(true);
+    streamer_->fail_visit(k_cancelled);
+}
+
+void Engine::clear_cancel() {
+    keeps_cancel_ = true;
+    cancelled_.store(false);
+}
+
+void Engine::stats(emoe_stats *out) const {
+    StreamerStats const s = streamer_->stats();
+    out->n_slot = s.n_slot;
+    out->n_slot_used = s.n_slot_used;
+    out->direct_io = s.direct_io ? 1 : 0;
+    out->reader = static_cast<uint32_t>(s.reader);
+    out->n_decode = n_decode_;
+    out->n_prefill = n_prefill_;
+    out->decode_ns = decode_ns_;
+    out->prefill_ns = prefill_ns_;
+    out->n_hit = s.n_hit;
+    out->n_miss = s.n_miss;
+    out->n_evict = s.n_evict;
+    out->n_read = s.n_read;
+    out->read_bytes = s.read_bytes;
+    out->stall_ns = s.stall_ns / std::max(1u, params_.context.n_threads);
+    out->cache_bytes = s.cache_bytes;
+    out->dense_bytes = dense_->moved_bytes();
+    out->kv_bytes = buffers_.kv_bytes;
+    out->compute_bytes = buffers_.compute_bytes;
+    out->n_gpu = s.n_gpu;
+    out->gpu_bytes = buffers_.gpu_bytes + buffers_.gpu_model_bytes + (tier_ ? tier_->gpu_bytes() : 0);
+    out->output_bytes = buffers_.output_bytes;
+    out->scratch_bytes = work_.scratch_bytes();
+    out->decode_bytes = work_.decode_bytes();
+    out->prefill_bytes = work_.extra_bytes(work_.n_ubatch());
+    out->n_streamed = s.n_streamed;
+    out->n_late = s.n_late;
+    out->n_prefetch = s.n_prefetch;
+    out->n_prefetch_used = s.n_prefetch_used;
+    out->prefetch_bytes = s.prefetch_bytes;
+    out->drive_ns = s.drive_ns;
+    out->prefetch_paused = s.prefetch_paused ? 1 : 0;
+    out->prefetch_depth = s.prefetch_depth;
+    out->prefetch_threshold = s.prefetch_threshold;
+    out->with_ns = static_cast<uint64_t>(s.with_ns);
+    out->without_ns = static_cast<uint64_t>(s.without_ns);
+}
+
+} // namespace emoe

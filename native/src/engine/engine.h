@@ -1,0 +1,91 @@
+// A model opened for generation: llama.cpp computes the dense part, the streamer feeds the experts.
+#pragma once
+
+#include "llama/dense.h"
+#include "llama/gpu.h"
+#include "llama/index.h"
+#include "llama/interposer.h"
+#include "llama/measure.h"
+#include "llama/shell.h"
+#include "llama/tier.h"
+#include "pipeline/streamer.h"
+#include "llama/text.h"
+
+#include <edgemoe.h>
+
+#include <llama.h>
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+
+namespace emoe {
+
+struct ModelFree {
+    void operator()(llama_model *m) const { llama_model_free(m); }
+};
+struct ContextFree {
+    void operator()(llama_context *c) const { llama_free(c); }
+};
+
+class Engine : public TextModel {
+public:
+    Engine(const ModelIndex &index, const std::string &shell_path, const emoe_engine_params &params);
+
+    void decode(const int32_t *tokens, uint32_t n, bool want_all);
+    // At most k_max_columns tokens in one graph, each rounded as if decoded alone; logits of all.
+    void verify(const int32_t *tokens, uint32_t n);
+    // Why `verify` cannot be used with this model, empty when it can.
+    std::string no_verify() const;
+    const float *logits(uint32_t i) const override;
+    uint32_t n_past() const { return n_past_; }
+    void rewind(uint32_t n);
+    void cancel();
+    void clear_cancel();                  // a cancel sticks from here on, until the next clear_cancel
+    void set_cache_bytes(uint64_t bytes); // any thread
+    void stats(emoe_stats *out) const;
+    // Between decode calls. The collector must live as long as it is set.
+    void set_collector(Collector *collector) { interposer_->set_collector(collector); }
+    Streamer &streamer() const { return *streamer_; }
+
+    const llama_vocab *vocab() const override { return vocab_; }
+    llama_context *context() const { return ctx_.get(); }
+    // Row i of the last decode call as an index for llama_get_logits_ith; -2 when there is none.
+    int32_t output_index(uint32_t i) const;
+
+private:
+    void load(const ModelIndex &index, const std::string &shell_path);
+    void dry_run();
+    enum class Rounding { batch, columns };
+    void run(const int32_t *tokens, uint32_t n, bool want_all, Rounding rounding);
+    void compute(const int32_t *tokens, uint32_t n, bool want_all, bool want_last, Rounding rounding);
+    void forget_after(uint32_t n);
+    void lend(uint64_t bytes); // cache bytes to the work space of a large batch, 0: all back
+
+    emoe_engine_params const params_;
+    Placement placement_;
+    std::unique_ptr<GpuExperts> gpu_;
+    std::unique_ptr<GpuTier> tier_;
+    std::unique_ptr<Streamer> streamer_; // outlives the context, whose graph calls into it
+    std::unique_ptr<DenseMover> dense_;
+    std::unique_ptr<Interposer> interposer_;
+    std::unique_ptr<llama_model, ModelFree> model_;
+    std::unique_ptr<llama_context, ContextFree> ctx_;
+    const llama_vocab *vocab_ = nullptr;
+    ContextBuffers buffers_;
+    WorkSpace work_;
+    uint32_t n_ctx_ = 0;
+    uint32_t n_past_ = 0;
+    uint32_t n_output_ = 0; // rows of logits of the last call
+    bool all_outputs_ = false;
+    bool dry_ = false; // the graph is only looked at
+    std::atomic<bool> cancelled_{false};
+    bool keeps_cancel_ = false;
+    std::mutex budget_mutex_; // guards the next two
+    uint64_t cache_bytes_ = 0;
+    uint64_t lent_bytes_ = 0;
+    std::vector<int8_t> wanted_; // scratch: which tokens' logits
+    std::atomic<uint64_t> n_decode_{0}, n_prefill_{0}, decode_ns_{0}, prefill_ns_{0};
+};
+
+} // namespace emoe

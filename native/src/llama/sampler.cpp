@@ -1,0 +1,202 @@
+#include "llama/sampler.h"
+
+#include "base/error.h"
+#include "llama/log.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numeric>
+
+namespace emoe {
+
+namespace {
+
+constexpr float k_forbidden = -std::numeric_limits<float>::infinity();
+// llama.cpp parses grammars and walks their rules recursively: what is larger could end the stack.
+constexpr size_t k_grammar_bytes = 256 * 1024;
+constexpr int k_grammar_depth = 200;
+
+void check_grammar(const char *text) {
+    if (strlen(text) > k_grammar_bytes) fail(EMOE_ERR_ARGUMENT, "a grammar of %zu bytes is too large", strlen(text));
+    int depth = 0;
+    for (const char *c = text; *c; c++) {
+        depth += *c == '(' ? 1 : *c == ')' ? -1 : 0;
+        if (depth > k_grammar_depth)
+            fail(EMOE_ERR_ARGUMENT, "a grammar with more than %d nested groups", k_grammar_depth);
+    }
+}
+
+std::string piece_of(const TextModel &model, int32_t token) {
+    std::string text(64, '\0');
+    int64_t n = piece(model, token, true, text.data(), text.size());
+    if (n > static_cast<int64_t>(text.size())) {
+        text.resize(static_cast<size_t>(n));
+        n = piece(model, token, true, text.data(), text.size());
+    }
+    text.resize(static_cast<size_t>(std::max<int64_t>(n, 0)));
+    return text;
+}
+
+} // namespace
+
+Sampler::Sampler(const emoe_sampler_params &p) : params_(p) {
+    if (!(p.temp >= 0) || !std::isfinite(p.temp))
+        fail(EMOE_ERR_ARGUMENT, "a temperature of %g", static_cast<double>(p.temp));
+    if (!(p.top_p > 0 && p.top_p <= 1)) fail(EMOE_ERR_ARGUMENT, "a top-p of %g", static_cast<double>(p.top_p));
+    if (!(p.min_p >= 0 && p.min_p < 1)) fail(EMOE_ERR_ARGUMENT, "a min-p of %g", static_cast<double>(p.min_p));
+    if (!(p.repeat_penalty > 0) || !std::isfinite(p.repeat_penalty))
+        fail(EMOE_ERR_ARGUMENT, "a repeat penalty of %g", static_cast<double>(p.repeat_penalty));
+}
+
+void Sampler::constrain(const TextModel &model, const emoe_constraint &c) {
+    if (chain_) fail(EMOE_ERR_ARGUMENT, "a sampler that has picked a token can no longer be constrained");
+    if (!std::isfinite(c.presence_penalty) || !std::isfinite(c.frequency_penalty))
+        fail(EMOE_ERR_ARGUMENT, "a penalty that is not a number");
+    if (c.n_bias > 0 && (!c.bias_tokens || !c.bias_values)) fail(EMOE_ERR_ARGUMENT, "biases without tokens or values");
+    int32_t const n_vocab = llama_vocab_n_tokens(model.vocab());
+    std::vector<llama_logit_bias> bias;
+    for (uint32_t i = 0; i < c.n_bias; i++) {
+        if (c.bias_tokens[i] < 0 || c.bias_tokens[i] >= n_vocab)
+            fail(EMOE_ERR_ARGUMENT, "token %d is not in the vocabulary of %d", c.bias_tokens[i], n_vocab);
+        if (std::isnan(c.bias_values[i]) || c.bias_values[i] > 1e9f)
+            fail(EMOE_ERR_ARGUMENT, "a bias of %g", static_cast<double>(c.bias_values[i]));
+        bias.push_back({c.bias_tokens[i], c.bias_values[i]});
+    }
+    Handle grammar;
+    if (c.grammar) {
+        check_grammar(c.grammar);
+        AssertionGuard const guard;
+        LogCapture const log;
+        grammar.reset(llama_sampler_init_grammar(model.vocab(), c.grammar, "root"));
+        if (!grammar)
+            fail(EMOE_ERR_ARGUMENT, "llama.cpp takes no such grammar: %s", log.last_error("no reason given").c_str());
+    }
+    presence_ = c.presence_penalty;
+    frequency_ = c.frequency_penalty;
+    bias_ = std::move(bias);
+    grammar_ = std::move(grammar);
+    trigger_ = grammar_ && c.grammar_trigger ? c.grammar_trigger : "";
+    tail_.clear();
+}
+
+// llama.cpp's own order of samplers.
+void Sampler::build(uint32_t n_vocab) {
+    llama_sampler_chain_params cp = llama_sampler_chain_default_params();
+    cp.no_perf = true;
+    chain_.reset(llama_sampler_chain_init(cp));
+    auto const add = [this](llama_sampler *s) { llama_sampler_chain_add(chain_.get(), s); };
+    emoe_sampler_params const &p = params_;
+    int32_t const n = static_cast<int32_t>(n_vocab);
+    if (!bias_.empty()) add(llama_sampler_init_logit_bias(n, static_cast<int32_t>(bias_.size()), bias_.data()));
+    bool const penalties = p.repeat_penalty != 1 || presence_ != 0 || frequency_ != 0;
+    if (penalties && p.repeat_last_n != 0)
+        add(llama_sampler_init_penalties(n, p.repeat_last_n, p.repeat_penalty, frequency_, presence_));
+    if (p.temp == 0) {
+        add(llama_sampler_init_greedy());
+        return;
+    }
+    if (p.top_k > 0) add(llama_sampler_init_top_k(p.top_k));
+    if (p.top_p < 1) add(llama_sampler_init_top_p(p.top_p, 1));
+    if (p.min_p > 0) add(llama_sampler_init_min_p(p.min_p, 1));
+    add(llama_sampler_init_temp(p.temp));
+    add(llama_sampler_init_dist(p.seed));
+}
+
+int32_t Sampler::sample(const TextModel &model, uint32_t i) {
+    const float *logits = model.logits(i);
+    if (!logits) return -1;
+    auto const n_vocab = static_cast<uint32_t>(llama_vocab_n_tokens(model.vocab()));
+    if (!chain_) build(n_vocab);
+    candidates_.resize(n_vocab);
+    int32_t token = pick(logits, false);
+    if (!grammar_ || !trigger_.empty()) {
+        llama_sampler_accept(chain_.get(), token);
+        if (grammar_) watch(model, token);
+        return token;
+    }
+    // The whole vocabulary meets the grammar only when the first choice breaks it: that is slow and rare.
+    if (!allows(token)) token = pick(logits, true);
+    if (token < 0) return -2;
+    llama_sampler_accept(grammar_.get(), token);
+    llama_sampler_accept(chain_.get(), token);
+    return token;
+}
+
+int32_t Sampler::pick(const float *logits, bool obey) {
+    for (size_t i = 0; i < candidates_.size(); i++) candidates_[i] = {static_cast<int32_t>(i), logits[i], 0};
+    llama_token_data_array all = {candidates_.data(), candidates_.size(), -1, false};
+    if (obey) {
+        llama_sampler_apply(grammar_.get(), &all);
+        // Out of the way, not only at minus infinity: accepting a forbidden token would end the process.
+        auto const end = std::remove_if(candidates_.begin(), candidates_.end(),
+                                        [](const llama_token_data &c) { return c.logit == k_forbidden; });
+        all.size = static_cast<size_t>(end - candidates_.begin());
+        if (all.size == 0) return -1;
+    }
+    llama_sampler_apply(chain_.get(), &all);
+    return all.selected < 0 ? -1 : all.data[all.selected].id;
+}
+
+bool Sampler::allows(int32_t token) {
+    if (token < 0) return false;
+    llama_token_data one = {token, 0, 0};
+    llama_token_data_array array = {&one, 1, -1, false};
+    llama_sampler_apply(grammar_.get(), &array);
+    return one.logit != k_forbidden;
+}
+
+void Sampler::watch(const TextModel &model, int32_t token) {
+    tail_ += piece_of(model, token);
+    size_t const at = tail_.find(trigger_);
+    if (at == std::string::npos) {
+        if (tail_.size() >= trigger_.size()) tail_.erase(0, tail_.size() - trigger_.size() + 1);
+        return;
+    }
+    std::string const rest = tail_.substr(at + trigger_.size());
+    trigger_.clear();
+    tail_.clear();
+    if (rest.empty()) return;
+    // The token that ended the trigger wrote on. The grammar takes only tokens: those of the rest.
+    std::vector<int32_t> tokens(rest.size() + 8);
+    int64_t const n = tokenize(model, rest.data(), rest.size(), false, true, tokens.data(), tokens.size());
+    for (int64_t i = 0; i < n; i++) {
+        if (allows(tokens[static_cast<size_t>(i)])) {
+            llama_sampler_accept(grammar_.get(), tokens[static_cast<size_t>(i)]);
+            continue;
+        }
+        grammar_.reset(); // what was written already breaks it: nothing is left to hold
+        return;
+    }
+}
+
+void logprobs(const TextModel &model, uint32_t i, int32_t token, float *logprob, uint32_t n_top, int32_t *top_tokens,
+              float *top_logprobs) {
+    const float *logits = model.logits(i);
+    if (!logits) fail(EMOE_ERR_ARGUMENT, "the last evaluation kept no logits in row %u", i);
+    int32_t const n_vocab = llama_vocab_n_tokens(model.vocab());
+    if (token < 0 || token >= n_vocab)
+        fail(EMOE_ERR_ARGUMENT, "token %d is not in the vocabulary of %d", token, n_vocab);
+    if (n_top > static_cast<uint32_t>(n_vocab))
+        fail(EMOE_ERR_ARGUMENT, "the %u likeliest of %d tokens", n_top, n_vocab);
+    float const highest = *std::max_element(logits, logits + n_vocab);
+    double const sum = std::accumulate(logits, logits + n_vocab, 0.0, [highest](double s, float l) {
+        return s + std::exp(static_cast<double>(l) - static_cast<double>(highest));
+    });
+    double const normal = static_cast<double>(highest) + std::log(sum);
+    auto const of = [logits, normal](int32_t t) { return static_cast<float>(static_cast<double>(logits[t]) - normal); };
+    *logprob = of(token);
+    if (n_top == 0) return;
+    std::vector<int32_t> order(static_cast<size_t>(n_vocab));
+    std::iota(order.begin(), order.end(), 0);
+    std::partial_sort(order.begin(), order.begin() + n_top, order.end(), [logits](int32_t a, int32_t b) {
+        return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+    });
+    for (uint32_t t = 0; t < n_top; t++) {
+        top_tokens[t] = order[t];
+        top_logprobs[t] = of(order[t]);
+    }
+}
+
+} // namespace emoe

@@ -1,0 +1,27 @@
+#include "llama/text.h"
+
+#include "base/error.h"
+
+#include <llama.h>
+
+#include <climits>
+
+namespace emoe {
+
+int64_t tokenize(const TextModel &model, const char *text, uint64_t bytes, bool add_special, bool parse_special,
+                 int32_t *tokens, uint64_t cap) {
+    if (bytes > INT32_MAX) fail(EMOE_ERR_ARGUMENT, "a text of more than 2 GiB");
+    int32_t const room = static_cast<int32_t>(cap > INT32_MAX ? INT32_MAX : cap);
+    int32_t const n =
+        llama_tokenize(model.vocab(), text, static_cast<int32_t>(bytes), tokens, room, add_special, parse_special);
+    return n < 0 ? -int64_t{n} : n;
+}
+
+int64_t piece(const TextModel &model, int32_t token, bool special, char *buf, uint64_t cap) {
+    if (token < 0 || token >= llama_vocab_n_tokens(model.vocab())) return 0;
+    int32_t const room = static_cast<int32_t>(cap > INT32_MAX ? INT32_MAX : cap);
+    int32_t const n = llama_token_to_piece(model.vocab(), token, buf, room, 0, special);
+    return n < 0 ? -int64_t{n} : n;
+}
+
+} // namespace emoe
