@@ -1,15 +1,21 @@
 /* edgemoe.h - the whole public C interface of libedgemoe.
  *
- * Four nouns:
+ * The nouns:
+ *   emoe_setup    what is asked for: memory, context, threads, device, ... One struct, taken whole everywhere.
  *   emoe_model    what is in a GGUF file: geometry and where each expert's bytes are. Reads headers only.
+ *   emoe_plan     how a memory budget is spent on a model.
  *   emoe_engine   a model opened for generation: dense weights in memory, experts streamed into a fixed cache.
- *   emoe_sampler  picks the next token from an engine's logits.
- *   emoe_session  all three under one memory budget, messages in and text out: what an app needs (end of this file).
+ *   emoe_text     a vocabulary: tokens and text, logits to sample from. An engine has one; it can be alone, too.
+ *   emoe_sampler  picks the next token from logits.
+ *   emoe_stream   token bytes to text: whole characters, never past a stop text.
+ *   emoe_session  all of them under one memory budget, messages in and text out: what an app needs (end of this file).
+ * For hosts that run something else than a GGUF under a budget: emoe_plan_choose, emoe_allowance, emoe_policy.
  *
  * Rules that hold everywhere:
  *   - A function that can fail returns emoe_status; on failure it fills *err with one sentence and changes
  *     nothing else. err may be NULL.
- *   - Every parameter struct begins with struct_size = sizeof(struct), so that it can grow.
+ *   - Every parameter struct begins with struct_size = sizeof(struct). Structs grow at the end only: a smaller one (of a
+ *     caller built with an older header) is taken, what it lacks is zero; a larger one is refused. Zeros are defaults.
  *   - Sizes are bytes in uint64_t, durations are nanoseconds in uint64_t, counts are uint32_t.
  *   - Strings are UTF-8 and NUL-terminated. Strings passed in are copied.
  *   - An engine, or a session, is used from one thread at a time, except the functions marked "any thread".
@@ -30,7 +36,7 @@ extern "C" {
 #define EMOE_API __attribute__((visibility("default")))
 #endif
 
-#define EMOE_ABI_VERSION 1
+#define EMOE_ABI_VERSION 2 /* 2: emoe_setup, emoe_text; structs of other sizes */
 
 typedef int32_t emoe_status;
 #define EMOE_OK 0
@@ -49,7 +55,10 @@ typedef struct emoe_error {
 
 typedef struct emoe_model emoe_model;
 typedef struct emoe_engine emoe_engine;
+typedef struct emoe_text emoe_text;
 typedef struct emoe_sampler emoe_sampler;
+typedef struct emoe_stream emoe_stream;
+typedef struct emoe_allowance emoe_allowance;
 typedef struct emoe_session emoe_session;
 
 /* EMOE_ABI_VERSION of the library that was loaded. */
@@ -58,9 +67,73 @@ EMOE_API uint32_t emoe_abi_version(void);
 /* What this library was compiled against and what it runs on, for reports: "ggml 0.25.3 (0c1e570)".
  * Owned by the library. */
 EMOE_API const char *emoe_build_info(void);
+/* Changes whenever the library does, for what was measured with it: build info, size and time of its file. Owned by the
+ * library. */
+EMOE_API const char *emoe_build_stamp(void);
 
 /* Which log lines of llama.cpp reach stderr: 0 none, 1 errors, 2 warnings, 3 everything. Any thread. Default 0. */
 EMOE_API void emoe_set_log_level(uint32_t level);
+
+/* ------------------------------------------------------------------ setup */
+
+/* What is asked for. Zeros, but for struct_size and memory, are good defaults. */
+typedef struct emoe_setup {
+    uint32_t struct_size;
+    uint32_t memory_kind;      /* EMOE_BUDGET_*: how `memory` is to be read */
+    uint64_t memory;           /* of the whole process: bytes, or millionths of what this process may use */
+    uint64_t process_bytes;    /* what the process takes without the model, if it will be more than it takes now */
+    uint64_t later_bytes;      /* what it will take after loading, out of the cache (a template engine) */
+    uint32_t n_ctx;            /* tokens the KV cache holds; 0: 4096, or less where the budget is small */
+    uint32_t n_ubatch;         /* most tokens computed at once in prefill; 0: chosen */
+    uint32_t n_threads;        /* compute threads; 0: the physical cores */
+    uint32_t n_outputs;        /* rows of logits kept per decode call; 0: 1, for generation */
+    uint32_t kv_type;          /* ggml_type of the KV cache: 0 or 1 = F16 (exact), 8 = Q8_0 (lossy) */
+    uint32_t policy;           /* EMOE_POLICY_* */
+    uint32_t prefetch;         /* EMOE_PREFETCH_* */
+    uint32_t reader;           /* EMOE_READER_* */
+    uint32_t buffered;         /* 1: do not try O_DIRECT */
+    uint32_t n_read_lane;      /* reads under way at once; 0 = 4 */
+    uint64_t read_bytes_per_s; /* throttle of the reader for experiments; 0 = none */
+    uint32_t device;           /* 0: the CPU; else 1 + index of a GPU (emoe_device_get): dense weights and KV cache */
+    uint32_t n_gpu_layer;      /* mixture layers whose experts are computed there too, the last ones, at most */
+    const uint32_t *gpu_experts; /* experts that the GPU holds and computes beside the CPU, in layers that are not its
+                                    own: numbered through all layers, ascending. Only read during the call */
+    uint64_t n_gpu_expert;
+} emoe_setup;
+#define EMOE_BUDGET_BYTES 0
+#define EMOE_BUDGET_SHARE 1 /* memory counts millionths of emoe_memory_info.limit_bytes */
+#define EMOE_BUDGET_AUTO 2  /* 85 % of what is available now, or less if every expert fits in less */
+/* Which expert a full cache gives up. */
+#define EMOE_POLICY_NEXT_USE 0 /* the one expected to be needed again last; the default */
+#define EMOE_POLICY_LFRU 1     /* the largest age / (1 + uses) */
+#define EMOE_POLICY_LRU 2      /* the least recently used */
+#define EMOE_POLICY_LFU 3      /* the least often used */
+#define EMOE_POLICY_MRS 4      /* the smallest recent router score (HybriMoE) */
+/* Whether experts are read before a router asks for them. The output is the same. */
+#define EMOE_PREFETCH_AUTO 0 /* where it measures faster */
+#define EMOE_PREFETCH_OFF 1
+#define EMOE_PREFETCH_ON 2
+#define EMOE_READER_AUTO 0    /* io_uring where the kernel allows it, else threads */
+#define EMOE_READER_THREADS 1 /* threads that block in pread */
+#define EMOE_READER_URING 2   /* io_uring or EMOE_ERR_UNSUPPORTED */
+
+/* ------------------------------------------------------------------ machine */
+
+typedef struct emoe_memory_info {
+    uint32_t struct_size;
+    uint32_t n_core;          /* physical cores that this process may run on */
+    uint64_t total_bytes;     /* RAM; 0: not known, as all below */
+    uint64_t limit_bytes;     /* what this process may use at most: RAM, its cgroups' limits (v1, v2), its rlimits */
+    uint64_t available_bytes; /* what can be had now without swapping, below every limit */
+    uint64_t resident_bytes;  /* of this process now */
+    uint64_t peak_bytes;      /* and at most so far */
+    uint64_t anon_bytes;      /* of resident: private (heap, weights, cache) */
+    uint64_t file_bytes;      /* of resident: mapped files */
+} emoe_memory_info;
+/* root: NULL, or a folder in which proc/ and sys/ are looked for instead of / (tests). Any thread. */
+EMOE_API emoe_status emoe_memory_get(const char *root, emoe_memory_info *info, emoe_error *err);
+/* Gives freed memory back to the system; glibc keeps it otherwise. Any thread. */
+EMOE_API void emoe_memory_trim(void);
 
 /* ------------------------------------------------------------------ model */
 
@@ -93,6 +166,9 @@ typedef struct emoe_model_info {
     char name[192];             /* general.name, or the file's name */
 } emoe_model_info;
 EMOE_API emoe_status emoe_model_get_info(const emoe_model *model, emoe_model_info *info, emoe_error *err);
+/* The same as the host sees it when a GPU has the experts that setup names (device, n_gpu_layer, gpu_experts). */
+EMOE_API emoe_status emoe_model_get_host_info(const emoe_model *model, const emoe_setup *setup, emoe_model_info *info,
+                                              emoe_error *err);
 
 typedef struct emoe_layer_info {
     uint32_t struct_size;
@@ -119,16 +195,14 @@ EMOE_API emoe_status emoe_shell_write(const emoe_model *model, const char *path,
 /* 0 when path is a shell that emoe_shell_write finished for this model, else a status. Reads the header only. */
 EMOE_API emoe_status emoe_shell_check(const emoe_model *model, const char *path, emoe_error *err);
 
-typedef struct emoe_context_params {
-    uint32_t struct_size;
-    uint32_t n_ctx;         /* tokens the KV cache holds */
-    uint32_t n_ubatch;      /* most tokens computed at once in prefill */
-    uint32_t n_threads;     /* compute threads */
-    uint32_t n_outputs_max; /* rows of logits kept per decode call, 1 for generation */
-    uint32_t kv_type;       /* ggml_type of the KV cache: 1 = F16 (exact default), 8 = Q8_0 (lossy) */
-    uint32_t device;        /* 0: the CPU; else 1 + index of a GPU (emoe_device_get): dense weights and KV cache */
-    uint32_t n_gpu_layer;   /* mixture layers whose experts are computed there too, the last ones, at most */
-} emoe_context_params;
+/* The folder of shells, cache_dir/shells, is made if it is missing. Gives the path of the model's shell, NUL-terminated;
+ * *whole: 1 when it is there and finished. EMOE_ERR_ARGUMENT when cap is too small. */
+EMOE_API emoe_status emoe_shell_find(const emoe_model *model, const char *cache_dir, char *path, uint64_t cap,
+                                     uint32_t *whole, emoe_error *err);
+/* The same, and writes the shell unless it is there; notes that it was used now. Deletes what a dead process left,
+ * shells of models that are gone, and the least recently used of many. */
+EMOE_API emoe_status emoe_shell_make(const emoe_model *model, const char *cache_dir, char *path, uint64_t cap,
+                                     emoe_error *err);
 
 typedef struct emoe_context_sizes {
     uint32_t struct_size;
@@ -144,12 +218,12 @@ typedef struct emoe_context_sizes {
     uint64_t gpu_dense_bytes; /* of them dense weights, which then take no host memory */
 } emoe_context_sizes;
 
-/* What a context of this shape will allocate, asked of llama.cpp itself without allocating it. */
-EMOE_API emoe_status emoe_context_measure(const emoe_model *model, const char *shell_path,
-                                          const emoe_context_params *params, emoe_context_sizes *sizes,
-                                          emoe_error *err);
+/* What a context of setup's shape will allocate, asked of llama.cpp itself without allocating it. n_ctx, n_ubatch and
+ * n_threads must be given. */
+EMOE_API emoe_status emoe_context_measure(const emoe_model *model, const char *shell_path, const emoe_setup *setup,
+                                          emoe_context_sizes *sizes, emoe_error *err);
 
-/* Bytes that a device takes for experts one by one (gpu_experts of emoe_engine_params) in batches of up to n_ubatch tokens,
+/* Bytes that a device takes for experts one by one (gpu_experts of emoe_setup) in batches of up to n_ubatch tokens,
  * and the host for rows on their way. EMOE_ERR_UNSUPPORTED and why, when one of them cannot be there. */
 EMOE_API emoe_status emoe_gpu_experts_measure(const emoe_model *model, const uint32_t *experts, uint64_t n,
                                               uint32_t n_ubatch, uint64_t *gpu_bytes, uint64_t *host_bytes,
@@ -160,61 +234,130 @@ EMOE_API emoe_status emoe_gpu_experts_measure(const emoe_model *model, const uin
 EMOE_API emoe_status emoe_gpu_experts_speed(const emoe_model *model, uint32_t device, uint32_t index, uint32_t n,
                                             uint64_t *ns, emoe_error *err);
 
+/* ------------------------------------------------------------------ plan */
+
+/* How a memory budget is spent on a model; sizes in bytes. */
+typedef struct emoe_plan {
+    uint32_t struct_size;
+    uint32_t n_ctx;          /* tokens of context, prompt and answers together */
+    uint32_t n_ubatch;       /* most tokens computed at once in prefill */
+    uint32_t n_threads;      /* compute threads */
+    uint64_t budget_bytes;   /* the whole process */
+    uint64_t process_bytes;  /* of it: the app, its libraries, the tokenizer */
+    uint64_t dense_bytes;    /* dense weights */
+    uint64_t kv_bytes;       /* KV cache */
+    uint64_t compute_bytes;  /* llama.cpp's compute buffers */
+    uint64_t output_bytes;   /* logits kept */
+    uint64_t scratch_bytes;  /* working space of the kernels */
+    uint64_t decode_bytes;   /* of compute and scratch, what is in use all the time */
+    uint64_t prefill_bytes;  /* the rest of them, lent by the expert cache during a large batch */
+    uint64_t margin_bytes;   /* left free: page tables, allocator, kernel */
+    uint64_t cache_bytes;    /* expert cache */
+    uint64_t slot_min_bytes; /* the part of it that cannot be lent */
+    uint64_t n_slot;         /* experts that fit in it (estimate) */
+    uint64_t n_expert_total; /* experts of the model that no GPU holds */
+    uint64_t smallest_bytes; /* the smallest budget that works: set also when EMOE_ERR_MEMORY is returned */
+    uint64_t resident_bytes; /* the budget in which every expert fits and stays: likewise */
+    double fraction;         /* of all experts, those that fit: 0 to 1 */
+    uint64_t gpu_bytes;      /* on the GPU: dense weights, KV cache, compute buffers and whole layers of experts */
+} emoe_plan;
+
+/* How emoe_session_open with the same arguments would spend the budget. EMOE_ERR_MEMORY when it is too small:
+ * plan->smallest_bytes then says what would do. EMOE_ERR_ARGUMENT when it is more than this process may use, and the
+ * model could use it. cache_dir: see emoe_session_open; what contexts take is measured once and remembered there. With
+ * a GPU, gpu_experts and n_gpu_layer say what the host need not hold. Any thread. */
+EMOE_API emoe_status emoe_plan_make(const emoe_model *model, const char *cache_dir, const emoe_setup *setup,
+                                    emoe_plan *plan, emoe_error *err);
+
+/* What a context of (n_ctx, n_ubatch) allocates; sizes->struct_size is set by the caller. */
+typedef emoe_status (*emoe_sizes_fn)(void *user, uint32_t n_ctx, uint32_t n_ubatch, emoe_context_sizes *sizes);
+/* The same decision for any model, whoever runs it: info and sizes say what it takes. setup->process_bytes is taken as
+ * it is. A status of sizes other than EMOE_OK is returned. */
+EMOE_API emoe_status emoe_plan_choose(const emoe_model_info *info, emoe_sizes_fn sizes, void *user,
+                                      const emoe_setup *setup, emoe_plan *plan, emoe_error *err);
+
+/* What is left free of a budget. */
+EMOE_API uint64_t emoe_margin_bytes(uint64_t budget_bytes);
+
+typedef struct emoe_speeds {
+    uint32_t struct_size;
+    uint32_t reserved;
+    double disk_bytes_per_s;    /* of random reads of one matrix of an expert */
+    double compute_bytes_per_s; /* weight bytes of the decode kernels */
+    double hit_rate;            /* measured on this model at this cache in earlier runs; negative: not known */
+} emoe_speeds;
+typedef struct emoe_prediction {
+    uint32_t struct_size;
+    uint32_t disk_bound;    /* 1: the drive decides, 0: the processor */
+    double low_tok_s;       /* decode, when routing has no locality */
+    double high_tok_s;      /* with that of a trained model on text, or as measured */
+    uint64_t low_miss_bytes; /* read a token, in either case */
+    uint64_t high_miss_bytes;
+    double hit_rate;        /* expected in the second */
+} emoe_prediction;
+/* Decode speed of a model of which a fraction (0 to 1) of the experts fits. */
+EMOE_API emoe_status emoe_plan_predict(const emoe_model_info *info, double fraction, const emoe_speeds *speeds,
+                                       emoe_prediction *prediction, emoe_error *err);
+/* Expected hit rate of the default policy on text when a fraction (0 to 1) of the experts fits. */
+EMOE_API double emoe_plan_hit_rate(double fraction);
+
+/* ------------------------------------------------------------------ allowance */
+
+/* Keeps a process inside its budget by resizing the expert cache: everything else takes what it takes. For hosts that
+ * own the cache; a session has its own. All functions from any thread; a callback may be called by any of them. */
+typedef emoe_status (*emoe_resize_fn)(void *user, uint64_t cache_bytes);
+typedef uint64_t (*emoe_resident_fn)(void *user);
+/* Made when everything but the cache's content is in place; gives the cache what is really left. untouched_bytes: will
+ * be resident, but is not yet. resident: NULL for this process. A status of resize other than EMOE_OK is returned.
+ * EMOE_ERR_MEMORY: *smallest is the budget that would do (may be NULL, here and below). Close with
+ * emoe_allowance_close. */
+EMOE_API emoe_status emoe_allowance_open(const emoe_plan *plan, const emoe_model_info *info, uint64_t untouched_bytes,
+                                         emoe_resize_fn resize, emoe_resident_fn resident, void *user,
+                                         emoe_allowance **out, uint64_t *smallest, emoe_error *err);
+EMOE_API void emoe_allowance_close(emoe_allowance *allowance);
+/* How the budget is spent now. */
+EMOE_API emoe_status emoe_allowance_get_plan(const emoe_allowance *allowance, emoe_plan *plan, emoe_error *err);
+/* Divides a new budget. EMOE_ERR_MEMORY, and nothing changed, when it is too small for what is loaded. */
+EMOE_API emoe_status emoe_allowance_spend(emoe_allowance *allowance, uint64_t budget_bytes, uint64_t *smallest,
+                                          emoe_error *err);
+/* Shrinks the cache if the process has grown far into the margin: the host's own data, libraries. */
+EMOE_API emoe_status emoe_allowance_check(emoe_allowance *allowance, emoe_error *err);
+/* `what` is about to take up to n_bytes: the cache gives way. *before: resident bytes then, for take_back, which gives
+ * the cache what was not taken. EMOE_ERR_MEMORY when the cache and half of the margin cannot give that much. */
+EMOE_API emoe_status emoe_allowance_give_way(emoe_allowance *allowance, uint64_t n_bytes, const char *what,
+                                             uint64_t *before, uint64_t *smallest, emoe_error *err);
+EMOE_API emoe_status emoe_allowance_take_back(emoe_allowance *allowance, uint64_t before, uint64_t n_bytes,
+                                              emoe_error *err);
+
 /* ------------------------------------------------------------------ engine */
 
-typedef struct emoe_engine_params {
-    uint32_t struct_size;
-    uint32_t n_read_lane; /* reads under way at once; 0 = 4 */
-    uint64_t cache_bytes; /* see emoe_engine_set_cache_bytes; raised to the least that it accepts (emoe_stats says) */
-    uint32_t policy;      /* EMOE_POLICY_* */
-    uint32_t buffered;    /* 1: do not try O_DIRECT */
-    uint32_t reader;      /* EMOE_READER_* */
-    uint32_t prefetch;    /* EMOE_PREFETCH_* */
-    uint64_t read_bytes_per_s; /* throttle of the reader for experiments; 0 = none */
-    emoe_context_params context;
-    const uint32_t
-        *gpu_experts; /* experts that the device holds and computes beside the CPU, in layers that are not its
-                                    own: numbered through all layers, ascending. Only read by emoe_engine_open */
-    uint64_t n_gpu_expert;
-} emoe_engine_params;
-/* Which expert a full cache gives up. */
-#define EMOE_POLICY_NEXT_USE 0 /* the one expected to be needed again last; the default */
-#define EMOE_POLICY_LFRU 1     /* the largest age / (1 + uses) */
-#define EMOE_POLICY_LRU 2      /* the least recently used */
-#define EMOE_POLICY_LFU 3      /* the least often used */
-#define EMOE_POLICY_MRS 4      /* the smallest recent router score (HybriMoE) */
-/* Whether experts are read before a router asks for them. The output is the same. */
-#define EMOE_PREFETCH_AUTO 0 /* where it measures faster */
-#define EMOE_PREFETCH_OFF 1
-#define EMOE_PREFETCH_ON 2
-#define EMOE_READER_AUTO 0    /* io_uring where the kernel allows it, else threads */
-#define EMOE_READER_THREADS 1 /* threads that block in pread */
-#define EMOE_READER_URING 2   /* io_uring or EMOE_ERR_UNSUPPORTED */
-
-/* Opens the model for generation through its shell. The model may be closed afterwards.
- * On success *out must be closed with emoe_engine_close. */
-EMOE_API emoe_status emoe_engine_open(const emoe_model *model, const char *shell_path, const emoe_engine_params *params,
-                                      emoe_engine **out, emoe_error *err);
+/* Opens the model for generation through its shell. setup: n_ctx, n_ubatch and n_threads must be given (a plan says
+ * them), memory is not read. cache_bytes: see emoe_engine_set_cache_bytes; raised to the least that it accepts
+ * (emoe_stats says). The model may be closed afterwards. On success *out must be closed with emoe_engine_close. */
+EMOE_API emoe_status emoe_engine_open(const emoe_model *model, const char *shell_path, const emoe_setup *setup,
+                                      uint64_t cache_bytes, emoe_engine **out, emoe_error *err);
 EMOE_API void emoe_engine_close(emoe_engine *engine);
 
 /* Appends n tokens to the sequence and computes them, in pieces of n_ubatch: n = 1 is decode, more is prefill.
- * Logits of the last token are kept, or with want_all != 0 of every token (n <= n_outputs_max).
+ * Logits of the last token are kept, or with want_all != 0 of every token (n <= n_outputs).
  * On failure the sequence is as before the call, except that a recurrent model's is emptied: see emoe_engine_n_past. */
 EMOE_API emoe_status emoe_engine_decode(emoe_engine *engine, const int32_t *tokens, uint32_t n, uint32_t want_all,
                                         emoe_error *err);
 
 /* Appends at most EMOE_MAX_VERIFY tokens and computes them in one pass, each rounded as if it were decoded alone: the
  * logits of all of them, row by row, equal those of n calls of emoe_engine_decode. For drafts: what turns out wrong is cut
- * with emoe_engine_rewind. EMOE_ERR_UNSUPPORTED for recurrent models and those with a sliding window; n_outputs_max must
+ * with emoe_engine_rewind. EMOE_ERR_UNSUPPORTED for recurrent models and those with a sliding window; n_outputs must
  * be at least n. In emoe_stats a pass counts as one decoded token. Else as emoe_engine_decode. */
 #define EMOE_MAX_VERIFY 7
 EMOE_API emoe_status emoe_engine_verify(emoe_engine *engine, const int32_t *tokens, uint32_t n, emoe_error *err);
 /* EMOE_ERR_UNSUPPORTED and why, where emoe_engine_verify is. */
 EMOE_API emoe_status emoe_engine_can_verify(const emoe_engine *engine, emoe_error *err);
 
-/* Logits of row i of the last decode call: n_vocab floats, owned by the engine, valid until the next call.
- * NULL when there is no such row. */
-EMOE_API const float *emoe_engine_logits(const emoe_engine *engine, uint32_t i);
+/* Its vocabulary and logits: the engine's, valid as long as it is open. */
+EMOE_API emoe_text *emoe_engine_text(const emoe_engine *engine);
+
+/* Tokens that the context holds. */
+EMOE_API uint32_t emoe_engine_n_ctx(const emoe_engine *engine);
 
 /* Tokens in the sequence. */
 EMOE_API uint32_t emoe_engine_n_past(const emoe_engine *engine);
@@ -224,6 +367,9 @@ EMOE_API emoe_status emoe_engine_rewind(emoe_engine *engine, uint32_t n, emoe_er
 
 /* Makes the decode call under way end soon with EMOE_ERR_CANCELLED. Does nothing when none is. Any thread. */
 EMOE_API void emoe_engine_cancel(emoe_engine *engine);
+/* Forgets a cancel. An engine for which this was ever called keeps a cancel until the next call of this, so that none
+ * is lost between two decode calls. */
+EMOE_API void emoe_engine_clear_cancel(emoe_engine *engine);
 
 /* Changes the bytes of expert slots, now if idle, else before the next layer. Shrinking gives the memory back to
  * the system. While a batch of many tokens is computed, slots worth its work space (at most prefill_bytes) give way to
@@ -346,32 +492,31 @@ EMOE_API emoe_status emoe_collect_read(const emoe_engine *engine, uint32_t index
 
 /* ------------------------------------------------------------------ text */
 
-/* Tokens of text. Returns their number; when it exceeds cap nothing useful was written and the caller comes back
- * with more room. add_special: BOS where the model wants one. parse_special: "<|im_end|>" is one token. */
-EMOE_API int64_t emoe_engine_tokenize(const emoe_engine *engine, const char *text, uint64_t text_bytes,
-                                      uint32_t add_special, uint32_t parse_special, int32_t *tokens, uint64_t cap);
+/* A vocabulary without a model, where somebody else computes the logits. path: a GGUF, whose tensors are not needed.
+ * On success *out must be closed with emoe_text_close. */
+EMOE_API emoe_status emoe_text_open(const char *path, emoe_text **out, emoe_error *err);
+/* Not for one that an engine has: that does nothing. */
+EMOE_API void emoe_text_close(emoe_text *text);
+/* The rows that are sampled from now on, [n_row][n_vocab]: not copied, so they must stay until the next call.
+ * EMOE_ERR_ARGUMENT for the vocabulary of an engine, which has its own logits. */
+EMOE_API emoe_status emoe_text_set_logits(emoe_text *text, const float *logits, uint32_t n_row, emoe_error *err);
+/* Row i of the logits: n_vocab floats, valid until the next decode call. NULL when there is no such row. */
+EMOE_API const float *emoe_text_logits(const emoe_text *text, uint32_t i);
 
+/* Tokens of text. Returns their number; when it exceeds cap nothing useful was written and the caller comes back
+ * with more room. -1: the tokenizer failed. add_special: BOS where the model wants one. parse_special: "<|im_end|>" is
+ * one token. */
+EMOE_API int64_t emoe_text_tokenize(const emoe_text *text, const char *bytes, uint64_t n_bytes, uint32_t add_special,
+                                    uint32_t parse_special, int32_t *tokens, uint64_t cap);
 /* Bytes of one token (may be part of a UTF-8 character). Returns their number, also when it exceeds cap.
  * special: also the text of control tokens. */
-EMOE_API int64_t emoe_engine_piece(const emoe_engine *engine, int32_t token, uint32_t special, char *buf, uint64_t cap);
-
+EMOE_API int64_t emoe_text_piece(const emoe_text *text, int32_t token, uint32_t special, char *buf, uint64_t cap);
 /* 1 when the token ends an answer. */
-EMOE_API uint32_t emoe_engine_is_eog(const emoe_engine *engine, int32_t token);
+EMOE_API uint32_t emoe_text_is_eog(const emoe_text *text, int32_t token);
 /* -1 when the model has none. */
-EMOE_API int32_t emoe_engine_bos(const emoe_engine *engine);
-EMOE_API int32_t emoe_engine_eos(const emoe_engine *engine);
-EMOE_API uint32_t emoe_engine_n_vocab(const emoe_engine *engine);
-EMOE_API uint32_t emoe_engine_n_ctx(const emoe_engine *engine);
-
-/* ------------------------------------------------------------------ a vocabulary without a model */
-
-/* An engine for text and sampling only, where somebody else computes the logits: the functions of the sections `text`,
- * `sampling` and `constraints` take it, all others refuse it. path: a GGUF, whose tensors are not needed. Close it with
- * emoe_engine_close. */
-EMOE_API emoe_status emoe_vocabulary_open(const char *path, emoe_engine **out, emoe_error *err);
-/* The rows that are sampled from now on, [n_row][n_vocab]: not copied, so they must stay until the next call. */
-EMOE_API emoe_status emoe_vocabulary_set_logits(emoe_engine *engine, const float *logits, uint32_t n_row,
-                                                emoe_error *err);
+EMOE_API int32_t emoe_text_bos(const emoe_text *text);
+EMOE_API int32_t emoe_text_eos(const emoe_text *text);
+EMOE_API uint32_t emoe_text_n_vocab(const emoe_text *text);
 
 /* ------------------------------------------------------------------ sampling */
 
@@ -379,9 +524,9 @@ typedef struct emoe_sampler_params {
     uint32_t struct_size;
     uint32_t seed;
     float temp;            /* 0: greedy, the rest is ignored */
-    float top_p;           /* 1: off */
+    float top_p;           /* 0 or 1: off */
     float min_p;           /* 0: off */
-    float repeat_penalty;  /* 1: off */
+    float repeat_penalty;  /* 0 or 1: off */
     int32_t top_k;         /* 0: off */
     int32_t repeat_last_n; /* tokens looked back on by repeat_penalty */
 } emoe_sampler_params;
@@ -389,7 +534,7 @@ EMOE_API emoe_status emoe_sampler_open(const emoe_sampler_params *params, emoe_s
 EMOE_API void emoe_sampler_close(emoe_sampler *sampler);
 /* Picks a token from logits row i of the last decode call and remembers it. -1 when there is no such row, -2 when a
  * grammar allows no token at all (see emoe_sampler_constrain). */
-EMOE_API int32_t emoe_sampler_sample(emoe_sampler *sampler, const emoe_engine *engine, uint32_t i);
+EMOE_API int32_t emoe_sampler_sample(emoe_sampler *sampler, const emoe_text *text, uint32_t i);
 
 /* ------------------------------------------------------------------ constraints and log-probabilities */
 
@@ -405,13 +550,28 @@ typedef struct emoe_constraint {
 } emoe_constraint;
 
 /* For a sampler that has picked nothing yet. EMOE_ERR_ARGUMENT for a grammar that llama.cpp does not take. */
-EMOE_API emoe_status emoe_sampler_constrain(emoe_sampler *sampler, const emoe_engine *engine,
+EMOE_API emoe_status emoe_sampler_constrain(emoe_sampler *sampler, const emoe_text *text,
                                             const emoe_constraint *constraint, emoe_error *err);
 
 /* Natural log-probabilities of the model itself (temperature 1, no filter) in logits row i of the last decode call: of
  * `token` in *logprob, and of the n_top likeliest tokens, likeliest first (arrays of n_top; NULL when 0). */
-EMOE_API emoe_status emoe_engine_logprobs(const emoe_engine *engine, uint32_t i, int32_t token, float *logprob,
-                                          uint32_t n_top, int32_t *top_tokens, float *top_logprobs, emoe_error *err);
+EMOE_API emoe_status emoe_text_logprobs(const emoe_text *text, uint32_t i, int32_t token, float *logprob,
+                                        uint32_t n_top, int32_t *top_tokens, float *top_logprobs, emoe_error *err);
+
+/* ------------------------------------------------------------------ stream */
+
+/* Bytes of tokens in, valid UTF-8 out: whole characters only (U+FFFD for what is none), and never a part of a stop
+ * text. stop: n_stop texts that end the answer and are not part of it; copied. Not for several threads at once. */
+EMOE_API emoe_status emoe_stream_open(const char *const *stop, const uint64_t *stop_bytes, uint32_t n_stop,
+                                      emoe_stream **out, emoe_error *err);
+EMOE_API void emoe_stream_close(emoe_stream *stream);
+/* The text that is certain after one more piece, *text_bytes long (0: none), valid until the next call. */
+EMOE_API emoe_status emoe_stream_feed(emoe_stream *stream, const char *bytes, uint64_t n_bytes, const char **text,
+                                      uint64_t *text_bytes, emoe_error *err);
+/* What was held back. */
+EMOE_API emoe_status emoe_stream_finish(emoe_stream *stream, const char **text, uint64_t *text_bytes, emoe_error *err);
+/* 1: a stop text was found; what came before it has been returned, it and what follows are dropped. */
+EMOE_API uint32_t emoe_stream_stopped(const emoe_stream *stream);
 
 /* ------------------------------------------------------------------ eviction policies */
 
@@ -492,56 +652,11 @@ EMOE_API emoe_status emoe_compute_measure(const char *type, uint32_t n_threads, 
 
 /* ------------------------------------------------------------------ session: what an app needs */
 
-/* How a memory budget is spent on a model; sizes in bytes. The rules are those of `edgemoe plan`. */
-typedef struct emoe_plan {
-    uint32_t struct_size;
-    uint32_t n_ctx;          /* tokens of context, prompt and answers together */
-    uint32_t n_ubatch;       /* most tokens computed at once in prefill */
-    uint32_t n_threads;      /* compute threads */
-    uint64_t budget_bytes;   /* the whole process */
-    uint64_t process_bytes;  /* of it: the app, its libraries, the tokenizer */
-    uint64_t dense_bytes;    /* dense weights */
-    uint64_t kv_bytes;       /* KV cache */
-    uint64_t compute_bytes;  /* llama.cpp's compute buffers */
-    uint64_t output_bytes;   /* logits kept */
-    uint64_t scratch_bytes;  /* working space of the kernels */
-    uint64_t decode_bytes;   /* of compute and scratch, what is in use all the time */
-    uint64_t prefill_bytes;  /* the rest of them, lent by the expert cache during a large batch */
-    uint64_t margin_bytes;   /* left free: page tables, allocator, kernel */
-    uint64_t cache_bytes;    /* expert cache */
-    uint64_t slot_min_bytes; /* the part of it that cannot be lent */
-    uint64_t n_slot;         /* experts that fit in it (estimate) */
-    uint64_t n_expert_total; /* experts of the model */
-    uint64_t smallest_bytes; /* the smallest budget that works: set also when EMOE_ERR_MEMORY is returned */
-    uint64_t resident_bytes; /* the budget in which every expert fits and stays */
-} emoe_plan;
-
-/* Zeros, but for struct_size and budget_bytes, are good defaults. */
-typedef struct emoe_session_params {
-    uint32_t struct_size;
-    uint32_t n_ctx;         /* 0: 4096, or less where the budget is small; at most what the model was trained for */
-    uint64_t budget_bytes;  /* the whole process: the app and everything in it */
-    uint64_t process_bytes; /* what the process takes without the model, if it will be more than it takes now */
-    uint32_t n_ubatch;      /* 0: chosen */
-    uint32_t n_threads;     /* 0: the physical cores */
-    uint32_t kv_type;       /* ggml_type of the KV cache: 0 or 1 = F16 (exact), 8 = Q8_0 (lossy) */
-    uint32_t policy;        /* EMOE_POLICY_* */
-    uint32_t buffered;      /* 1: do not try O_DIRECT */
-    uint32_t reader;        /* EMOE_READER_* */
-    uint32_t n_read_lane;   /* 0 = 4 */
-    uint32_t reserved;
-} emoe_session_params;
-
-/* How emoe_session_open with the same arguments would spend the budget. EMOE_ERR_MEMORY when it is too small:
- * plan->smallest_bytes then says what would do. cache_dir: see emoe_session_open. Any thread. */
-EMOE_API emoe_status emoe_plan_make(const emoe_model *model, const char *cache_dir, const emoe_session_params *params,
-                                    emoe_plan *plan, emoe_error *err);
-
 /* Opens a model inside a budget. cache_dir: a folder of the app's for derived data, made if it is missing; a copy of
  * the dense weights is written there once a model (a tenth of most files) and found again later. Whatever is deleted
  * from it is made anew. plan: how the budget is spent, filled as by emoe_plan_make; may be NULL.
  * On success *out must be closed with emoe_session_close. */
-EMOE_API emoe_status emoe_session_open(const char *path, const char *cache_dir, const emoe_session_params *params,
+EMOE_API emoe_status emoe_session_open(const char *path, const char *cache_dir, const emoe_setup *setup,
                                        emoe_session **out, emoe_plan *plan, emoe_error *err);
 /* Ends what another thread computes, waits for it, gives everything back. */
 EMOE_API void emoe_session_close(emoe_session *session);
@@ -558,7 +673,7 @@ typedef struct emoe_answer_params {
     const char *const *stop; /* texts that end the answer and are not part of it; copied */
     uint32_t n_stop;
     uint32_t reserved;
-    emoe_sampler_params sampler; /* all zeros, struct_size too: greedy */
+    const emoe_sampler_params *sampler; /* NULL: greedy */
 } emoe_answer_params;
 
 /* The prompt text of messages in buf, cut and NUL-terminated; *n_bytes: its full length without the NUL.
@@ -612,10 +727,6 @@ EMOE_API emoe_status emoe_session_get_plan(const emoe_session *session, emoe_pla
 /* The session's engine, for emoe_engine_get_stats, emoe_engine_resident and the functions on text. What computes, cuts
  * or resizes it is the session's to call. */
 EMOE_API emoe_engine *emoe_session_engine(const emoe_session *session);
-
-/* Forgets a cancel. An engine for which this was ever called keeps a cancel until the next call of this, so that none
- * is lost between two decode calls. */
-EMOE_API void emoe_engine_clear_cancel(emoe_engine *engine);
 
 #ifdef __cplusplus
 }

@@ -1,10 +1,13 @@
-// The C boundary: exceptions to statuses, checks that every function makes of its arguments.
+// The C boundary: exceptions to statuses, checks that every function makes of its arguments, structs of other sizes.
 #pragma once
 
 #include "base/error.h"
 
+#include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <new>
+#include <type_traits>
 
 namespace emoe {
 
@@ -29,16 +32,39 @@ emoe_status guarded(emoe_error *err, F &&f) {
     }
 }
 
-template <typename T>
-void check_struct(const T *params, const char *name) {
-    if (!params) fail(EMOE_ERR_ARGUMENT, "%s is null", name);
-    if (params->struct_size != sizeof(T))
-        fail(EMOE_ERR_ARGUMENT, "%s has %u bytes, this library's has %zu: header and library differ", name,
-             params->struct_size, sizeof(T));
-}
-
 inline void check_pointer(const void *p, const char *name) {
     if (!p) fail(EMOE_ERR_ARGUMENT, "%s is null", name);
+}
+
+// A struct as the caller has it: smaller (built with an older header) is right, larger is not.
+template <typename T>
+void check_struct(const T *given, const char *name) {
+    check_pointer(given, name);
+    if (given->struct_size < sizeof given->struct_size)
+        fail(EMOE_ERR_ARGUMENT, "the struct_size of %s is %u: set it to sizeof(%s)", name, given->struct_size, name);
+    if (given->struct_size > sizeof(T))
+        fail(EMOE_ERR_ARGUMENT, "%s has %u bytes, this library knows %zu: the caller's header is newer than the library",
+             name, given->struct_size, sizeof(T));
+}
+
+// A copy of a parameter struct, zero where the caller's is too old to have a field.
+template <typename T>
+T read_struct(const T *given, const char *name) {
+    static_assert(std::is_trivially_copyable_v<T>, "a C struct");
+    check_struct(given, name);
+    T whole = {};
+    memcpy(&whole, given, given->struct_size);
+    whole.struct_size = sizeof whole;
+    return whole;
+}
+
+// As much of a result as the caller's struct has room for. check_struct was made of it before.
+template <typename T>
+void write_struct(T *to, const T &value) {
+    static_assert(std::is_trivially_copyable_v<T>, "a C struct");
+    uint32_t const size = to->struct_size;
+    memcpy(to, &value, std::min<size_t>(size, sizeof value));
+    to->struct_size = size;
 }
 
 } // namespace emoe

@@ -1,5 +1,4 @@
 // Keeps the process inside its budget by resizing the expert cache: everything else takes what it takes.
-// runtime/allowance.py for hosts without Python; memory warnings come on top.
 #pragma once
 
 #include "budget/planner.h"
@@ -32,17 +31,22 @@ public:
     template <typename F>
     void growing(uint64_t n_bytes, const char *what, F &&f) {
         uint64_t const before = give_way(n_bytes, what);
-        struct Return { // also when f throws
-            Allowance &allowance;
-            uint64_t before, n_bytes;
-            ~Return() { allowance.take_back(before, n_bytes); }
-        } const back{*this, before, n_bytes};
-        f();
+        try {
+            f();
+        } catch (...) {
+            try { // what went wrong first is what is told
+                take_back(before, n_bytes);
+            } catch (const std::exception &) {
+            }
+            throw;
+        }
+        take_back(before, n_bytes);
     }
+    // The two halves of it, for hosts that cannot pass a function. give_way returns the resident bytes for take_back.
+    uint64_t give_way(uint64_t n_bytes, const char *what);
+    void take_back(uint64_t before, uint64_t n_bytes);
 
 private:
-    uint64_t give_way(uint64_t n_bytes, const char *what); // resident bytes then
-    void take_back(uint64_t before, uint64_t n_bytes);
     uint64_t allowed_cache(uint64_t budget_bytes) const;
     void grow(int64_t n_bytes);
     void note(uint64_t budget_bytes, uint64_t cache_bytes);

@@ -21,6 +21,8 @@ constexpr uint32_t k_contexts[] = {4096, 2048, 1024, 512};
 constexpr uint64_t k_lent_share = 2;   // a large batch may borrow 1/2 of the expert cache while it is computed
 constexpr uint64_t k_kv_share = 3;     // an unasked context may take 1/3 of what it shares with cache and work space
 constexpr uint32_t k_short_ctx = 1024; // below this a chat is hardly one: only if nothing longer fits
+constexpr double k_auto_share = 0.85;  // of what is available now; the rest is the user's other programs'
+constexpr double k_million = 1e6;
 // Between processes that do the same, resident memory differs by some pages; the smallest budget allows for that.
 constexpr uint64_t k_slack_bytes = 2 * k_mib;
 
@@ -45,8 +47,12 @@ std::vector<uint32_t> ubatches(const Budget &budget, uint32_t n_ctx) {
     return at_most(k_ubatches, n_ctx);
 }
 
+uint64_t dense_bytes_of(const emoe_model_info &model, const emoe_context_sizes &size) {
+    return model.dense_bytes - std::min(model.dense_bytes, size.gpu_dense_bytes);
+}
+
 uint64_t fixed_bytes_of(const emoe_model_info &model, const emoe_context_sizes &size, const Budget &budget) {
-    return budget.process_bytes + size.vocab_bytes + model.dense_bytes + size.kv_bytes + size.output_bytes +
+    return budget.process_bytes + size.vocab_bytes + dense_bytes_of(model, size) + size.kv_bytes + size.output_bytes +
            size.decode_bytes;
 }
 
@@ -57,32 +63,26 @@ uint64_t with_margin(uint64_t need) {
     return (bytes + k_mib - 1) / k_mib * k_mib;
 }
 
-uint64_t smallest_bytes(const emoe_model_info &model, const Sizes &sizes, const Budget &budget) {
-    uint32_t const n_ctx = contexts(model, budget).back();
-    emoe_context_sizes const size = sizes(n_ctx, ubatches(budget, n_ctx).back());
-    return with_margin(fixed_bytes_of(model, size, budget) + model.slot_min_bytes + size.prefill_bytes);
-}
-
-uint64_t resident_bytes_of(const emoe_model_info &model, const Sizes &sizes, const Budget &budget) {
-    uint32_t const n_ctx = contexts(model, budget).front();
-    emoe_context_sizes const size = sizes(n_ctx, ubatches(budget, n_ctx).front());
-    return with_margin(fixed_bytes_of(model, size, budget) + model.slot_bytes + size.prefill_bytes);
+// The budget that holds a model of which cache_bytes are cached, with this context and batch.
+uint64_t budget_for(const emoe_model_info &model, const emoe_context_sizes &size, const Budget &budget,
+                    uint64_t cache_bytes) {
+    return with_margin(fixed_bytes_of(model, size, budget) + cache_bytes + size.prefill_bytes + budget.later_bytes);
 }
 
 // The plan with this context and batch, if it can decode at all.
 std::optional<emoe_plan> candidate(const emoe_model_info &model, const emoe_context_sizes &size, const Budget &budget,
-                                   uint32_t n_ctx, uint32_t n_ubatch) {
-    uint64_t const margin = margin_bytes(budget.bytes);
+                                   uint64_t bytes, uint32_t n_ctx, uint32_t n_ubatch) {
+    uint64_t const margin = margin_bytes(bytes);
     uint64_t const taken = margin + fixed_bytes_of(model, size, budget);
-    if (budget.bytes < taken + model.slot_min_bytes + size.prefill_bytes) return std::nullopt;
+    if (bytes < taken + model.slot_min_bytes + size.prefill_bytes + budget.later_bytes) return std::nullopt;
     emoe_plan p = {};
     p.struct_size = sizeof p;
     p.n_ctx = n_ctx;
     p.n_ubatch = n_ubatch;
     p.n_threads = budget.n_threads;
-    p.budget_bytes = budget.bytes;
+    p.budget_bytes = bytes;
     p.process_bytes = budget.process_bytes + size.vocab_bytes;
-    p.dense_bytes = model.dense_bytes;
+    p.dense_bytes = dense_bytes_of(model, size);
     p.kv_bytes = size.kv_bytes;
     p.compute_bytes = size.compute_bytes;
     p.output_bytes = size.output_bytes;
@@ -92,16 +92,17 @@ std::optional<emoe_plan> candidate(const emoe_model_info &model, const emoe_cont
     p.margin_bytes = margin;
     p.slot_min_bytes = model.slot_min_bytes;
     p.n_expert_total = model.n_expert_total;
-    note_cache(&p, model, std::min(budget.bytes - taken, model.slot_bytes + size.prefill_bytes));
+    p.gpu_bytes = size.gpu_bytes;
+    note_cache(&p, model, std::min(bytes - taken, model.slot_bytes + size.prefill_bytes));
     return p;
 }
 
 // The largest batch whose work space the cache can well lend, else the smallest that works.
 std::optional<emoe_plan> best_batch(const emoe_model_info &model, const Sizes &sizes, const Budget &budget,
-                                    uint32_t n_ctx) {
+                                    uint64_t bytes, uint32_t n_ctx) {
     std::optional<emoe_plan> best;
     for (uint32_t const n_ubatch : ubatches(budget, n_ctx)) {
-        std::optional<emoe_plan> const found = candidate(model, sizes(n_ctx, n_ubatch), budget, n_ctx, n_ubatch);
+        std::optional<emoe_plan> const found = candidate(model, sizes(n_ctx, n_ubatch), budget, bytes, n_ctx, n_ubatch);
         if (!found) continue;
         best = found;
         bool const evicts_none = found->cache_bytes >= model.slot_bytes + found->prefill_bytes;
@@ -121,26 +122,54 @@ uint64_t fixed_bytes(const emoe_plan &p) {
 uint64_t cache_min_bytes(const emoe_plan &p) { return p.slot_min_bytes + p.prefill_bytes; }
 
 void note_cache(emoe_plan *plan, const emoe_model_info &model, uint64_t cache_bytes) {
-    double const fraction = std::min(1.0, static_cast<double>(cache_bytes) / static_cast<double>(model.slot_bytes));
+    plan->fraction = std::min(1.0, static_cast<double>(cache_bytes) / static_cast<double>(model.slot_bytes));
     plan->cache_bytes = cache_bytes;
-    plan->n_slot = static_cast<uint64_t>(fraction * static_cast<double>(model.n_expert_total));
+    plan->n_slot = static_cast<uint64_t>(plan->fraction * static_cast<double>(model.n_expert_total));
 }
 
-emoe_plan make_plan(const emoe_model_info &model, const Sizes &sizes, const Budget &budget) {
-    uint64_t const smallest = smallest_bytes(model, sizes, budget);
+Bounds bounds_of(const emoe_model_info &model, const Sizes &sizes, const Budget &budget) {
+    uint32_t const shortest = contexts(model, budget).back(), longest = contexts(model, budget).front();
+    return {
+        budget_for(model, sizes(shortest, ubatches(budget, shortest).back()), budget, model.slot_min_bytes),
+        budget_for(model, sizes(longest, ubatches(budget, longest).front()), budget, model.slot_bytes),
+    };
+}
+
+uint64_t budget_bytes(uint32_t kind, uint64_t value, uint64_t resident_bytes, const Machine &m) {
+    switch (kind) {
+    case EMOE_BUDGET_SHARE:
+        return static_cast<uint64_t>(static_cast<double>(m.limit_bytes) * static_cast<double>(value) / k_million);
+    case EMOE_BUDGET_AUTO: {
+        // What this process has already is part of its budget.
+        double const free = static_cast<double>(m.available_bytes + m.process.resident_bytes);
+        return std::min(static_cast<uint64_t>(free * k_auto_share), resident_bytes);
+    }
+    default:
+        if (value == 0) fail(EMOE_ERR_ARGUMENT, "a memory budget of 0 bytes holds nothing");
+        if (m.limit_bytes != 0 && value > m.limit_bytes && m.limit_bytes < resident_bytes)
+            fail(EMOE_ERR_ARGUMENT, "a budget of %s is more than this process may use, %s", format_bytes(value).c_str(),
+                 format_bytes(m.limit_bytes).c_str());
+        return value;
+    }
+}
+
+emoe_plan make_plan(const emoe_model_info &model, const Sizes &sizes, const Budget &budget, const Machine &machine) {
+    Bounds const bounds = bounds_of(model, sizes, budget);
+    uint64_t const enough = budget.sure ? bounds.resident_bytes : UINT64_MAX;
+    uint64_t const bytes = budget_bytes(budget.kind, budget.value, enough, machine);
     std::optional<emoe_plan> chosen;
     for (uint32_t const n_ctx : contexts(model, budget)) {
-        std::optional<emoe_plan> const found = best_batch(model, sizes, budget, n_ctx);
+        std::optional<emoe_plan> const found = best_batch(model, sizes, budget, bytes, n_ctx);
         if (!found || (chosen && n_ctx < k_short_ctx)) continue;
         chosen = found;
         uint64_t const shared = found->kv_bytes + found->output_bytes + found->decode_bytes + found->cache_bytes;
         if (found->kv_bytes * k_kv_share <= shared) break;
     }
     if (!chosen)
-        throw BudgetError(smallest, "a budget of " + format_bytes(budget.bytes) + " is too small for " + model.name +
-                                        ": it needs " + format_bytes(smallest));
-    chosen->smallest_bytes = smallest;
-    chosen->resident_bytes = resident_bytes_of(model, sizes, budget);
+        throw BudgetError(bounds.smallest_bytes, "a budget of " + format_bytes(bytes) + " is too small for " +
+                                                     model.name + ": it needs " + format_bytes(bounds.smallest_bytes));
+    chosen->smallest_bytes = bounds.smallest_bytes;
+    chosen->resident_bytes = bounds.resident_bytes;
     return *chosen;
 }
 

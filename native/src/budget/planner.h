@@ -1,8 +1,8 @@
-// Decides how a memory budget is spent: runtime/planner.py for hosts without Python, rule by rule.
-// Pure: the same model, sizes and budget give the same plan. tests/test_session_plan.py holds the two together.
+// Decides how a memory budget is spent. Pure: the same model, sizes, budget and limits give the same plan.
 #pragma once
 
 #include "base/error.h"
+#include "base/machine.h"
 
 #include <edgemoe.h>
 
@@ -14,11 +14,14 @@ namespace emoe {
 using Sizes = std::function<emoe_context_sizes(uint32_t n_ctx, uint32_t n_ubatch)>;
 
 struct Budget {
-    uint64_t bytes = 0;         // the whole process
-    uint64_t process_bytes = 0; // of it, before the model is loaded
+    uint32_t kind = EMOE_BUDGET_BYTES; // how `value` is to be read
+    uint64_t value = 0;                // the whole process
+    uint64_t process_bytes = 0;        // of it, before the model is loaded
+    uint64_t later_bytes = 0;          // and what it takes after that, out of the cache
     uint32_t n_threads = 1;
     uint32_t n_ctx = 0;    // 0: chosen
     uint32_t n_ubatch = 0; // 0: chosen
+    bool sure = true;      // false: no budget is known to be enough (a GPU's driver takes what nobody knows)
 };
 
 // The budget is too small.
@@ -29,8 +32,19 @@ public:
     const uint64_t smallest_bytes;
 };
 
-// Throws BudgetError.
-emoe_plan make_plan(const emoe_model_info &model, const Sizes &sizes, const Budget &budget);
+// What does not depend on the budget: filled before it is known whether one is enough.
+struct Bounds {
+    uint64_t smallest_bytes; // the smallest budget that works, whole MiB
+    uint64_t resident_bytes; // the one in which every expert fits and stays, with the longest context and largest batch
+};
+Bounds bounds_of(const emoe_model_info &model, const Sizes &sizes, const Budget &budget);
+
+// Bytes of a budget as it was asked for, when every expert fits in resident_bytes. Throws EMOE_ERR_ARGUMENT when that is
+// more than this process may use and the model could use it.
+uint64_t budget_bytes(uint32_t kind, uint64_t value, uint64_t resident_bytes, const Machine &machine);
+
+// Throws BudgetError, EMOE_ERR_ARGUMENT.
+emoe_plan make_plan(const emoe_model_info &model, const Sizes &sizes, const Budget &budget, const Machine &machine);
 
 // What is left free of a budget: 12 MiB, or 1.5 % of it if that is more.
 uint64_t margin_bytes(uint64_t budget_bytes);

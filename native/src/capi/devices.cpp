@@ -27,20 +27,21 @@ uint32_t emoe_device_count(void) { return static_cast<uint32_t>(ggml_backend_dev
 emoe_status emoe_device_get(uint32_t i, emoe_device_info *info, emoe_error *err) {
     using namespace emoe;
     return guarded(err, [&] {
-        check_pointer(info, "info");
         check_struct(info, "emoe_device_info");
         if (i >= ggml_backend_dev_count())
             fail(EMOE_ERR_ARGUMENT, "there is no device %u: there are %zu", i, ggml_backend_dev_count());
         ggml_backend_dev_t const device = ggml_backend_dev_get(i);
         size_t free = 0, total = 0;
         ggml_backend_dev_memory(device, &free, &total);
-        info->kind = kind_of(device);
-        info->free_bytes = free;
-        info->total_bytes = total;
+        emoe_device_info found = {};
+        found.kind = kind_of(device);
+        found.free_bytes = free;
+        found.total_bytes = total;
         ggml_backend_reg_t const reg = ggml_backend_dev_backend_reg(device);
-        snprintf(info->backend, sizeof info->backend, "%s", reg ? ggml_backend_reg_name(reg) : "");
-        snprintf(info->name, sizeof info->name, "%s", ggml_backend_dev_name(device));
-        snprintf(info->description, sizeof info->description, "%s", ggml_backend_dev_description(device));
+        snprintf(found.backend, sizeof found.backend, "%s", reg ? ggml_backend_reg_name(reg) : "");
+        snprintf(found.name, sizeof found.name, "%s", ggml_backend_dev_name(device));
+        snprintf(found.description, sizeof found.description, "%s", ggml_backend_dev_description(device));
+        write_struct(info, found);
     });
 }
 

@@ -12,10 +12,9 @@ using namespace emoe;
 
 emoe_status emoe_replay(const emoe_replay_params *params, uint64_t *n_use, uint64_t *n_miss, emoe_error *err) {
     return guarded(err, [&] {
-        check_struct(params, "emoe_replay_params");
         check_pointer(n_use, "n_use");
         check_pointer(n_miss, "n_miss");
-        emoe_replay_params const &p = *params;
+        emoe_replay_params const p = read_struct(params, "emoe_replay_params");
         bool const belady = p.policy == EMOE_REPLAY_BELADY;
         if (!belady && p.policy >= k_n_policy) fail(EMOE_ERR_ARGUMENT, "unknown eviction policy %u", p.policy);
         if (p.n_layer == 0 || p.n_slot == 0) fail(EMOE_ERR_ARGUMENT, "no layers or no slots to replay with");

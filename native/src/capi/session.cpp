@@ -1,7 +1,8 @@
 // The session of edgemoe.h implemented: checks of arguments, exceptions to statuses, nothing else.
+#include "base/guard.h"
+#include "capi/handles.h"
 #include "llama/chat_template.h"
 #include "session/session.h"
-#include "base/guard.h"
 
 #include <algorithm>
 #include <cstring>
@@ -14,32 +15,11 @@ struct emoe_session {
 
 namespace {
 
-// As guarded, and what a budget that is too small leaves in the plan.
-template <typename F>
-emoe_status guarded_plan(emoe_plan *plan, emoe_error *err, F &&f) {
-    return guarded(err, [&] {
-        if (plan) check_struct(plan, "emoe_plan");
-        try {
-            f();
-        } catch (const BudgetError &e) {
-            if (plan) plan->smallest_bytes = e.smallest_bytes;
-            throw;
-        }
-    });
-}
-
-void check_params(const emoe_session_params *params) { check_struct(params, "emoe_session_params"); }
-
-// The parameters, checked, with a sampler where none was given.
-emoe_answer_params whole(const emoe_answer_params *params) {
-    check_struct(params, "emoe_answer_params");
-    emoe_answer_params p = *params;
-    static constexpr emoe_sampler_params k_none = {};
-    if (memcmp(&p.sampler, &k_none, sizeof k_none) == 0) {
-        p.sampler.struct_size = sizeof p.sampler;
-        p.sampler.top_p = 1; // off, and so is the next
-        p.sampler.repeat_penalty = 1;
-    }
+// The parameters, checked; a null sampler is greedy.
+emoe_answer_params read_answer(const emoe_answer_params *params) {
+    static constexpr emoe_sampler_params k_greedy = {sizeof k_greedy, 0, 0, 0, 0, 0, 0, 0};
+    emoe_answer_params p = read_struct(params, "emoe_answer_params");
+    if (!p.sampler) p.sampler = &k_greedy;
     return p;
 }
 
@@ -50,27 +30,23 @@ Session &session_of(const emoe_session *session) {
 
 } // namespace
 
-emoe_status emoe_plan_make(const emoe_model *model, const char *cache_dir, const emoe_session_params *params,
-                           emoe_plan *plan, emoe_error *err) {
-    return guarded_plan(plan, err, [&] {
-        check_pointer(model, "model");
-        check_pointer(cache_dir, "cache_dir");
-        check_pointer(plan, "plan");
-        check_params(params);
-        *plan = plan_session(model, cache_dir, *params);
-    });
-}
-
-emoe_status emoe_session_open(const char *path, const char *cache_dir, const emoe_session_params *params,
-                              emoe_session **out, emoe_plan *plan, emoe_error *err) {
-    return guarded_plan(plan, err, [&] {
+emoe_status emoe_session_open(const char *path, const char *cache_dir, const emoe_setup *setup, emoe_session **out,
+                              emoe_plan *plan, emoe_error *err) {
+    return guarded(err, [&] {
         check_pointer(path, "path");
         check_pointer(cache_dir, "cache_dir");
         check_pointer(out, "out");
-        check_params(params);
+        if (plan) check_struct(plan, "emoe_plan");
+        emoe_setup const s = read_setup(setup, false);
         auto session = std::make_unique<emoe_session>();
-        session->session = std::make_unique<Session>(path, cache_dir, *params);
-        if (plan) *plan = session->session->plan();
+        emoe_plan known = {};
+        try {
+            session->session = std::make_unique<Session>(path, cache_dir, s, &known);
+        } catch (const Error &) {
+            if (plan) write_struct(plan, known);
+            throw;
+        }
+        if (plan) write_struct(plan, session->session->plan());
         *out = session.release();
     });
 }
@@ -93,14 +69,14 @@ emoe_status emoe_chat_render(const char *chat_template, const emoe_message *mess
 
 emoe_status emoe_session_chat(emoe_session *session, const emoe_message *messages, uint32_t n_message,
                               const char *chat_template, const emoe_answer_params *params, emoe_error *err) {
-    return guarded(err, [&] { session_of(session).chat(messages, n_message, chat_template, whole(params)); });
+    return guarded(err, [&] { session_of(session).chat(messages, n_message, chat_template, read_answer(params)); });
 }
 
 emoe_status emoe_session_prompt(emoe_session *session, const char *text, uint64_t text_bytes,
                                 const emoe_answer_params *params, emoe_error *err) {
     return guarded(err, [&] {
         check_pointer(text, "text");
-        session_of(session).prompt(std::string(text, text_bytes), whole(params));
+        session_of(session).prompt(std::string(text, text_bytes), read_answer(params));
     });
 }
 
@@ -143,7 +119,7 @@ emoe_status emoe_session_memory_warning(emoe_session *session, uint32_t level, e
 emoe_status emoe_session_get_plan(const emoe_session *session, emoe_plan *plan, emoe_error *err) {
     return guarded(err, [&] {
         check_struct(plan, "emoe_plan");
-        *plan = session_of(session).plan();
+        write_struct(plan, session_of(session).plan());
     });
 }
 

@@ -16,12 +16,12 @@ constexpr const char *k_cancelled = "cancelled";
 // Tokens at once from which on GPUs compute with kernels for batches.
 constexpr uint32_t k_batched_tokens = 9;
 
-Streamer::Params streamer_params(const ModelIndex &index, const emoe_engine_params &p, const Placement &placement) {
+Streamer::Params streamer_params(const ModelIndex &index, const emoe_setup &p, uint64_t cache_bytes, const Placement &placement) {
     Streamer::Params s;
     s.on_gpu = placement.experts(index.layout);
     s.n_embd = index.n_router_input;
     s.prefetch = static_cast<PrefetchMode>(p.prefetch);
-    s.cache_bytes = p.cache_bytes;
+    s.cache_bytes = cache_bytes;
     s.policy = static_cast<PolicyKind>(p.policy);
     s.reader.kind = static_cast<ReaderKind>(p.reader);
     s.reader.n_lane = p.n_read_lane == 0 ? 4 : p.n_read_lane;
@@ -32,15 +32,15 @@ Streamer::Params streamer_params(const ModelIndex &index, const emoe_engine_para
 
 } // namespace
 
-Engine::Engine(const ModelIndex &index, const std::string &shell_path, const emoe_engine_params &params)
-    : params_(params), placement_(index, params.context.device, params.context.n_gpu_layer,
-                                  std::vector<uint32_t>(params.gpu_experts, params.gpu_experts + params.n_gpu_expert)),
-      streamer_(std::make_unique<Streamer>(index.layout, streamer_params(index, params, placement_))) {
+Engine::Engine(const ModelIndex &index, const std::string &shell_path, const emoe_setup &setup, uint64_t cache_bytes)
+    : setup_(setup), placement_(index, setup.device, setup.n_gpu_layer,
+                                std::vector<uint32_t>(setup.gpu_experts, setup.gpu_experts + setup.n_gpu_expert)),
+      streamer_(std::make_unique<Streamer>(index.layout, streamer_params(index, setup, cache_bytes, placement_))) {
     check_unchanged(index); // the streamer has opened the files by name, the index is from before
-    load(index, shell_path);
+    load(index, shell_path, cache_bytes);
 }
 
-void Engine::load(const ModelIndex &index, const std::string &shell_path) {
+void Engine::load(const ModelIndex &index, const std::string &shell_path, uint64_t cache_bytes) {
     // One load at a time in this process: the log is process-wide. Between processes the shell is locked.
     static std::mutex loading;
     std::lock_guard<std::mutex> const lock(loading);
@@ -87,14 +87,14 @@ void Engine::load(const ModelIndex &index, const std::string &shell_path) {
         if (std::find(before.begin(), before.end(), m) == before.end()) mapping = m;
     dense_ =
         std::make_unique<DenseMover>(mapping, extent.dense_end, extent.full_end, index.dense_bytes, index.dense.size());
-    if (params_.context.device != 0) dense_->set_parts(std::move(parts));
+    if (setup_.device != 0) dense_->set_parts(std::move(parts));
     gpu_ = std::make_unique<GpuExperts>(index, placement_);
     interposer_ = std::make_unique<Interposer>(*streamer_, *dense_, gpu_.get());
     if (!placement_.tier().empty()) {
-        tier_ = std::make_unique<GpuTier>(index, placement_.device(), placement_.tier(), params_.context.n_ubatch);
+        tier_ = std::make_unique<GpuTier>(index, placement_.device(), placement_.tier(), setup_.n_ubatch);
         interposer_->scratch().tier = tier_.get();
     }
-    llama_context_params cp = context_params(params_.context);
+    llama_context_params cp = context_params(setup_);
     cp.cb_eval = Interposer::on_node;
     cp.cb_eval_user_data = interposer_.get();
     cp.abort_callback = [](void *self) {
@@ -105,12 +105,12 @@ void Engine::load(const ModelIndex &index, const std::string &shell_path) {
     cp.abort_callback_data = this;
     ctx_.reset(llama_init_from_model(model_.get(), cp));
     if (!ctx_)
-        fail(EMOE_ERR_MEMORY, "llama.cpp cannot make a context of %u tokens: %s", params_.context.n_ctx,
+        fail(EMOE_ERR_MEMORY, "llama.cpp cannot make a context of %u tokens: %s", setup_.n_ctx,
              log.last_error("no reason given").c_str());
     n_ctx_ = llama_n_ctx(ctx_.get());
-    buffers_ = parse_buffers(log.text(), gpu_name(params_.context.device));
-    work_ = WorkSpace(index, params_.context, buffers_.compute_bytes);
-    set_cache_bytes(std::max(params_.cache_bytes, streamer_->min_bytes() + work_.extra_bytes(work_.n_ubatch())));
+    buffers_ = parse_buffers(log.text(), gpu_name(setup_.device));
+    work_ = WorkSpace(index, setup_, buffers_.compute_bytes);
+    set_cache_bytes(std::max(cache_bytes, streamer_->min_bytes() + work_.extra_bytes(work_.n_ubatch())));
     dry_run();
     shell.drop_pages();
 }
@@ -121,12 +121,12 @@ void Engine::load(const ModelIndex &index, const std::string &shell_path) {
 // driver loads with its kernels is in the process before the budget is divided.
 void Engine::dry_run() {
     llama_token const token = std::max(llama_vocab_bos(vocab_), 0);
-    bool const on_gpu = params_.context.device != 0;
+    bool const on_gpu = setup_.device != 0;
     dry_ = !on_gpu;
     if (dry_) interposer_->columns().begin_learning();
     // The batch first: Mesa's software driver corrupts memory when some models begin with a single token, in stock
     // llama.cpp too (docs/devices.md).
-    uint32_t const n_batch = on_gpu ? std::min(k_batched_tokens, params_.context.n_ubatch) : 1;
+    uint32_t const n_batch = on_gpu ? std::min(k_batched_tokens, setup_.n_ubatch) : 1;
     for (uint32_t const n : {n_batch, 1u}) {
         std::vector<llama_token> tokens(n, token);
         interposer_->begin_graph();
@@ -155,7 +155,7 @@ void Engine::decode(const int32_t *tokens, uint32_t n, bool want_all) { run(toke
 std::string Engine::no_verify() const {
     if (llama_model_is_recurrent(model_.get()) || llama_model_is_hybrid(model_.get()))
         return "its recurrent state cannot be taken back";
-    if (params_.context.device != 0) return "a GPU rounds several tokens at once differently from one";
+    if (setup_.device != 0) return "a GPU rounds several tokens at once differently from one";
     // A window's cells are used again: which cell a token gets depends on how many come at once.
     if (llama_model_n_swa(model_.get()) != 0) return "it attends to a sliding window";
     return "";
@@ -169,12 +169,12 @@ void Engine::verify(const int32_t *tokens, uint32_t n) {
 }
 
 void Engine::run(const int32_t *tokens, uint32_t n, bool want_all, Rounding rounding) {
-    uint32_t const n_ubatch = params_.context.n_ubatch;
+    uint32_t const n_ubatch = setup_.n_ubatch;
     uint32_t const n_vocab = static_cast<uint32_t>(llama_vocab_n_tokens(vocab_));
     if (n == 0) fail(EMOE_ERR_ARGUMENT, "no tokens to compute");
-    if (want_all && (n > params_.context.n_outputs_max || n > n_ubatch))
+    if (want_all && (n > setup_.n_outputs || n > n_ubatch))
         fail(EMOE_ERR_ARGUMENT, "logits of %u tokens were asked for, but the engine was opened for %u at a time", n,
-             std::min(params_.context.n_outputs_max, n_ubatch));
+             std::min(setup_.n_outputs, n_ubatch));
     for (uint32_t i = 0; i < n; i++)
         if (tokens[i] < 0 || static_cast<uint32_t>(tokens[i]) >= n_vocab)
             fail(EMOE_ERR_ARGUMENT, "token %d is not in the vocabulary of %u", tokens[i], n_vocab);
@@ -292,43 +292,45 @@ void Engine::clear_cancel() {
     cancelled_.store(false);
 }
 
-void Engine::stats(emoe_stats *out) const {
+emoe_stats Engine::stats() const {
+    emoe_stats out = {};
     StreamerStats const s = streamer_->stats();
-    out->n_slot = s.n_slot;
-    out->n_slot_used = s.n_slot_used;
-    out->direct_io = s.direct_io ? 1 : 0;
-    out->reader = static_cast<uint32_t>(s.reader);
-    out->n_decode = n_decode_;
-    out->n_prefill = n_prefill_;
-    out->decode_ns = decode_ns_;
-    out->prefill_ns = prefill_ns_;
-    out->n_hit = s.n_hit;
-    out->n_miss = s.n_miss;
-    out->n_evict = s.n_evict;
-    out->n_read = s.n_read;
-    out->read_bytes = s.read_bytes;
-    out->stall_ns = s.stall_ns / std::max(1u, params_.context.n_threads);
-    out->cache_bytes = s.cache_bytes;
-    out->dense_bytes = dense_->moved_bytes();
-    out->kv_bytes = buffers_.kv_bytes;
-    out->compute_bytes = buffers_.compute_bytes;
-    out->n_gpu = s.n_gpu;
-    out->gpu_bytes = buffers_.gpu_bytes + buffers_.gpu_model_bytes + (tier_ ? tier_->gpu_bytes() : 0);
-    out->output_bytes = buffers_.output_bytes;
-    out->scratch_bytes = work_.scratch_bytes();
-    out->decode_bytes = work_.decode_bytes();
-    out->prefill_bytes = work_.extra_bytes(work_.n_ubatch());
-    out->n_streamed = s.n_streamed;
-    out->n_late = s.n_late;
-    out->n_prefetch = s.n_prefetch;
-    out->n_prefetch_used = s.n_prefetch_used;
-    out->prefetch_bytes = s.prefetch_bytes;
-    out->drive_ns = s.drive_ns;
-    out->prefetch_paused = s.prefetch_paused ? 1 : 0;
-    out->prefetch_depth = s.prefetch_depth;
-    out->prefetch_threshold = s.prefetch_threshold;
-    out->with_ns = static_cast<uint64_t>(s.with_ns);
-    out->without_ns = static_cast<uint64_t>(s.without_ns);
+    out.n_slot = s.n_slot;
+    out.n_slot_used = s.n_slot_used;
+    out.direct_io = s.direct_io ? 1 : 0;
+    out.reader = static_cast<uint32_t>(s.reader);
+    out.n_decode = n_decode_;
+    out.n_prefill = n_prefill_;
+    out.decode_ns = decode_ns_;
+    out.prefill_ns = prefill_ns_;
+    out.n_hit = s.n_hit;
+    out.n_miss = s.n_miss;
+    out.n_evict = s.n_evict;
+    out.n_read = s.n_read;
+    out.read_bytes = s.read_bytes;
+    out.stall_ns = s.stall_ns / std::max(1u, setup_.n_threads);
+    out.cache_bytes = s.cache_bytes;
+    out.dense_bytes = dense_->moved_bytes();
+    out.kv_bytes = buffers_.kv_bytes;
+    out.compute_bytes = buffers_.compute_bytes;
+    out.n_gpu = s.n_gpu;
+    out.gpu_bytes = buffers_.gpu_bytes + buffers_.gpu_model_bytes + (tier_ ? tier_->gpu_bytes() : 0);
+    out.output_bytes = buffers_.output_bytes;
+    out.scratch_bytes = work_.scratch_bytes();
+    out.decode_bytes = work_.decode_bytes();
+    out.prefill_bytes = work_.extra_bytes(work_.n_ubatch());
+    out.n_streamed = s.n_streamed;
+    out.n_late = s.n_late;
+    out.n_prefetch = s.n_prefetch;
+    out.n_prefetch_used = s.n_prefetch_used;
+    out.prefetch_bytes = s.prefetch_bytes;
+    out.drive_ns = s.drive_ns;
+    out.prefetch_paused = s.prefetch_paused ? 1 : 0;
+    out.prefetch_depth = s.prefetch_depth;
+    out.prefetch_threshold = s.prefetch_threshold;
+    out.with_ns = static_cast<uint64_t>(s.with_ns);
+    out.without_ns = static_cast<uint64_t>(s.without_ns);
+    return out;
 }
 
 } // namespace emoe

@@ -30,7 +30,8 @@ struct ContextFree {
 
 class Engine : public TextModel {
 public:
-    Engine(const ModelIndex &index, const std::string &shell_path, const emoe_engine_params &params);
+    // cache_bytes: raised to the least that works.
+    Engine(const ModelIndex &index, const std::string &shell_path, const emoe_setup &setup, uint64_t cache_bytes);
 
     void decode(const int32_t *tokens, uint32_t n, bool want_all);
     // At most k_max_columns tokens in one graph, each rounded as if decoded alone; logits of all.
@@ -43,7 +44,7 @@ public:
     void cancel();
     void clear_cancel();                  // a cancel sticks from here on, until the next clear_cancel
     void set_cache_bytes(uint64_t bytes); // any thread
-    void stats(emoe_stats *out) const;
+    emoe_stats stats() const;
     // Between decode calls. The collector must live as long as it is set.
     void set_collector(Collector *collector) { interposer_->set_collector(collector); }
     Streamer &streamer() const { return *streamer_; }
@@ -54,7 +55,7 @@ public:
     int32_t output_index(uint32_t i) const;
 
 private:
-    void load(const ModelIndex &index, const std::string &shell_path);
+    void load(const ModelIndex &index, const std::string &shell_path, uint64_t cache_bytes);
     void dry_run();
     enum class Rounding { batch, columns };
     void run(const int32_t *tokens, uint32_t n, bool want_all, Rounding rounding);
@@ -62,7 +63,7 @@ private:
     void forget_after(uint32_t n);
     void lend(uint64_t bytes); // cache bytes to the work space of a large batch, 0: all back
 
-    emoe_engine_params const params_;
+    emoe_setup const setup_; // but its pointers, which were valid while it was made
     Placement placement_;
     std::unique_ptr<GpuExperts> gpu_;
     std::unique_ptr<GpuTier> tier_;

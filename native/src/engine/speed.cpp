@@ -97,8 +97,9 @@ private:
 
 } // namespace
 
-void measure_storage(const std::string &path, uint64_t block_bytes, uint32_t n_lane, uint64_t max_bytes,
-                     uint64_t max_ns, emoe_storage_speed *speed) {
+emoe_storage_speed measure_storage(const std::string &path, uint64_t block_bytes, uint32_t n_lane, uint64_t max_bytes,
+                     uint64_t max_ns) {
+    emoe_storage_speed speed = {};
     File file(path, false);
     if (file.size() == 0) fail(EMOE_ERR_FORMAT, "`%s` is empty", path.c_str());
     if (n_lane == 0 || n_lane > 64) fail(EMOE_ERR_ARGUMENT, "%u reads at once: from 1 to 64 make sense", n_lane);
@@ -108,11 +109,12 @@ void measure_storage(const std::string &path, uint64_t block_bytes, uint32_t n_l
     if (!load.error_.empty()) fail(EMOE_ERR_IO, "`%s`: %s", path.c_str(), load.error_.c_str());
     std::vector<uint64_t> &l = load.latencies_;
     std::nth_element(l.begin(), l.begin() + static_cast<ptrdiff_t>(l.size() / 2), l.end());
-    speed->direct_io = file.direct() ? 1 : 0;
-    speed->latency_ns = l[l.size() / 2];
-    speed->bytes_per_s =
+    speed.direct_io = file.direct() ? 1 : 0;
+    speed.latency_ns = l[l.size() / 2];
+    speed.bytes_per_s =
         static_cast<uint64_t>(static_cast<double>(block * l.size()) * 1e9 /
                               static_cast<double>(std::max<uint64_t>(1, load.last_ns_ - load.begin_ns_)));
+    return speed;
 }
 
 uint64_t measure_compute(const std::string &type_name, uint32_t n_thread, uint64_t max_ns) {

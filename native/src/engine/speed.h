@@ -7,8 +7,8 @@
 
 namespace emoe {
 
-void measure_storage(const std::string &path, uint64_t block_bytes, uint32_t n_lane, uint64_t max_bytes,
-                     uint64_t max_ns, emoe_storage_speed *speed);
+emoe_storage_speed measure_storage(const std::string &path, uint64_t block_bytes, uint32_t n_lane, uint64_t max_bytes,
+                                   uint64_t max_ns);
 uint64_t measure_compute(const std::string &type, uint32_t n_thread, uint64_t max_ns);
 
 } // namespace emoe

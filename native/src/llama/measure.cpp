@@ -2,7 +2,9 @@
 #include "pipeline/predictor.h"
 
 #include "base/error.h"
+#include "base/machine.h"
 #include "llama/gpu.h"
+#include "llama/info.h"
 #include "llama/kernels.h"
 #include "llama/log.h"
 #include "llama/shell.h"
@@ -14,11 +16,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
-#include <unistd.h>
-
-#ifdef __APPLE__
-#include <mach/mach.h>
-#endif
 
 namespace emoe {
 
@@ -43,18 +40,18 @@ llama_model_params model_params() {
     return p;
 }
 
-llama_context_params context_params(const emoe_context_params &params) {
+llama_context_params context_params(const emoe_setup &setup) {
     llama_context_params p = llama_context_default_params();
-    p.n_ctx = params.n_ctx;
-    p.n_batch = params.n_ubatch;
-    p.n_ubatch = params.n_ubatch;
+    p.n_ctx = setup.n_ctx;
+    p.n_batch = setup.n_ubatch;
+    p.n_ubatch = setup.n_ubatch;
     p.n_seq_max = 1;
-    p.n_outputs_max = params.n_outputs_max;
-    p.n_threads = static_cast<int32_t>(params.n_threads);
-    p.n_threads_batch = static_cast<int32_t>(params.n_threads);
-    p.type_k = static_cast<ggml_type>(params.kv_type);
-    p.type_v = static_cast<ggml_type>(params.kv_type);
-    p.offload_kqv = params.device != 0;
+    p.n_outputs_max = setup.n_outputs;
+    p.n_threads = static_cast<int32_t>(setup.n_threads);
+    p.n_threads_batch = static_cast<int32_t>(setup.n_threads);
+    p.type_k = static_cast<ggml_type>(setup.kv_type);
+    p.type_v = static_cast<ggml_type>(setup.kv_type);
+    p.offload_kqv = setup.device != 0;
     p.op_offload = false;
     p.no_perf = true;
     return p;
@@ -101,8 +98,8 @@ ContextBuffers parse_buffers(const std::string &log, const char *gpu) {
     return b;
 }
 
-WorkSpace::WorkSpace(const ModelIndex &index, const emoe_context_params &params, uint64_t compute_bytes)
-    : n_ubatch_(params.n_ubatch), compute_bytes_(compute_bytes), n_outputs_max_(params.n_outputs_max) {
+WorkSpace::WorkSpace(const ModelIndex &index, const emoe_setup &setup, uint64_t compute_bytes)
+    : n_ubatch_(setup.n_ubatch), compute_bytes_(compute_bytes), n_outputs_(setup.n_outputs) {
     int64_t const tokens = gguf_find_key(index.meta.get(), "tokenizer.ggml.tokens");
     if (tokens >= 0) logits_row_bytes_ = gguf_get_arr_n(index.meta.get(), tokens) * sizeof(float);
     uint64_t widest = 0;
@@ -110,10 +107,10 @@ WorkSpace::WorkSpace(const ModelIndex &index, const emoe_context_params &params,
         if (t.ne[1] > 1 && can_compute(t.type))
             widest = std::max<uint64_t>(widest, ggml_row_size(ggml_get_type_traits_cpu(t.type)->vec_dot_type, t.ne[0]));
     // The widest activations in the form that their weights want, and half a MiB a thread for the tiles of its kernels.
-    backend_bytes_ = n_ubatch_ * widest + params.n_threads * (uint64_t{640} << 10);
+    backend_bytes_ = n_ubatch_ * widest + setup.n_threads * (uint64_t{640} << 10);
     if (index.n_router_input != 0) backend_bytes_ += Predictor::bytes(index.layout.shape(), index.n_router_input);
     for (uint32_t n = 1;; n *= 2) {
-        scratch_bytes_.push_back(emoe::scratch_bytes(index.layout, std::min(n, n_ubatch_), params.n_threads));
+        scratch_bytes_.push_back(emoe::scratch_bytes(index.layout, std::min(n, n_ubatch_), setup.n_threads));
         if (n >= n_ubatch_) break;
     }
 }
@@ -121,7 +118,7 @@ WorkSpace::WorkSpace(const ModelIndex &index, const emoe_context_params &params,
 uint64_t WorkSpace::scratch_bytes() const { return scratch_bytes_.back() + backend_bytes_; }
 
 uint64_t WorkSpace::bytes(uint32_t n_token) const {
-    auto const logits = [this](uint32_t n) { return logits_row_bytes_ * std::min(n, n_outputs_max_); };
+    auto const logits = [this](uint32_t n) { return logits_row_bytes_ * std::min(n, n_outputs_); };
     // Activations grow with the tokens; a MiB for what does not.
     uint64_t const activations = compute_bytes_ - std::min(compute_bytes_, logits(n_ubatch_));
     uint64_t const compute = activations * n_token / n_ubatch_ + logits(n_token) + (uint64_t{1} << 20);
@@ -136,61 +133,43 @@ uint64_t WorkSpace::extra_bytes(uint32_t n_token) const {
     return n_token <= k_decode_tokens ? 0 : bytes(std::min(n_token, n_ubatch_)) - decode_bytes();
 }
 
-uint64_t resident_bytes() {
-#ifdef __linux__
-    unsigned long long total = 0, resident = 0;
-    if (FILE *f = fopen("/proc/self/statm", "r")) {
-        if (fscanf(f, "%llu %llu", &total, &resident) != 2) resident = 0;
-        fclose(f);
-    }
-    return resident * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-#elif defined(__APPLE__)
-    // What the system holds against a process when memory is short.
-    task_vm_info_data_t info = {};
-    mach_msg_type_number_t count = TASK_VM_INFO_COUNT;
-    if (task_info(mach_task_self(), TASK_VM_INFO, reinterpret_cast<task_info_t>(&info), &count) != KERN_SUCCESS)
-        return 0;
-    return info.phys_footprint;
-#else
-    return 0;
-#endif
-}
-
-void measure_context(const ModelIndex &index, const std::string &shell_path, const emoe_context_params &params,
-                     emoe_context_sizes *sizes) {
+emoe_context_sizes measure_context(const ModelIndex &index, const std::string &shell_path, const emoe_setup &setup) {
     AssertionGuard const guard;
     ShellLoad const shell(shell_path, check_shell(index, shell_path, false));
     LogCapture const log;
     uint64_t const before = resident_bytes();
-    Placement placement(index, params.device, params.n_gpu_layer);
+    Placement placement(index, setup.device, setup.n_gpu_layer);
     llama_model_params mp = model_params();
     placement.apply(&mp);
     mp.no_alloc = true;
     mp.load_mode = LLAMA_LOAD_MODE_NONE;
     llama_model *model = llama_model_load_from_file(shell_path.c_str(), mp);
     if (!model) fail(EMOE_ERR_FORMAT, "llama.cpp refuses the model: %s", log.last_error("no reason given").c_str());
-    llama_context *ctx = llama_init_from_model(model, context_params(params));
+    llama_context *ctx = llama_init_from_model(model, context_params(setup));
     uint64_t const after = resident_bytes(); // with the graph and the scheduler
     if (ctx) llama_free(ctx);
     llama_model_free(model);
     if (!ctx)
-        fail(EMOE_ERR_UNSUPPORTED, "llama.cpp cannot make a context of %u tokens: %s", params.n_ctx,
+        fail(EMOE_ERR_UNSUPPORTED, "llama.cpp cannot make a context of %u tokens: %s", setup.n_ctx,
              log.last_error("no reason given").c_str());
-    ContextBuffers const b = parse_buffers(log.text(), gpu_name(params.device));
-    sizes->kv_bytes = b.kv_bytes;
-    sizes->compute_bytes = b.compute_bytes;
-    sizes->output_bytes = b.output_bytes;
-    sizes->vocab_bytes = after > before ? after - before : 0;
-    WorkSpace const work(index, params, b.compute_bytes);
-    sizes->scratch_bytes = work.scratch_bytes();
-    sizes->decode_bytes = work.decode_bytes();
-    sizes->prefill_bytes = work.extra_bytes(params.n_ubatch);
-    sizes->gpu_bytes = sizes->gpu_dense_bytes = 0;
-    if (params.device == 0) return;
+    ContextBuffers const b = parse_buffers(log.text(), gpu_name(setup.device));
+    emoe_context_sizes sizes = {};
+    sizes.struct_size = sizeof sizes;
+    sizes.kv_bytes = b.kv_bytes;
+    sizes.compute_bytes = b.compute_bytes;
+    // llama.cpp begins with one row of logits, and takes the others when they are first asked for.
+    sizes.output_bytes = std::max<uint64_t>(
+        b.output_bytes, std::min(setup.n_outputs, setup.n_ubatch) * model_info(index).n_vocab * sizeof(float));
+    sizes.vocab_bytes = after > before ? after - before : 0;
+    WorkSpace const work(index, setup, b.compute_bytes);
+    sizes.scratch_bytes = work.scratch_bytes();
+    sizes.decode_bytes = work.decode_bytes();
+    sizes.prefill_bytes = work.extra_bytes(setup.n_ubatch);
+    if (setup.device == 0) return sizes;
     // The token embedding is looked up on the CPU; where it is the output matrix as well, the GPU has a second copy.
     bool tied = true;
     uint64_t host = 0, padding = 0;
-    size_t const alignment = ggml_backend_buft_get_alignment(ggml_backend_dev_buffer_type(gpu_device(params.device)));
+    size_t const alignment = ggml_backend_buft_get_alignment(ggml_backend_dev_buffer_type(gpu_device(setup.device)));
     auto const pad = [alignment](ggml_type type) { return alignment + ggml_row_size(type, k_row_padding); };
     for (TensorInfo const &t : index.dense) {
         tied = tied && t.name != "output.weight";
@@ -200,8 +179,9 @@ void measure_context(const ModelIndex &index, const std::string &shell_path, con
     for (uint32_t l = 0; l < index.layout.layers.size(); l++)
         for (uint32_t m = 0; placement.on_gpu(l) && m < index.layout.layers[l].matrices.size(); m++)
             padding += pad(static_cast<ggml_type>(index.layout.layers[l].slice(0, m).type));
-    sizes->gpu_dense_bytes = index.dense_bytes - host;
-    sizes->gpu_bytes = sizes->gpu_dense_bytes + (tied ? host : 0) + b.gpu_bytes + placement.expert_bytes() + padding;
+    sizes.gpu_dense_bytes = index.dense_bytes - host;
+    sizes.gpu_bytes = sizes.gpu_dense_bytes + (tied ? host : 0) + b.gpu_bytes + placement.expert_bytes() + padding;
+    return sizes;
 }
 
 } // namespace emoe

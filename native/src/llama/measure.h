@@ -11,7 +11,7 @@ namespace emoe {
 
 // The parameters common to measuring and opening.
 llama_model_params model_params();
-llama_context_params context_params(const emoe_context_params &params);
+llama_context_params context_params(const emoe_setup &setup);
 
 // Sizes of the buffers that llama.cpp reported in its log while a context was made.
 struct ContextBuffers {
@@ -30,8 +30,8 @@ const char *gpu_name(uint32_t device);
 class WorkSpace {
 public:
     WorkSpace() = default;
-    // compute_bytes: of a batch of params.n_ubatch tokens, as llama.cpp says.
-    WorkSpace(const ModelIndex &index, const emoe_context_params &params, uint64_t compute_bytes);
+    // compute_bytes: of a batch of setup.n_ubatch tokens, as llama.cpp says.
+    WorkSpace(const ModelIndex &index, const emoe_setup &setup, uint64_t compute_bytes);
     uint64_t decode_bytes() const;
     // What a call of n tokens takes beyond decode_bytes.
     uint64_t extra_bytes(uint32_t n_token) const;
@@ -44,17 +44,14 @@ private:
     uint32_t n_ubatch_ = 1;
     uint64_t compute_bytes_ = 0;
     uint64_t logits_row_bytes_ = 0; // inside compute_bytes: a row for each token whose logits are kept
-    uint32_t n_outputs_max_ = 1;
+    uint32_t n_outputs_ = 1;
     uint64_t backend_bytes_ = 0;          // ggml's own work buffer, which stays at the size of the largest batch
     std::vector<uint64_t> scratch_bytes_; // by batch of 2^i tokens
 };
 // Calls of at most this many tokens need no more than decode_bytes.
 constexpr uint32_t k_decode_tokens = 8;
 
-void measure_context(const ModelIndex &index, const std::string &shell_path, const emoe_context_params &params,
-                     emoe_context_sizes *sizes);
-
-// Resident bytes of this process, 0 where unknown.
-uint64_t resident_bytes();
+// What a context of setup's shape (n_ctx, n_ubatch, n_threads, ...) will allocate.
+emoe_context_sizes measure_context(const ModelIndex &index, const std::string &shell_path, const emoe_setup &setup);
 
 } // namespace emoe

@@ -1,9 +1,7 @@
 #include "session/session.h"
 
+#include "base/machine.h"
 #include "llama/chat_template.h"
-#include "budget/process.h"
-#include "store/shells.h"
-#include "llama/measure.h"
 
 #include <algorithm>
 
@@ -11,35 +9,10 @@ namespace emoe {
 
 namespace {
 
-constexpr uint32_t k_f16 = 1;         // ggml_type of the KV cache when none is named
 constexpr size_t k_check_tokens = 32; // computed between two looks at the process's memory
 // What llama.cpp's tokenizer takes meanwhile for a byte of text: 45 for prose, 205 for blanks without end.
 constexpr uint64_t k_tokenizer_bytes = 210;
 constexpr size_t k_short_text_bytes = 16 << 10; // what the margin bears
-
-uint32_t threads_of(const emoe_session_params &p) { return p.n_threads != 0 ? p.n_threads : physical_cores(); }
-uint32_t kv_type_of(const emoe_session_params &p) { return p.kv_type != 0 ? p.kv_type : k_f16; }
-
-emoe_plan plan_with(const emoe_model *model, const emoe_model_info &info, const Shells &shells,
-                    const emoe_session_params &params) {
-    if (params.budget_bytes == 0) fail(EMOE_ERR_ARGUMENT, "a memory budget of 0 bytes holds nothing");
-    uint64_t const resident = resident_bytes();
-    if (resident == 0) fail(EMOE_ERR_UNSUPPORTED, "this system does not say how much memory a process uses");
-    Budget budget;
-    budget.bytes = params.budget_bytes;
-    budget.process_bytes = std::max(params.process_bytes, resident);
-    budget.n_threads = threads_of(params);
-    budget.n_ctx = params.n_ctx;
-    budget.n_ubatch = params.n_ubatch;
-    SizeBook book(model, info, shells, budget.n_threads, kv_type_of(params));
-    emoe_plan const plan =
-        make_plan(info, [&book](uint32_t n_ctx, uint32_t n_ubatch) { return book(n_ctx, n_ubatch); }, budget);
-    uint64_t const machine = machine_bytes();
-    if (machine != 0 && budget.bytes > machine && plan.resident_bytes > machine)
-        fail(EMOE_ERR_ARGUMENT, "a budget of %s is more than this machine has, %s", format_bytes(budget.bytes).c_str(),
-             format_bytes(machine).c_str());
-    return plan;
-}
 
 std::vector<std::string> stops_of(const emoe_answer_params &p) {
     std::vector<std::string> stop;
@@ -62,58 +35,50 @@ struct Session::Answer {
     bool ended = false;   // but what the stream holds back
 };
 
-emoe_plan plan_session(const emoe_model *model, const std::string &cache_dir, const emoe_session_params &params) {
-    emoe_model_info const info = model_info(model);
-    return plan_with(model, info, Shells(model, info, cache_dir), params);
-}
-
-Session::Session(const std::string &path, const std::string &cache_dir, const emoe_session_params &params) {
-    load(path, cache_dir, params);
-}
-
-void Session::load(const std::string &path, const std::string &cache_dir, const emoe_session_params &params) {
+Session::Session(const std::string &path, const std::string &cache_dir, const emoe_setup &setup, emoe_plan *known) {
     emoe_model *opened = nullptr;
     call([&](emoe_error *err) { return emoe_model_open(path.c_str(), &opened, err); });
     ModelPtr model(opened);
-    emoe_model_info const info = model_info(model.get());
-    Shells const shells(model.get(), info, cache_dir);
     uint64_t const resident = resident_bytes();
-    emoe_plan plan = plan_with(model.get(), info, shells, params);
-    shells.make(path);
+    emoe_plan plan = {};
+    plan.struct_size = sizeof plan;
+    emoe_error err = {};
+    emoe_status const planned = emoe_plan_make(model.get(), cache_dir.c_str(), &setup, &plan, &err);
+    if (known) *known = plan;
+    if (planned != EMOE_OK) throw Error(planned, err.message);
+    char shell[4096];
+    call([&](emoe_error *e) { return emoe_shell_make(model.get(), cache_dir.c_str(), shell, sizeof shell, e); });
 
-    emoe_engine_params p = {};
-    p.struct_size = sizeof p;
-    p.n_read_lane = params.n_read_lane;
-    p.cache_bytes = cache_min_bytes(plan); // grows as soon as it is known what is left for it
-    p.policy = params.policy;
-    p.buffered = params.buffered;
-    p.reader = params.reader;
-    p.context.struct_size = sizeof p.context;
-    p.context.n_ctx = plan.n_ctx;
-    p.context.n_ubatch = plan.n_ubatch;
-    p.context.n_threads = plan.n_threads;
-    p.context.n_outputs_max = 1;
-    p.context.kv_type = kv_type_of(params);
+    emoe_setup shaped = setup;
+    shaped.n_ctx = plan.n_ctx;
+    shaped.n_ubatch = plan.n_ubatch;
+    shaped.n_threads = plan.n_threads;
     emoe_engine *engine = nullptr;
-    call([&](emoe_error *err) { return emoe_engine_open(model.get(), shells.path().c_str(), &p, &engine, err); });
+    call([&](emoe_error *e) { // the smallest cache: it grows as soon as it is known what is left for it
+        return emoe_engine_open(model.get(), shell, &shaped, cache_min_bytes(plan), &engine, e);
+    });
     engine_.reset(engine);
+    text_ = emoe_engine_text(engine);
     n_ctx_ = emoe_engine_n_ctx(engine);
     chat_template_ = model_meta(model.get(), "tokenizer.chat_template");
+    emoe_model_info info = {};
+    info.struct_size = sizeof info;
+    call([&](emoe_error *e) { return emoe_model_get_host_info(model.get(), &setup, &info, e); });
     model.reset(); // what the headers and loading took is the cache's from here on
     trim_heap();
 
     emoe_stats stats = {};
     stats.struct_size = sizeof stats;
-    call([&](emoe_error *err) { return emoe_engine_get_stats(engine, &stats, err); });
+    call([&](emoe_error *e) { return emoe_engine_get_stats(engine, &stats, e); });
     plan.decode_bytes = stats.decode_bytes; // what was planned, as it came out
     plan.prefill_bytes = stats.prefill_bytes;
     // Weights and KV cache are in place; these buffers fill as tokens are computed, and the app as it likes.
     uint64_t const untouched =
-        plan.decode_bytes + plan.output_bytes + std::max(params.process_bytes, resident) - resident;
+        plan.decode_bytes + plan.output_bytes + std::max(setup.process_bytes, resident) - resident;
     allowance_ = std::make_unique<Allowance>(
         plan, info, untouched,
         [engine](uint64_t bytes) {
-            call([&](emoe_error *err) { return emoe_engine_set_cache_bytes(engine, bytes, err); });
+            call([&](emoe_error *e) { return emoe_engine_set_cache_bytes(engine, bytes, e); });
         },
         resident_bytes);
 }
@@ -143,7 +108,7 @@ void Session::chat(const emoe_message *messages, uint32_t n_message, const char 
     std::vector<std::string> stop = stops_of(params);
     if (source == k_chatml) stop.emplace_back(k_chatml_end);
     // A template that writes BOS itself gets no second one.
-    int32_t const bos = emoe_engine_bos(engine_.get());
+    int32_t const bos = emoe_text_bos(text_);
     std::string const bos_text = bos < 0 ? "" : piece(bos, true);
     bool const has_bos = !bos_text.empty() && text.compare(0, bos_text.size(), bos_text) == 0;
     begin(tokenize(text, !has_bos), std::move(stop), params);
@@ -160,7 +125,7 @@ std::vector<int32_t> Session::tokenize(const std::string &text, bool add_special
         tokens.resize(text.size() + 8); // a token is a byte or more, and a few are added
         int64_t n = 0;
         for (int i = 0; i < 2; i++) {
-            n = emoe_engine_tokenize(engine_.get(), text.data(), text.size(), add_special, 1, tokens.data(),
+            n = emoe_text_tokenize(text_, text.data(), text.size(), add_special, 1, tokens.data(),
                                      tokens.size());
             if (n <= static_cast<int64_t>(tokens.size())) break;
             tokens.resize(static_cast<size_t>(n));
@@ -183,7 +148,7 @@ std::vector<int32_t> Session::tokenize(const std::string &text, bool add_special
 std::string Session::piece(int32_t token, bool special) const {
     std::string bytes(64, '\0');
     for (int i = 0; i < 2; i++) {
-        int64_t const n = emoe_engine_piece(engine_.get(), token, special, bytes.data(), bytes.size());
+        int64_t const n = emoe_text_piece(text_, token, special, bytes.data(), bytes.size());
         if (n < 0) fail(EMOE_ERR_INTERNAL, "the vocabulary has no token %d", token);
         bool const fits = n <= static_cast<int64_t>(bytes.size());
         bytes.resize(static_cast<size_t>(n));
@@ -199,7 +164,7 @@ void Session::begin(const std::vector<int32_t> &prompt, std::vector<std::string>
         fail(EMOE_ERR_CONTEXT, "the prompt has %zu tokens, the context holds %u", prompt.size(), n_ctx_);
     auto answer = std::make_unique<Answer>();
     emoe_sampler *sampler = nullptr;
-    call([&](emoe_error *err) { return emoe_sampler_open(&params.sampler, &sampler, err); });
+    call([&](emoe_error *err) { return emoe_sampler_open(params.sampler, &sampler, err); });
     answer->sampler.reset(sampler);
     answer->stream = TextStream(std::move(stop));
     answer->max_tokens = params.max_tokens;
@@ -251,9 +216,9 @@ const std::string *Session::next() {
                 append(&a.pending, 1);
                 a.pending = -1;
             }
-            int32_t const token = emoe_sampler_sample(a.sampler.get(), engine_.get(), 0);
+            int32_t const token = emoe_sampler_sample(a.sampler.get(), text_, 0);
             if (token < 0) fail(EMOE_ERR_INTERNAL, "there are no logits to sample from");
-            if (emoe_engine_is_eog(engine_.get(), token) != 0) {
+            if (emoe_text_is_eog(text_, token) != 0) {
                 finish_ = EMOE_FINISH_STOP;
                 a.ended = true;
                 break;
@@ -261,7 +226,7 @@ const std::string *Session::next() {
             a.n_token++;
             a.pending = token;
             std::string const bytes = piece(token, false);
-            text_ = a.stream.feed(bytes.data(), bytes.size());
+            shown_ = a.stream.feed(bytes.data(), bytes.size());
             if (a.stream.stopped()) {
                 finish_ = EMOE_FINISH_STOP;
                 a.ended = true;
@@ -269,15 +234,15 @@ const std::string *Session::next() {
                 finish_ = EMOE_FINISH_LENGTH;
                 a.ended = true;
             }
-            if (!text_.empty()) return &text_;
+            if (!shown_.empty()) return &shown_;
         }
     } catch (...) {
         answer_.reset();
         throw;
     }
-    text_ = a.stream.finish();
+    shown_ = a.stream.finish();
     answer_.reset();
-    return text_.empty() ? nullptr : &text_;
+    return shown_.empty() ? nullptr : &shown_;
 }
 
 } // namespace emoe

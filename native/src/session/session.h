@@ -1,5 +1,5 @@
 // A model opened for an app, inside a memory budget: messages in, text out. Built on edgemoe.h alone, but for the
-// chat template. It does natively what runtime/{load,engine,sequence}.py do for Python.
+// chat template.
 #pragma once
 
 #include "budget/allowance.h"
@@ -14,12 +14,10 @@
 
 namespace emoe {
 
-// Throws BudgetError and what measuring throws.
-emoe_plan plan_session(const emoe_model *model, const std::string &cache_dir, const emoe_session_params &params);
-
 class Session {
 public:
-    Session(const std::string &path, const std::string &cache_dir, const emoe_session_params &params);
+    // known: how the budget is spent, or when it is too small what would do; may be null.
+    Session(const std::string &path, const std::string &cache_dir, const emoe_setup &setup, emoe_plan *known);
     ~Session(); // ends what another thread computes
 
     void chat(const emoe_message *messages, uint32_t n_message, const char *chat_template,
@@ -39,7 +37,6 @@ public:
 private:
     struct Answer; // under way
 
-    void load(const std::string &path, const std::string &cache_dir, const emoe_session_params &params);
     std::unique_lock<std::mutex> exclusive();
     std::vector<int32_t> tokenize(const std::string &text, bool add_special);
     std::string piece(int32_t token, bool special) const;
@@ -48,13 +45,14 @@ private:
     void append(const int32_t *tokens, size_t n);
 
     EnginePtr engine_;
+    emoe_text *text_ = nullptr; // the engine's
     std::unique_ptr<Allowance> allowance_;
     std::string chat_template_; // of the file, empty when it has none
     uint32_t n_ctx_ = 0;
     std::vector<int32_t> tokens_; // those that the engine holds
     size_t unchecked_ = 0;        // tokens since the last look at the process's memory
     std::unique_ptr<Answer> answer_;
-    std::string text_; // what next() has returned
+    std::string shown_; // what next() has returned
     uint32_t finish_ = EMOE_FINISH_NONE;
     std::mutex busy_; // held while something is computed
     std::atomic<bool> cancelled_{false};

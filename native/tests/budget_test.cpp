@@ -1,6 +1,5 @@
-// The parts of a session that need no model: how the cache follows the process, and text from bytes.
+// How a budget is divided, and how the cache follows the process.
 #include "budget/allowance.h"
-#include "text/stream.h"
 
 #include "check.h"
 
@@ -126,29 +125,74 @@ static void room_is_made_before_and_given_back_after() {
     CHECK_EQ(p.cache, before - 30 * k_mib);
 }
 
-static std::string fed(TextStream &s, const std::string &bytes) { return s.feed(bytes.data(), bytes.size()); }
-
-static void only_whole_characters_come_out() {
-    TextStream s;
-    std::string const euro = "\xE2\x82\xAC";
-    CHECK(fed(s, euro.substr(0, 1)).empty());
-    CHECK(fed(s, euro.substr(1, 1)).empty());
-    CHECK(fed(s, euro.substr(2, 1)) == euro);
-    CHECK(fed(s, "a\xFF"
-                 "b") == "a\xEF\xBF\xBD"
-                         "b");
-    CHECK(fed(s, "\xF0\x9F").empty());
-    CHECK(s.finish() == "\xEF\xBF\xBD");
+// What fails while something grows is told, also when the cache then cannot be resized: it used to end the process.
+static void a_failure_inside_is_told_when_resizing_fails_too() {
+    bool broken = false;
+    uint64_t cache = 0;
+    Allowance a(
+        chosen(1000 * k_mib), model(), 0,
+        [&](uint64_t bytes) {
+            if (broken) throw Error(EMOE_ERR_INTERNAL, "no resizing now");
+            cache = bytes;
+        },
+        [&] { return 400 * k_mib + cache; });
+    std::string told;
+    try {
+        a.growing(100 * k_mib, "a test", [&] {
+            broken = true;
+            throw Error(EMOE_ERR_IO, "the first failure");
+        });
+    } catch (const Error &e) {
+        told = e.what();
+    }
+    CHECK(told == "the first failure");
+    told.clear();
+    broken = false;
+    try {
+        a.growing(100 * k_mib, "a test", [&] { broken = true; });
+    } catch (const Error &e) {
+        told = e.what();
+    }
+    CHECK(told == "no resizing now");
 }
 
-static void a_stop_text_in_pieces_is_never_shown_in_part() {
-    TextStream s({"<end>", "STOP"});
-    CHECK(fed(s, "1 <en") == "1 ");
-    CHECK(fed(s, "try> <e") == "<entry> ");
-    CHECK(!s.stopped());
-    CHECK(fed(s, "nd> 2").empty());
-    CHECK(s.stopped());
-    CHECK(s.finish().empty());
+static emoe_context_sizes sizes_of(uint32_t n_ctx, uint32_t n_ubatch) {
+    emoe_context_sizes s = {};
+    s.kv_bytes = n_ctx * uint64_t{10'000};
+    s.output_bytes = k_mib;
+    s.decode_bytes = 20 * k_mib;
+    s.prefill_bytes = n_ubatch * uint64_t{100'000};
+    return s;
+}
+
+static Machine machine_of(uint64_t limit_mib) {
+    Machine m;
+    m.total_bytes = 16000 * k_mib;
+    m.limit_bytes = limit_mib * k_mib;
+    m.available_bytes = limit_mib * k_mib / 2;
+    m.process.resident_bytes = 30 * k_mib;
+    return m;
+}
+
+static void a_budget_beyond_the_machines_limit_is_refused() {
+    Budget b;
+    b.process_bytes = 30 * k_mib;
+    b.value = 400 * k_mib;
+    bool refused_it = false;
+    try {
+        make_plan(model(), sizes_of, b, machine_of(220)); // a cgroup of 220 MiB on a machine of 16 GB
+    } catch (const BudgetError &) {
+        CHECK(false);
+    } catch (const Error &e) {
+        refused_it = e.status == EMOE_ERR_ARGUMENT && std::string(e.what()).find("may use, 220 MiB") != std::string::npos;
+    }
+    CHECK(refused_it);
+    CHECK_EQ(make_plan(model(), sizes_of, b, machine_of(800)).budget_bytes, 400 * k_mib);
+    b.kind = EMOE_BUDGET_SHARE;
+    b.value = 500'000;
+    CHECK_EQ(make_plan(model(), sizes_of, b, machine_of(800)).budget_bytes, 400 * k_mib);
+    b.kind = EMOE_BUDGET_AUTO; // 85 % of what is available and what this process has
+    CHECK_EQ(make_plan(model(), sizes_of, b, machine_of(800)).budget_bytes / k_mib, 430 * 85 / 100);
 }
 
 int main() {
@@ -157,7 +201,7 @@ int main() {
     a_warning_takes_half_then_all_and_gives_it_back();
     a_process_that_grows_takes_from_the_cache();
     room_is_made_before_and_given_back_after();
-    only_whole_characters_come_out();
-    a_stop_text_in_pieces_is_never_shown_in_part();
+    a_failure_inside_is_told_when_resizing_fails_too();
+    a_budget_beyond_the_machines_limit_is_refused();
     return g_failures;
 }

@@ -1,0 +1,42 @@
+// What this machine and this process are: cores, memory, and every limit that the system sets to it.
+//
+// Linux: /proc, cgroups of version 1 and 2, rlimits. macOS: sysctl and Mach. What a system does not say is 0.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace emoe {
+
+// Memory of this process, bytes.
+struct ProcessMemory {
+    uint64_t resident_bytes = 0;
+    uint64_t peak_bytes = 0;   // the most that was ever resident
+    uint64_t anon_bytes = 0;   // of resident: private (heap, weights, cache)
+    uint64_t file_bytes = 0;   // of resident: mapped files
+    uint64_t mapped_bytes = 0; // address space
+    uint64_t data_bytes = 0;   // of it what RLIMIT_DATA counts
+};
+
+struct Machine {
+    uint32_t n_core = 1;          // physical cores that this process may run on
+    uint64_t total_bytes = 0;     // RAM
+    uint64_t limit_bytes = 0;     // what this process may use at most: RAM, cgroups, rlimits
+    uint64_t available_bytes = 0; // what can be had now without swapping, below every limit
+    ProcessMemory process;
+};
+
+// root: "", or a folder in which proc/ and sys/ are looked for instead of / (tests).
+Machine machine(const std::string &root = "");
+
+// Cores that this process may run on, hardware threads of one core counted once; at least 1.
+uint32_t physical_cores();
+
+ProcessMemory process_memory();
+// The part of it that is asked for often: cheap.
+uint64_t resident_bytes();
+
+// Gives freed memory back to the system. glibc keeps it otherwise.
+void trim_heap();
+
+} // namespace emoe

@@ -1,0 +1,46 @@
+// edgemoe.h: calibration.
+#include "base/guard.h"
+#include "capi/handles.h"
+
+using namespace emoe;
+
+uint64_t emoe_collect_bytes(const emoe_engine *engine, uint32_t n_sample) {
+    uint64_t n = 0;
+    (void)guarded(nullptr, [&] {
+        n = Collector::bytes(engine_of(engine).streamer().layout(), n_sample);
+    });
+    return n;
+}
+
+emoe_status emoe_collect_begin(emoe_engine *engine, uint32_t n_sample, uint32_t sample_stride, emoe_error *err) {
+    return guarded(err, [&] {
+        auto made = std::make_unique<Collector>(engine_of(engine).streamer().layout(), n_sample, sample_stride);
+        engine_of(engine).set_collector(made.get());
+        engine->collector = std::move(made);
+    });
+}
+
+void emoe_collect_end(emoe_engine *engine) {
+    if (!engine) return;
+    engine_of(engine).set_collector(nullptr);
+    engine->collector.reset();
+}
+
+emoe_status emoe_collect_noise(emoe_engine *engine, uint32_t index, float share, float limit, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(engine, "engine");
+        if (!engine->collector) fail(EMOE_ERR_ARGUMENT, "nothing is collected");
+        if (!(share >= 0 && share <= 100)) fail(EMOE_ERR_ARGUMENT, "noise of %g times the output", double{share});
+        engine->collector->set_noise(index, share, limit);
+    });
+}
+
+emoe_status emoe_collect_read(const emoe_engine *engine, uint32_t index, uint32_t kind, float *out, uint64_t n,
+                              emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(out, "out");
+        check_pointer(engine, "engine");
+        if (!engine->collector) fail(EMOE_ERR_ARGUMENT, "nothing is collected");
+        engine->collector->read(index, kind, out, n);
+    });
+}

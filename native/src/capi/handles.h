@@ -1,0 +1,41 @@
+// The handles of edgemoe.h that more than one file of this folder looks into. A handle has one nature.
+#pragma once
+
+#include "engine/engine.h"
+#include "llama/collect.h"
+#include "llama/index.h"
+#include "llama/vocabulary.h"
+
+#include <edgemoe.h>
+
+#include <memory>
+
+struct emoe_model {
+    std::unique_ptr<emoe::ModelIndex> index;
+};
+
+// A vocabulary and the logits that are sampled from: an engine's, or one whose logits somebody else computes.
+struct emoe_text {
+    const emoe::TextModel *model = nullptr;
+    std::unique_ptr<emoe::Vocabulary> own; // null for that of an engine
+};
+
+struct emoe_engine {
+    std::unique_ptr<emoe::Collector> collector; // outlives the engine, which may be told of it
+    std::unique_ptr<emoe::Engine> engine;
+    mutable emoe_text text;
+};
+
+namespace emoe {
+
+// The engine behind a handle. Throws EMOE_ERR_ARGUMENT for null.
+inline Engine &engine_of(const emoe_engine *engine) {
+    if (!engine) fail(EMOE_ERR_ARGUMENT, "engine is null");
+    return *engine->engine;
+}
+
+// A copy of what is asked for, as far as loading reads it, with its defaults and its limits checked: emoe_setup has
+// them in one place. shaped: n_ctx, n_ubatch and n_threads must be given.
+emoe_setup read_setup(const emoe_setup *setup, bool shaped);
+
+} // namespace emoe

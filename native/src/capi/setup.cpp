@@ -1,0 +1,43 @@
+// What is asked for, checked: the one place that knows what a field of emoe_setup may be.
+#include "base/guard.h"
+#include "cache/policy.h"
+#include "capi/handles.h"
+
+#include <ggml.h>
+
+namespace emoe {
+
+namespace {
+
+constexpr uint32_t k_max_threads = 512; // of ggml
+constexpr uint32_t k_max_lanes = 64;
+
+void check_shape(const emoe_setup &s) {
+    if (s.n_ctx == 0) fail(EMOE_ERR_ARGUMENT, "a context of 0 tokens");
+    if (s.n_ubatch == 0 || s.n_ubatch > s.n_ctx)
+        fail(EMOE_ERR_ARGUMENT, "batches of %u tokens in a context of %u", s.n_ubatch, s.n_ctx);
+    if (s.n_threads == 0) fail(EMOE_ERR_ARGUMENT, "0 threads");
+}
+
+} // namespace
+
+emoe_setup read_setup(const emoe_setup *setup, bool shaped) {
+    emoe_setup s = read_struct(setup, "emoe_setup");
+    if (s.n_outputs == 0) s.n_outputs = 1;
+    if (s.kv_type == 0) s.kv_type = GGML_TYPE_F16;
+    if (s.kv_type != GGML_TYPE_F16 && s.kv_type != GGML_TYPE_F32 && s.kv_type != GGML_TYPE_Q8_0)
+        fail(EMOE_ERR_ARGUMENT, "a KV cache of type %u", s.kv_type);
+    if (s.memory_kind > EMOE_BUDGET_AUTO) fail(EMOE_ERR_ARGUMENT, "unknown kind of memory %u", s.memory_kind);
+    if (s.n_threads > k_max_threads)
+        fail(EMOE_ERR_ARGUMENT, "%u threads: at most %u", s.n_threads, k_max_threads);
+    if (s.policy >= k_n_policy) fail(EMOE_ERR_ARGUMENT, "unknown eviction policy %u", s.policy);
+    if (s.prefetch > EMOE_PREFETCH_ON) fail(EMOE_ERR_ARGUMENT, "unknown prefetch mode %u", s.prefetch);
+    if (s.reader > EMOE_READER_URING) fail(EMOE_ERR_ARGUMENT, "unknown reader %u", s.reader);
+    if (s.n_read_lane > k_max_lanes)
+        fail(EMOE_ERR_ARGUMENT, "%u reads at once: at most %u", s.n_read_lane, k_max_lanes);
+    if (s.n_gpu_expert != 0) check_pointer(s.gpu_experts, "gpu_experts");
+    if (shaped) check_shape(s);
+    return s;
+}
+
+} // namespace emoe

@@ -1,0 +1,36 @@
+#include "store/plan.h"
+
+#include "llama/info.h"
+#include "store/sizes.h"
+
+#include <algorithm>
+
+namespace emoe {
+
+emoe_plan plan_with(const emoe_model_info &model, const Sizes &sizes, const emoe_setup &setup, uint64_t process_bytes,
+                    emoe_plan *known) {
+    Budget budget;
+    budget.kind = setup.memory_kind;
+    budget.value = setup.memory;
+    budget.process_bytes = process_bytes;
+    budget.later_bytes = setup.later_bytes;
+    budget.n_threads = setup.n_threads != 0 ? setup.n_threads : physical_cores();
+    budget.n_ctx = setup.n_ctx;
+    budget.n_ubatch = setup.n_ubatch;
+    budget.sure = setup.device == 0;
+    Bounds const bounds = bounds_of(model, sizes, budget);
+    known->smallest_bytes = bounds.smallest_bytes;
+    known->resident_bytes = bounds.resident_bytes;
+    return make_plan(model, sizes, budget, machine());
+}
+
+emoe_plan plan_gguf(const ModelIndex &index, const std::string &cache_dir, const emoe_setup &setup, emoe_plan *known) {
+    uint64_t const resident = resident_bytes();
+    if (resident == 0) fail(EMOE_ERR_UNSUPPORTED, "this system does not say how much memory a process uses");
+    emoe_setup shaped = setup;
+    if (shaped.n_threads == 0) shaped.n_threads = physical_cores();
+    SizeBook book(Shells(index, cache_dir), shaped);
+    return plan_with(host_info(index, setup), std::ref(book), shaped, std::max(setup.process_bytes, resident), known);
+}
+
+} // namespace emoe

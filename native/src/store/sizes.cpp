@@ -1,0 +1,120 @@
+#include "store/sizes.h"
+
+#include "base/machine.h"
+#include "llama/gpu.h"
+#include "llama/measure.h"
+#include "llama/shell.h"
+#include "llama/stamp.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <sstream>
+#include <system_error>
+#include <unistd.h>
+
+namespace fs = std::filesystem;
+
+namespace emoe {
+
+namespace {
+
+// The sizes in the order in which notes have them.
+constexpr uint64_t emoe_context_sizes::*k_fields[] = {
+    &emoe_context_sizes::kv_bytes,      &emoe_context_sizes::compute_bytes, &emoe_context_sizes::output_bytes,
+    &emoe_context_sizes::scratch_bytes, &emoe_context_sizes::vocab_bytes,   &emoe_context_sizes::decode_bytes,
+    &emoe_context_sizes::prefill_bytes, &emoe_context_sizes::gpu_bytes,     &emoe_context_sizes::gpu_dense_bytes};
+
+std::string text_of(const emoe_context_sizes &sizes) {
+    std::string text;
+    for (auto const field : k_fields) text += (text.empty() ? "" : " ") + std::to_string(sizes.*field);
+    return text;
+}
+
+bool parse(const std::string &text, emoe_context_sizes *sizes) {
+    std::istringstream in(text);
+    *sizes = {};
+    sizes->struct_size = sizeof *sizes;
+    for (auto const field : k_fields)
+        if (!(in >> sizes->*field)) return false;
+    return true;
+}
+
+} // namespace
+
+SizeBook::SizeBook(Shells shells, const emoe_setup &setup) : shells_(std::move(shells)), setup_(setup) {
+    Notes const notes = read_notes(shells_.beside(".notes"));
+    if (notes.library != build_stamp()) return;
+    emoe_context_sizes sizes;
+    for (auto const &[key, text] : notes.sizes)
+        if (parse(text, &sizes)) known_.emplace(key, sizes);
+}
+
+SizeBook::~SizeBook() {
+    std::error_code ignored;
+    if (!temporary_.empty()) fs::remove(temporary_, ignored);
+    if (!changed_) return;
+    trim_heap();
+    try {
+        save();
+    } catch (const std::exception &) { // costs the measurement again
+    }
+}
+
+emoe_context_sizes SizeBook::operator()(uint32_t n_ctx, uint32_t n_ubatch) {
+    std::string const key = shape(n_ctx, n_ubatch);
+    auto found = known_.find(key);
+    if (found == known_.end()) {
+        found = known_.emplace(key, measure(n_ctx, n_ubatch)).first;
+        changed_ = true;
+    }
+    emoe_context_sizes sizes = found->second;
+    // The vocabulary is measured as growth of the process: the second time it finds the memory of the first.
+    for (auto const &other : known_) sizes.vocab_bytes = std::max(sizes.vocab_bytes, other.second.vocab_bytes);
+    return sizes;
+}
+
+// All that sizes depend on. A GPU by what it is: its number changes with what else is plugged in.
+std::string SizeBook::shape(uint32_t n_ctx, uint32_t n_ubatch) const {
+    char text[160];
+    snprintf(text, sizeof text, "ctx %u ubatch %u threads %u outputs %u kv %u", n_ctx, n_ubatch, setup_.n_threads,
+             setup_.n_outputs, setup_.kv_type);
+    if (setup_.device == 0) return text;
+    std::string name = ggml_backend_dev_description(gpu_device(setup_.device));
+    std::replace(name.begin(), name.end(), ':', ' ');
+    return text + std::string(" gpu-layers ") + std::to_string(setup_.n_gpu_layer) + " on " + name;
+}
+
+emoe_context_sizes SizeBook::measure(uint32_t n_ctx, uint32_t n_ubatch) {
+    fs::path shell = shells_.path();
+    if (!shells_.whole()) {
+        if (temporary_.empty()) {
+            // A name of its own for every book: several threads may plan at once.
+            char name[64];
+            snprintf(name, sizeof name, ".%ld-%p.measure", static_cast<long>(getpid()), static_cast<void *>(this));
+            fs::path const path = shells_.beside(name);
+            write_shell(shells_.index(), path.string(), false);
+            temporary_ = path;
+        }
+        shell = temporary_;
+    }
+    emoe_setup shaped = setup_;
+    shaped.n_ctx = n_ctx;
+    shaped.n_ubatch = n_ubatch;
+    return measure_context(shells_.index(), shell.string(), shaped);
+}
+
+void SizeBook::save() const {
+    fs::path const path = shells_.beside(".notes");
+    Notes notes = read_notes(path); // another process may have added to them
+    std::string const stamp = build_stamp();
+    if (notes.library != stamp) notes.sizes.clear();
+    notes.library = stamp;
+    for (auto const &[key, sizes] : known_) notes.sizes[key] = text_of(sizes);
+    if (notes.source.empty()) {
+        std::error_code ignored;
+        notes.source = fs::absolute(shells_.index().layout.paths.front(), ignored).string();
+    }
+    write_notes(path, notes);
+}
+
+} // namespace emoe
