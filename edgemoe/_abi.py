@@ -6,9 +6,22 @@ tests/test_abi.py asks a C compiler whether every size and offset is right. What
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char, c_char_p, c_float, c_int32, c_int64, c_uint8, c_uint32, c_uint64, c_void_p
+from ctypes import (
+    CFUNCTYPE,
+    POINTER,
+    c_char,
+    c_char_p,
+    c_double,
+    c_float,
+    c_int32,
+    c_int64,
+    c_uint8,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 OK = 0
 ERR_ARGUMENT = 1
@@ -19,6 +32,10 @@ ERR_MEMORY = 5
 ERR_CANCELLED = 6
 ERR_CONTEXT = 7
 ERR_INTERNAL = 8
+
+BUDGET_BYTES = 0
+BUDGET_SHARE = 1
+BUDGET_AUTO = 2
 
 POLICY_NEXT_USE = 0
 POLICY_LFRU = 1
@@ -82,6 +99,45 @@ class Error(ctypes.Structure):
     _fields_ = [("message", c_char * 1024)]
 
 
+class Setup(Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("memory_kind", c_uint32),
+        ("memory", c_uint64),
+        ("process_bytes", c_uint64),
+        ("later_bytes", c_uint64),
+        ("n_ctx", c_uint32),
+        ("n_ubatch", c_uint32),
+        ("n_threads", c_uint32),
+        ("n_outputs", c_uint32),
+        ("kv_type", c_uint32),
+        ("policy", c_uint32),
+        ("prefetch", c_uint32),
+        ("reader", c_uint32),
+        ("buffered", c_uint32),
+        ("n_read_lane", c_uint32),
+        ("read_bytes_per_s", c_uint64),
+        ("device", c_uint32),
+        ("n_gpu_layer", c_uint32),
+        ("gpu_experts", POINTER(c_uint32)),
+        ("n_gpu_expert", c_uint64),
+    ]
+
+
+class MemoryInfo(Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("n_core", c_uint32),
+        ("total_bytes", c_uint64),
+        ("limit_bytes", c_uint64),
+        ("available_bytes", c_uint64),
+        ("resident_bytes", c_uint64),
+        ("peak_bytes", c_uint64),
+        ("anon_bytes", c_uint64),
+        ("file_bytes", c_uint64),
+    ]
+
+
 class ModelInfo(Struct):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -121,19 +177,6 @@ class LayerInfo(Struct):
     ]
 
 
-class ContextParams(Struct):
-    _fields_ = [
-        ("struct_size", c_uint32),
-        ("n_ctx", c_uint32),
-        ("n_ubatch", c_uint32),
-        ("n_threads", c_uint32),
-        ("n_outputs_max", c_uint32),
-        ("kv_type", c_uint32),
-        ("device", c_uint32),
-        ("n_gpu_layer", c_uint32),
-    ]
-
-
 class ContextSizes(Struct):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -150,19 +193,52 @@ class ContextSizes(Struct):
     ]
 
 
-class EngineParams(Struct):
+class Plan(Struct):
     _fields_ = [
         ("struct_size", c_uint32),
-        ("n_read_lane", c_uint32),
+        ("n_ctx", c_uint32),
+        ("n_ubatch", c_uint32),
+        ("n_threads", c_uint32),
+        ("budget_bytes", c_uint64),
+        ("process_bytes", c_uint64),
+        ("dense_bytes", c_uint64),
+        ("kv_bytes", c_uint64),
+        ("compute_bytes", c_uint64),
+        ("output_bytes", c_uint64),
+        ("scratch_bytes", c_uint64),
+        ("decode_bytes", c_uint64),
+        ("prefill_bytes", c_uint64),
+        ("margin_bytes", c_uint64),
         ("cache_bytes", c_uint64),
-        ("policy", c_uint32),
-        ("buffered", c_uint32),
-        ("reader", c_uint32),
-        ("prefetch", c_uint32),
-        ("read_bytes_per_s", c_uint64),
-        ("context", ContextParams),
-        ("gpu_experts", POINTER(c_uint32)),
-        ("n_gpu_expert", c_uint64),
+        ("slot_min_bytes", c_uint64),
+        ("n_slot", c_uint64),
+        ("n_expert_total", c_uint64),
+        ("smallest_bytes", c_uint64),
+        ("resident_bytes", c_uint64),
+        ("fraction", c_double),
+        ("gpu_bytes", c_uint64),
+    ]
+
+
+class Speeds(Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("reserved", c_uint32),
+        ("disk_bytes_per_s", c_double),
+        ("compute_bytes_per_s", c_double),
+        ("hit_rate", c_double),
+    ]
+
+
+class Prediction(Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("disk_bound", c_uint32),
+        ("low_tok_s", c_double),
+        ("high_tok_s", c_double),
+        ("low_miss_bytes", c_uint64),
+        ("high_miss_bytes", c_uint64),
+        ("hit_rate", c_double),
     ]
 
 
@@ -285,48 +361,6 @@ class StorageSpeed(Struct):
     ]
 
 
-class Plan(Struct):
-    _fields_ = [
-        ("struct_size", c_uint32),
-        ("n_ctx", c_uint32),
-        ("n_ubatch", c_uint32),
-        ("n_threads", c_uint32),
-        ("budget_bytes", c_uint64),
-        ("process_bytes", c_uint64),
-        ("dense_bytes", c_uint64),
-        ("kv_bytes", c_uint64),
-        ("compute_bytes", c_uint64),
-        ("output_bytes", c_uint64),
-        ("scratch_bytes", c_uint64),
-        ("decode_bytes", c_uint64),
-        ("prefill_bytes", c_uint64),
-        ("margin_bytes", c_uint64),
-        ("cache_bytes", c_uint64),
-        ("slot_min_bytes", c_uint64),
-        ("n_slot", c_uint64),
-        ("n_expert_total", c_uint64),
-        ("smallest_bytes", c_uint64),
-        ("resident_bytes", c_uint64),
-    ]
-
-
-class SessionParams(Struct):
-    _fields_ = [
-        ("struct_size", c_uint32),
-        ("n_ctx", c_uint32),
-        ("budget_bytes", c_uint64),
-        ("process_bytes", c_uint64),
-        ("n_ubatch", c_uint32),
-        ("n_threads", c_uint32),
-        ("kv_type", c_uint32),
-        ("policy", c_uint32),
-        ("buffered", c_uint32),
-        ("reader", c_uint32),
-        ("n_read_lane", c_uint32),
-        ("reserved", c_uint32),
-    ]
-
-
 class Message(ctypes.Structure):
     _fields_ = [("role", c_char_p), ("content", c_char_p)]
 
@@ -338,17 +372,20 @@ class AnswerParams(Struct):
         ("stop", POINTER(c_char_p)),
         ("n_stop", c_uint32),
         ("reserved", c_uint32),
-        ("sampler", SamplerParams),
+        ("sampler", POINTER(SamplerParams)),
     ]
 
 
 STRUCTS: dict[str, type[ctypes.Structure]] = {
     "emoe_error": Error,
+    "emoe_setup": Setup,
+    "emoe_memory_info": MemoryInfo,
     "emoe_model_info": ModelInfo,
     "emoe_layer_info": LayerInfo,
-    "emoe_context_params": ContextParams,
     "emoe_context_sizes": ContextSizes,
-    "emoe_engine_params": EngineParams,
+    "emoe_plan": Plan,
+    "emoe_speeds": Speeds,
+    "emoe_prediction": Prediction,
     "emoe_stats": Stats,
     "emoe_accuracy": Accuracy,
     "emoe_replay_params": ReplayParams,
@@ -356,40 +393,68 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "emoe_constraint": Constraint,
     "emoe_device_info": DeviceInfo,
     "emoe_storage_speed": StorageSpeed,
-    "emoe_plan": Plan,
-    "emoe_session_params": SessionParams,
     "emoe_message": Message,
     "emoe_answer_params": AnswerParams,
 }
 
 _status = c_int32
 _err = POINTER(Error)
-_model = _engine = _sampler = _session = _policy = c_void_p
+_model = _engine = _text = _sampler = _stream = _allowance = _session = _policy = c_void_p
 _out = POINTER(c_void_p)
+_setup = POINTER(Setup)
+_bytes = POINTER(c_uint64)
+
+# Functions of ours that the library calls; the first argument is what `user` was.
+SizesFunction = CFUNCTYPE(_status, c_void_p, c_uint32, c_uint32, POINTER(ContextSizes))
+ResizeFunction = CFUNCTYPE(_status, c_void_p, c_uint64)
+ResidentFunction = CFUNCTYPE(c_uint64, c_void_p)
 
 FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "emoe_abi_version": (c_uint32, []),
     "emoe_build_info": (c_char_p, []),
+    "emoe_build_stamp": (c_char_p, []),
     "emoe_set_log_level": (None, [c_uint32]),
+    "emoe_memory_get": (_status, [c_char_p, POINTER(MemoryInfo), _err]),
+    "emoe_memory_trim": (None, []),
     "emoe_model_open": (_status, [c_char_p, _out, _err]),
     "emoe_model_close": (None, [_model]),
     "emoe_model_get_info": (_status, [_model, POINTER(ModelInfo), _err]),
+    "emoe_model_get_host_info": (_status, [_model, _setup, POINTER(ModelInfo), _err]),
     "emoe_model_get_layer": (_status, [_model, c_uint32, POINTER(LayerInfo), _err]),
     "emoe_model_meta": (c_int64, [_model, c_char_p, c_char_p, c_uint64]),
     "emoe_shell_write": (_status, [_model, c_char_p, c_uint32, _err]),
     "emoe_shell_check": (_status, [_model, c_char_p, _err]),
+    "emoe_shell_find": (_status, [_model, c_char_p, c_char_p, c_uint64, POINTER(c_uint32), _err]),
+    "emoe_shell_make": (_status, [_model, c_char_p, c_char_p, c_uint64, _err]),
+    "emoe_context_measure": (_status, [_model, c_char_p, _setup, POINTER(ContextSizes), _err]),
     "emoe_gpu_experts_measure": (
         _status,
         [_model, POINTER(c_uint32), c_uint64, c_uint32, POINTER(c_uint64), POINTER(c_uint64), _err],
     ),
     "emoe_gpu_experts_speed": (_status, [_model, c_uint32, c_uint32, c_uint32, POINTER(c_uint64), _err]),
-    "emoe_context_measure": (_status, [_model, c_char_p, POINTER(ContextParams), POINTER(ContextSizes), _err]),
-    "emoe_engine_open": (_status, [_model, c_char_p, POINTER(EngineParams), _out, _err]),
+    "emoe_plan_make": (_status, [_model, c_char_p, _setup, POINTER(Plan), _err]),
+    "emoe_plan_choose": (_status, [POINTER(ModelInfo), SizesFunction, c_void_p, _setup, POINTER(Plan), _err]),
+    "emoe_budget_bytes": (_status, [c_uint32, c_uint64, c_uint64, _bytes, _err]),
+    "emoe_margin_bytes": (c_uint64, [c_uint64]),
+    "emoe_plan_predict": (_status, [POINTER(ModelInfo), c_double, POINTER(Speeds), POINTER(Prediction), _err]),
+    "emoe_plan_hit_rate": (c_double, [c_double]),
+    "emoe_allowance_open": (
+        _status,
+        [POINTER(Plan), POINTER(ModelInfo), c_uint64, ResizeFunction, ResidentFunction, c_void_p, _out, _bytes, _err],
+    ),
+    "emoe_allowance_close": (None, [_allowance]),
+    "emoe_allowance_get_plan": (_status, [_allowance, POINTER(Plan), _err]),
+    "emoe_allowance_spend": (_status, [_allowance, c_uint64, _bytes, _err]),
+    "emoe_allowance_check": (_status, [_allowance, _err]),
+    "emoe_allowance_give_way": (_status, [_allowance, c_uint64, c_char_p, _bytes, _bytes, _err]),
+    "emoe_allowance_take_back": (_status, [_allowance, c_uint64, c_uint64, _err]),
+    "emoe_engine_open": (_status, [_model, c_char_p, _setup, c_uint64, _out, _err]),
     "emoe_engine_close": (None, [_engine]),
     "emoe_engine_decode": (_status, [_engine, POINTER(c_int32), c_uint32, c_uint32, _err]),
     "emoe_engine_verify": (_status, [_engine, POINTER(c_int32), c_uint32, _err]),
     "emoe_engine_can_verify": (_status, [_engine, _err]),
-    "emoe_engine_logits": (POINTER(c_float), [_engine, c_uint32]),
+    "emoe_engine_text": (_text, [_engine]),
+    "emoe_engine_n_ctx": (c_uint32, [_engine]),
     "emoe_engine_n_past": (c_uint32, [_engine]),
     "emoe_engine_rewind": (_status, [_engine, c_uint32, _err]),
     "emoe_engine_cancel": (None, [_engine]),
@@ -408,26 +473,32 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "emoe_collect_end": (None, [_engine]),
     "emoe_collect_noise": (_status, [_engine, c_uint32, c_float, c_float, _err]),
     "emoe_collect_read": (_status, [_engine, c_uint32, c_uint32, POINTER(c_float), c_uint64, _err]),
-    "emoe_engine_tokenize": (
+    "emoe_text_open": (_status, [c_char_p, _out, _err]),
+    "emoe_text_close": (None, [_text]),
+    "emoe_text_set_logits": (_status, [_text, POINTER(c_float), c_uint32, _err]),
+    "emoe_text_logits": (POINTER(c_float), [_text, c_uint32]),
+    "emoe_text_tokenize": (
         c_int64,
-        [_engine, c_char_p, c_uint64, c_uint32, c_uint32, POINTER(c_int32), c_uint64],
+        [_text, c_char_p, c_uint64, c_uint32, c_uint32, POINTER(c_int32), c_uint64],
     ),
-    "emoe_engine_piece": (c_int64, [_engine, c_int32, c_uint32, c_char_p, c_uint64]),
-    "emoe_engine_is_eog": (c_uint32, [_engine, c_int32]),
-    "emoe_engine_bos": (c_int32, [_engine]),
-    "emoe_engine_eos": (c_int32, [_engine]),
-    "emoe_engine_n_vocab": (c_uint32, [_engine]),
-    "emoe_engine_n_ctx": (c_uint32, [_engine]),
-    "emoe_vocabulary_open": (_status, [c_char_p, _out, _err]),
-    "emoe_vocabulary_set_logits": (_status, [_engine, POINTER(c_float), c_uint32, _err]),
+    "emoe_text_piece": (c_int64, [_text, c_int32, c_uint32, c_char_p, c_uint64]),
+    "emoe_text_is_eog": (c_uint32, [_text, c_int32]),
+    "emoe_text_bos": (c_int32, [_text]),
+    "emoe_text_eos": (c_int32, [_text]),
+    "emoe_text_n_vocab": (c_uint32, [_text]),
     "emoe_sampler_open": (_status, [POINTER(SamplerParams), _out, _err]),
     "emoe_sampler_close": (None, [_sampler]),
-    "emoe_sampler_sample": (c_int32, [_sampler, _engine, c_uint32]),
-    "emoe_sampler_constrain": (_status, [_sampler, _engine, POINTER(Constraint), _err]),
-    "emoe_engine_logprobs": (
+    "emoe_sampler_sample": (c_int32, [_sampler, _text, c_uint32]),
+    "emoe_sampler_constrain": (_status, [_sampler, _text, POINTER(Constraint), _err]),
+    "emoe_text_logprobs": (
         _status,
-        [_engine, c_uint32, c_int32, POINTER(c_float), c_uint32, POINTER(c_int32), POINTER(c_float), _err],
+        [_text, c_uint32, c_int32, POINTER(c_float), c_uint32, POINTER(c_int32), POINTER(c_float), _err],
     ),
+    "emoe_stream_open": (_status, [POINTER(c_char_p), POINTER(c_uint64), c_uint32, _out, _err]),
+    "emoe_stream_close": (None, [_stream]),
+    "emoe_stream_feed": (_status, [_stream, c_char_p, c_uint64, POINTER(c_void_p), _bytes, _err]),
+    "emoe_stream_finish": (_status, [_stream, POINTER(c_void_p), _bytes, _err]),
+    "emoe_stream_stopped": (c_uint32, [_stream]),
     "emoe_device_count": (c_uint32, []),
     "emoe_device_get": (_status, [c_uint32, POINTER(DeviceInfo), _err]),
     "emoe_backend_load": (_status, [c_char_p, _err]),
@@ -445,8 +516,7 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
         [c_char_p, c_uint64, c_uint32, c_uint64, c_uint64, POINTER(StorageSpeed), _err],
     ),
     "emoe_compute_measure": (_status, [c_char_p, c_uint32, c_uint64, POINTER(c_uint64), _err]),
-    "emoe_plan_make": (_status, [_model, c_char_p, POINTER(SessionParams), POINTER(Plan), _err]),
-    "emoe_session_open": (_status, [c_char_p, c_char_p, POINTER(SessionParams), _out, POINTER(Plan), _err]),
+    "emoe_session_open": (_status, [c_char_p, c_char_p, _setup, _out, POINTER(Plan), _err]),
     "emoe_session_close": (None, [_session]),
     "emoe_chat_render": (
         _status,

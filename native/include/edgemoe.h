@@ -276,6 +276,10 @@ typedef emoe_status (*emoe_sizes_fn)(void *user, uint32_t n_ctx, uint32_t n_ubat
 EMOE_API emoe_status emoe_plan_choose(const emoe_model_info *info, emoe_sizes_fn sizes, void *user,
                                       const emoe_setup *setup, emoe_plan *plan, emoe_error *err);
 
+/* Bytes of a budget as it is asked for (memory_kind and memory of emoe_setup) for a model whose every expert fits in
+ * resident_bytes. EMOE_ERR_ARGUMENT when that is more than this process may use and the model could use it. */
+EMOE_API emoe_status emoe_budget_bytes(uint32_t memory_kind, uint64_t memory, uint64_t resident_bytes, uint64_t *bytes,
+                                       emoe_error *err);
 /* What is left free of a budget. */
 EMOE_API uint64_t emoe_margin_bytes(uint64_t budget_bytes);
 

@@ -48,8 +48,8 @@ emoe_status emoe_plan_make(const emoe_model *model, const char *cache_dir, const
         emoe_plan found = {};
         try {
             found = plan_gguf(*model->index, cache_dir, read_setup(setup, false), &found);
-        } catch (const BudgetError &) {
-            write_struct(plan, found); // smallest and resident
+        } catch (const Error &) {
+            write_struct(plan, found); // smallest and resident, as far as they are known
             throw;
         }
         write_struct(plan, found);
@@ -73,11 +73,20 @@ emoe_status emoe_plan_choose(const emoe_model_info *info, emoe_sizes_fn sizes, v
         emoe_plan found = {};
         try {
             found = plan_with(model, ask, s, s.process_bytes, &found);
-        } catch (const BudgetError &) {
+        } catch (const Error &) {
             write_struct(plan, found);
             throw;
         }
         write_struct(plan, found);
+    });
+}
+
+emoe_status emoe_budget_bytes(uint32_t memory_kind, uint64_t memory, uint64_t resident_bytes, uint64_t *bytes,
+                              emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(bytes, "bytes");
+        if (memory_kind > EMOE_BUDGET_AUTO) fail(EMOE_ERR_ARGUMENT, "unknown kind of memory %u", memory_kind);
+        *bytes = budget_bytes(memory_kind, memory, resident_bytes, machine());
     });
 }
 
