@@ -69,7 +69,7 @@ private:
 // Evict what is needed again last, as Belady would if the future were known: the expected number of visits until the
 // next use is the way to its layer, d, plus one pass over all layers for every token that will not use it, (1 - p) / p.
 // p, the probability of use by a token, mixes a slow average, which says what the text is about, with a fast one,
-// which says what the last tokens were about. Constants by replay on three texts: docs/experiments.md.
+// which says what the last tokens were about. Constants by replay on three texts: docs/experiments/eviction-policy.md.
 class NextUse final : public EvictionPolicy {
 public:
     explicit NextUse(const PolicyShape &shape)

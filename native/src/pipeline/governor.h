@@ -2,9 +2,9 @@
 //
 // A wrong guess costs drive time that somebody else may need, a right one saves a stall. When the drive has idle time
 // anyway, guesses of low probability pay; on a drive that is always at work only those that are more likely right
-// than wrong do (break-even: docs/experiments.md). And whether reading ahead pays at all is not believed but measured:
-// now and then a token is computed without, and where those tokens are faster, reading ahead stops, until a later
-// comparison says otherwise.
+// than wrong do (break-even: docs/experiments/read-ahead.md). And whether reading ahead pays at all is not believed but
+// measured: now and then a token is computed without, and where those tokens are faster, reading ahead stops, until a
+// later comparison says otherwise.
 #pragma once
 
 #include <cstdint>
