@@ -25,18 +25,19 @@ if TYPE_CHECKING:
     from .errors import StorageError as StorageError
     from .errors import UnsupportedError as UnsupportedError
     from .errors import UsageError as UsageError
-    from .runtime.find.catalog import find_models as find_models
+    from .runtime.budget.planner import Plan as Plan
     from .runtime.engine.engine import Engine as Engine
+    from .runtime.engine.stats import Stats as Stats
+    from .runtime.find.catalog import find_models as find_models
+    from .runtime.find.names import resolve as resolve
+    from .runtime.formats import open_model as open_model
     from .runtime.load import load as load
     from .runtime.load import plan as plan
-    from .runtime.gguf.model import Model as Model
-    from .runtime.gguf.model import open_model as open_model
-    from .runtime.find.names import resolve as resolve
-    from .runtime.budget.planner import Plan as Plan
+    from .runtime.model import Model as Model
+    from .runtime.setup import Setup as Setup
     from .runtime.text.sampling import Sampling as Sampling
-    from .runtime.engine.stats import Stats as Stats
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "BudgetError": ".errors",
@@ -52,11 +53,12 @@ _HOME = {
     "Engine": ".runtime.engine.engine",
     "load": ".runtime.load",
     "plan": ".runtime.load",
-    "Model": ".runtime.gguf.model",
-    "open_model": ".runtime.gguf.model",
+    "Model": ".runtime.model",
+    "open_model": ".runtime.formats",
     "resolve": ".runtime.find.names",
     "Plan": ".runtime.budget.planner",
     "Sampling": ".runtime.text.sampling",
+    "Setup": ".runtime.setup",
     "Stats": ".runtime.engine.stats",
 }
 

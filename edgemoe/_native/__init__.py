@@ -3,24 +3,14 @@
 Every function here is one function of the header, with Python types and with exceptions for statuses.
 """
 
-from .budget import (
-    Allowance as Allowance,
-)
-from .budget import (
-    hit_rate as hit_rate,
-)
-from .budget import (
-    margin_bytes as margin_bytes,
-)
-from .budget import (
-    plan_choose as plan_choose,
-)
-from .budget import (
-    plan_make as plan_make,
-)
-from .budget import (
-    plan_predict as plan_predict,
-)
+from .budget import Allowance as Allowance
+from .budget import Outcome as Outcome
+from .budget import budget_bytes as budget_bytes
+from .budget import hit_rate as hit_rate
+from .budget import margin_bytes as margin_bytes
+from .budget import plan_choose as plan_choose
+from .budget import plan_make as plan_make
+from .budget import plan_predict as plan_predict
 from .engine import (
     collect_begin as collect_begin,
 )

@@ -98,7 +98,8 @@ def _edgemoe_library() -> Path:
 
 # Turns that a thread of libgomp spins at a barrier before it sleeps. Its default of 300,000 burns a core for
 # milliseconds whenever another thread is late, and every thread is late when something else wants the cores: with one
-# busy neighbour on two cores decode falls to a tenth. 2,000 costs nothing on a quiet machine (docs/experiments/spin-count.md).
+# busy neighbour on two cores decode falls to a tenth. 2,000 costs nothing on a quiet machine
+# (docs/experiments/spin-count.md).
 _SPIN_COUNT = "2000"
 
 

@@ -30,10 +30,10 @@ def answer(order: dict[str, Any]) -> dict[str, Any]:
     import edgemoe
     from edgemoe.runtime.budget.share import hold_share, share_budget
 
-    shape = {"ctx": order["ctx"], "threads": order["threads"], "n_ubatch": order["n_ubatch"]}
-    budget_bytes = share_budget(order["path"], order["share"], **shape)
+    setup = edgemoe.Setup(ctx=order["ctx"], threads=order["threads"], n_ubatch=order["n_ubatch"])
+    budget_bytes = share_budget(order["path"], order["share"], setup)
     messages = [{"role": "user", "content": order["prompt"]}]
-    with edgemoe.load(order["path"], memory=budget_bytes, **shape) as engine:
+    with edgemoe.load(order["path"], setup.but(memory=budget_bytes)) as engine:
         hold_share(engine, order["share"])
         for _ in engine.chat(messages, max_tokens=order["max_tokens"]):
             pass

@@ -38,7 +38,7 @@ def measure(order: dict[str, Any]) -> dict[str, Any]:
     """
     load_average = os.getloadavg()[0]
     begin = time.monotonic()
-    engine: BenchEngine = ENGINES[order["engine"]](Setting(**order["setting"]))
+    engine: BenchEngine = ENGINES[order["engine"]](Setting.from_dict(order["setting"]))
     load_s = time.monotonic() - begin
     tokens = _tokens(engine, order)
     if order["trace"]:

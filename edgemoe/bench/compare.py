@@ -13,16 +13,14 @@ from typing import Any
 import edgemoe
 
 from .._abi import REPLAY_BELADY
-from ..devices.cpu import physical_cores
 from ..devices.memory import available_memory
 from ..devices.profile import machine
 from ..devices.storage import find_lanes, measure_storage
-from ..runtime.find.catalog import split_set
-from ..runtime.gguf.model import is_export
-from ..runtime.gguf.shell import shell_for
 from ..runtime.engine.trace import read_trace
+from ..runtime.formats import format_of
+from ..runtime.setup import Setup
 from .engines import Setting
-from .exports import export_files, onnx_side
+from .exports import onnx_side
 from .replay import misses
 from .report import OFF, OURS, STOCK, summarise
 from .runner import Say, Side, Workload, git_revision, glance, limit_problem, run_all, run_once
@@ -34,12 +32,7 @@ def compare(
     path: str,
     workload: Workload,
     *,
-    memory: str,
-    threads: int | None,
-    n_ubatch: int | None,
-    policy: str,
-    prefetch: str,
-    read_limit: int,
+    setup: Setup,
     n_repeat: int,
     against_stock: bool,
     against_off: bool,
@@ -47,13 +40,12 @@ def compare(
     with_resident: bool,
     say: Say,
 ) -> dict[str, Any]:
-    """Run it all. say: gets lines of progress. Raises EdgeMoEError."""
-    n_threads = threads or physical_cores()
+    """Run it all. setup: its ctx is the workload's. say: gets lines of progress. Raises EdgeMoEError."""
     with edgemoe.open_model(path) as model:
-        plan = edgemoe.plan(model, memory=memory, ctx=workload.n_ctx, threads=n_threads, n_ubatch=n_ubatch)
-        streams = not is_export(model)
-        files = [*split_set(Path(path)), shell_for(model, progress=say)] if streams else export_files(model, say)
-        largest = path if streams else max(files, key=lambda file: file.stat().st_size)
+        plan = edgemoe.plan(model, setup.but(ctx=workload.n_ctx))
+        traced = format_of(model).TRACED
+        files = format_of(model).files(model, say)
+        largest = max(files, key=lambda file: file.stat().st_size)
         lanes = find_lanes(largest, model.block_bytes, max_bytes=plan.cache_bytes)
         disk = measure_storage(largest, model.block_bytes, n_lane=lanes, fresh=True)
         model_facts = asdict(model.info)
@@ -62,10 +54,11 @@ def compare(
     if problem:
         say(f"NO KERNEL LIMIT: {problem}; llama.cpp may use all of the machine's memory")
     limit_bytes = 0 if problem else plan.budget_bytes
-    setting = Setting(path, plan.budget_bytes, plan.n_ctx, n_threads, n_ubatch or 0, policy, prefetch, read_limit)
+    shape = {"memory": plan.budget_bytes, "ctx": plan.n_ctx, "threads": plan.n_threads}
+    setting = Setting(path, setup.but(**shape))
     sides = [Side(OURS, OURS, setting, limit_bytes, workload.n_decode)]
     if against_off:
-        sides.append(Side(OFF, OURS, replace(setting, prefetch="off"), limit_bytes, workload.n_decode))
+        sides.append(Side(OFF, OURS, Setting(path, setting.setup.but(prefetch="off")), limit_bytes, workload.n_decode))
     if against_stock:
         sides.append(Side(STOCK, STOCK, setting, limit_bytes, workload.n_stock_decode))
 
@@ -77,7 +70,7 @@ def compare(
     resident = None
     if with_resident and plan.fraction < 1:
         resident = _resident(setting, plan.resident_bytes, replace(workload, warm=True), files, say)
-    best = _best(setting, limit_bytes, workload, files, say) if plan.fraction < 1 and streams else None
+    best = _best(setting, limit_bytes, workload, files, say) if plan.fraction < 1 and traced else None
     records = run_all(sides, workload, files, n_repeat, say)
     busy = max(record["other_cores"] for record in records)
     if busy > _BUSY_CORES:
@@ -101,7 +94,7 @@ def compare(
         "summary": summarise(
             records,
             workload.n_prefill,
-            disk_bytes_per_s=min(disk.bytes_per_s, read_limit or disk.bytes_per_s),
+            disk_bytes_per_s=min(disk.bytes_per_s, setup.read_bytes_per_s or disk.bytes_per_s),
             resident=resident,
             best_bytes_per_token=best,
         ),
@@ -130,7 +123,7 @@ def _resident(
     if available_memory() < resident_bytes:
         say("the machine has no memory for an all-resident run: the bound is the drive's alone")
         return None
-    roomy = replace(setting, memory_bytes=resident_bytes)
+    roomy = replace(setting, setup=setting.setup.but(memory=resident_bytes))
     record = run_once(Side("resident", OURS, roomy, 0, workload.n_decode), workload, files)
     say(f"all experts resident: {glance(record)}")
     return record

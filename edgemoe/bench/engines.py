@@ -10,27 +10,29 @@ import importlib.util
 import sys
 import types
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from ..errors import EdgeMoEError, UnsupportedError
+from ..runtime.setup import Setup
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How an engine is opened; n_ubatch 0: as it chooses (llama.cpp: 512).
-
-    memory_bytes, policy, prefetch and read_limit (bytes a second, 0: none) are EdgeMoE's.
-    """
+    """How an engine is opened. setup: with memory in bytes, ctx and threads; llama.cpp heeds ctx, threads and n_ubatch
+    (None: 512)."""
 
     path: str
-    memory_bytes: int
-    n_ctx: int
-    n_threads: int
-    n_ubatch: int
-    policy: str
-    prefetch: str = "auto"
-    read_limit: int = 0
+    setup: Setup
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(value: dict[str, Any]) -> Setting:
+        """The inverse of `to_dict`."""
+        return Setting(value["path"], Setup(**value["setup"]))
 
 
 class BenchEngine(Protocol):
@@ -60,17 +62,8 @@ class EdgeMoE:
     def __init__(self, setting: Setting) -> None:
         import edgemoe
 
-        self._engine = edgemoe.load(
-            setting.path,
-            memory=setting.memory_bytes,
-            ctx=setting.n_ctx,
-            threads=setting.n_threads,
-            n_ubatch=setting.n_ubatch or None,
-            policy=setting.policy,
-            prefetch=setting.prefetch,
-            read_limit=setting.read_limit or None,
-            warm_start=False,  # a repetition begins where the first one did
-        )
+        # Not warm: a repetition begins where the first one did.
+        self._engine = edgemoe.load(setting.path, setting.setup.but(warm_start=False))
 
     def tokenize(self, text: str) -> list[int]:
         return self._engine.tokenize(text)
@@ -127,12 +120,12 @@ class LlamaCpp:
         if not self._model:
             raise UnsupportedError(f"llama.cpp cannot load `{setting.path}`")
         params = llama.llama_context_default_params()
-        params.n_ctx = setting.n_ctx
-        params.n_batch = params.n_ubatch = setting.n_ubatch or self.N_UBATCH
-        params.n_threads = params.n_threads_batch = setting.n_threads
+        params.n_ctx = setting.setup.ctx
+        params.n_batch = params.n_ubatch = setting.setup.n_ubatch or self.N_UBATCH
+        params.n_threads = params.n_threads_batch = setting.setup.n_threads
         self._context = llama.llama_init_from_model(self._model, params)
         if not self._context:
-            raise UnsupportedError(f"llama.cpp cannot make a context of {setting.n_ctx} tokens")
+            raise UnsupportedError(f"llama.cpp cannot make a context of {setting.setup.ctx} tokens")
         self._vocab = llama.llama_model_get_vocab(self._model)
         self._n_batch = params.n_batch
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import _abi, _native
-from ..runtime.load import POLICIES
 from ..runtime.engine.trace import Trace
+from ..runtime.setup import POLICIES
 
 ROWS: tuple[tuple[str, int, bool], ...] = (
     *((name, number, False) for number, name in enumerate(POLICIES)),

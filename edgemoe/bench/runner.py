@@ -100,7 +100,7 @@ def run_once(side: Side, workload: Workload, files: Sequence[Path], *, trace: st
     dropped = drop_page_cache(files)
     order = {
         "engine": side.engine,
-        "setting": dataclasses.asdict(side.setting),
+        "setting": side.setting.to_dict(),
         "text": workload.text[: workload.n_token * _CHARS_PER_TOKEN],
         "warm": workload.warm,
         "n_warmup": workload.n_warmup,

@@ -11,7 +11,7 @@ import typer
 
 from ..errors import UsageError
 from ..places import BUILTIN
-from ..units import format_rate, format_size, parse_size
+from ..units import format_rate, format_size
 from .generate import find
 from .options import CachePolicyOption, ModelArgument, PrefetchOption, at_least, output_file
 from .status import note
@@ -104,6 +104,7 @@ def bench(
 
     from ..bench.compare import compare
     from ..bench.runner import Workload, passage, read_text
+    from ..runtime.setup import Setup
 
     workload = Workload(
         text=read_text(text) if text else passage(),
@@ -116,13 +117,15 @@ def bench(
     report = compare(
         str(find(model)),
         workload,
-        memory=memory,
-        threads=threads,
-        n_ubatch=ubatch,
-        policy=cache_policy.lower(),
+        setup=Setup(
+            memory=memory,
+            threads=threads,
+            n_ubatch=ubatch,
+            policy=cache_policy.lower(),
+            prefetch=prefetch.lower(),
+            read_limit=read_limit,
+        ),
         n_repeat=repeat,
-        prefetch=prefetch.lower(),
-        read_limit=parse_size(read_limit) if read_limit else 0,
         against_stock="llama.cpp" in others,
         against_off="off" in others,
         against_export=str(Path(exports[0]).expanduser()) if exports else None,

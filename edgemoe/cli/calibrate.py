@@ -53,6 +53,7 @@ def calibrate(
     # Before an engine is planned: what these imports take is part of its process.
     from ..bench.runner import read_text
     from ..quality.calibrate import Request, calibrate
+    from ..runtime.setup import Setup
 
     bar = Bar()
     try:
@@ -64,8 +65,7 @@ def calibrate(
                 n_window=windows,
                 n_ctx=ctx,
                 types=types.replace(",", " ").split() if types else None,
-                memory=memory,
-                threads=threads,
+                setup=Setup(memory=memory, threads=threads),
             ),
             bar,
         )

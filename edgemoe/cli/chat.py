@@ -22,8 +22,8 @@ from .status import note, status_line
 from .terminal import is_interactive, prepare, read_question
 
 if TYPE_CHECKING:
-    from ..runtime.engine.engine import Engine
     from ..runtime.budget.planner import Plan
+    from ..runtime.engine.engine import Engine
     from ..runtime.text.sampling import Sampling
 
 COMMANDS = {
@@ -71,18 +71,17 @@ def _small(path: Path, options: EngineOptions) -> EngineOptions:
     from ..runtime.budget.share import share_budget
 
     options = dataclasses.replace(options, ctx=options.ctx or _BUILTIN_CTX)
-    shape = ("ctx", "threads", "kv_type", "draft", "device", "gpu_memory")
-    arguments = {name: value for name, value in options.arguments().items() if name in shape}
-    return dataclasses.replace(options, memory=str(share_budget(path, _BUILTIN_SHARE, **arguments)))
+    return dataclasses.replace(options, memory=str(share_budget(path, _BUILTIN_SHARE, options.setup())))
 
 
 def _has_gpu(options: EngineOptions) -> bool:
     """Whether a GPU was asked for and is there: who does that wants speed, and much of the model is there then."""
-    if options.device.lower() == "cpu":
+    device = options.setup().device
+    if device == "cpu":
         return False
     from ..devices.gpu import choose
 
-    return choose(options.device.lower()) is not None
+    return choose(device) is not None
 
 
 def greeting(plan: Plan) -> str:

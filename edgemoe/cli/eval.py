@@ -64,6 +64,7 @@ def eval(
 
     # Before an engine is planned: what these imports take is part of its process.
     from ..quality import session
+    from ..runtime.setup import Setup
 
     bar = Bar()
     try:
@@ -76,8 +77,7 @@ def eval(
                 n_ctx=ctx,
                 tasks=session.read_tasks(Path(tasks).expanduser()) if tasks else (),
                 save=output_file(save),
-                memory=memory,
-                threads=threads,
+                setup=Setup(memory=memory, threads=threads),
             ),
             bar,
         )

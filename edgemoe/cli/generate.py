@@ -30,8 +30,9 @@ def load(model: str | Path, options: EngineOptions, *, verbose: bool) -> Engine:
 
     talk = note if verbose or sys.stderr.isatty() else None
     path = find(model, verbose=verbose) if isinstance(model, str) else model
-    engine = edgemoe.load(path, progress=talk, **options.arguments())
-    if options.device.lower() == "auto":
+    setup = options.setup()
+    engine = edgemoe.load(path, setup, progress=talk)
+    if setup.device == "auto":
         note(engine.plan.device_line)
     if options.trace:
         try:

@@ -15,7 +15,7 @@ from .generate import find
 from .options import JsonOption, ModelArgument
 
 if TYPE_CHECKING:
-    from ..runtime.gguf.model import LayerInfo, Model
+    from ..runtime.model import LayerInfo, Model
 
 
 def inspect(model: ModelArgument = BUILTIN, json_output: JsonOption = False) -> None:

@@ -11,11 +11,14 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from ..errors import StorageError, UsageError
+
+if TYPE_CHECKING:
+    from ..runtime.setup import Setup
 
 # A command gives it the default BUILTIN, so that MODEL may be left out.
 ModelArgument = Annotated[
@@ -29,7 +32,11 @@ ModelArgument = Annotated[
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show the plan and the costs on stderr.")]
 CachePolicyOption = Annotated[
     str,
-    typer.Option(metavar="NAME", help="Which expert leaves a full cache: `next-use`, `lfru`, `lru`, `lfu` or `mrs`."),
+    typer.Option(
+        "--cache-policy",
+        metavar="NAME",
+        help="Which expert leaves a full cache: `next-use`, `lfru`, `lru`, `lfu` or `mrs`.",
+    ),
 ]
 PrefetchOption = Annotated[
     str, typer.Option(metavar="WHEN", help="Read experts ahead: `auto` (where it measures faster), `off` or `on`.")
@@ -76,25 +83,23 @@ class BudgetOptions:
         ),
     ] = None
 
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of edgemoe.load and edgemoe.plan. Raises UsageError."""
+    def setup(self) -> Setup:
+        """What is asked for: each option that is a field of `Setup`, by its name. Raises UsageError."""
+        from ..runtime.setup import Setup
+
         at_least("--ctx", self.ctx, 1)
         at_least("--threads", self.threads, 1)
-        return {
-            "memory": self.memory or "auto",
-            "ctx": self.ctx,
-            "threads": self.threads,
-            "kv_type": self.kv_type.lower(),
-            "device": self.device.lower(),
-            "gpu_memory": self.gpu_memory,
-        }
+        known = {field.name for field in dataclasses.fields(Setup)}
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name in known}
+        # A name may be written in capitals; a value that was left out is the library's default.
+        return Setup(**{name: _lower(value) for name, value in given.items() if value is not None})
 
 
 @dataclasses.dataclass(frozen=True)
 class EngineOptions(BudgetOptions):
     """What an engine is loaded with."""
 
-    cache_policy: CachePolicyOption = "next-use"
+    policy: CachePolicyOption = "next-use"
     prefetch: PrefetchOption = "auto"
     draft: Annotated[
         str,
@@ -106,14 +111,6 @@ class EngineOptions(BudgetOptions):
         str | None,
         typer.Option(metavar="FILE", show_default=False, help="Record routing and reads for `edgemoe replay`; slower."),
     ] = None
-
-    def arguments(self) -> dict[str, Any]:
-        return {
-            **super().arguments(),
-            "policy": self.cache_policy.lower(),
-            "prefetch": self.prefetch.lower(),
-            "draft": self.draft,
-        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +167,10 @@ def expand(function: Callable[..., None]) -> Callable[..., None]:
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) and not value[:1].isdigit() else value
 
 
 def at_least(option: str, value: int | None, least: int) -> None:

@@ -14,8 +14,9 @@ def plan(budget: BudgetOptions, model: ModelArgument = BUILTIN, json_output: Jso
     """Show how a memory budget is spent: dense weights, KV cache, experts that fit, predicted speed."""
     import edgemoe
 
-    found = edgemoe.plan(find(model), **budget.arguments())
-    if budget.device.lower() == "auto":
+    setup = budget.setup()
+    found = edgemoe.plan(find(model), setup)
+    if setup.device == "auto":
         note(found.device_line)
     if json_output:
         print(json.dumps(found.to_dict(), indent=2))

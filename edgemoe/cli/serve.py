@@ -44,8 +44,7 @@ def serve(
 ) -> None:
     """Serve models to OpenAI clients, with a page to look at. Sampling options are for requests that name none."""
     chosen = sampling.sampling()
-    options = engine.arguments()
-    memory = options.pop("memory")
+    setup = engine.setup()
     try:
         from ..serve.prompts import Defaults
         from ..serve.run import Settings, serve
@@ -58,4 +57,4 @@ def serve(
         ) from None
     settings = Settings(host, port, api_key, tuple(cors_origin or ()), queue)
     log = note if verbose else None
-    serve(models, memory, options, settings, Defaults(chosen, sampling.max_tokens), talk=note, log=log)
+    serve(models, setup, settings, Defaults(chosen, sampling.max_tokens), talk=note, log=log)

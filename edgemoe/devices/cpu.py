@@ -1,14 +1,14 @@
 """Cores and instruction sets of this machine.
 
-Linux is read from /sys and /proc, without psutil: a process that generates spends those 4 MB on experts.
+What the processor calls itself is read from /proc; how many cores there are is asked of native code.
 """
 
 from __future__ import annotations
 
-import importlib
-import os
 import platform
 from pathlib import Path
+
+from .. import _native
 
 # The instruction sets that ggml's kernels are compiled for; a report names those that the CPU has.
 _REPORTED = (
@@ -19,17 +19,7 @@ _REPORTED = (
 
 def physical_cores() -> int:
     """Cores that this process may run on, hardware threads of one core counted once; at least 1."""
-    if hasattr(os, "sched_getaffinity"):
-        siblings = set()
-        for cpu in os.sched_getaffinity(0):
-            path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-            try:
-                siblings.add(path.read_text().strip())
-            except OSError:  # no topology in this container: every CPU counts
-                siblings.add(f"cpu{cpu}")
-        return max(1, len(siblings))
-    psutil = importlib.import_module("psutil")
-    return psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    return _native.memory()["n_core"]
 
 
 def cpu_name() -> str:

@@ -30,6 +30,7 @@ from ..converters.source import Rows, Source
 from ..devices.memory import available_memory
 from ..errors import StorageError, UnsupportedError, UsageError
 from ..runtime.load import load
+from ..runtime.setup import Setup
 from .experts import (
     LayerSums,
     Probe,
@@ -63,7 +64,10 @@ _CHECKPOINT_S = 30.0
 
 @dataclass(frozen=True)
 class Request:
-    """texts: name and content of each. n_window: windows of n_ctx tokens, spread evenly over the texts."""
+    """texts: name and content of each. n_window: windows of n_ctx tokens, spread evenly over the texts.
+
+    setup: for the engine; its ctx is n_ctx.
+    """
 
     model: str
     out: Path
@@ -71,8 +75,7 @@ class Request:
     n_window: int
     n_ctx: int
     types: Sequence[str] | None
-    memory: str
-    threads: int | None
+    setup: Setup
 
 
 def calibrate(request: Request, progress: Progress) -> Calibration:
@@ -89,7 +92,7 @@ def calibrate(request: Request, progress: Progress) -> Calibration:
             progress("measuring quantizers", i, len(roles))
             errors = store.arrays(f"errors-{number}")
             if errors is None:
-                errors = _errors(source, number, roles[number], sums[i], types, request.threads)
+                errors = _errors(source, number, roles[number], sums[i], types, request.setup.threads)
                 store.keep(f"errors-{number}", errors)
             layers[number] = _layer(source, number, roles[number], sums[i], errors)
         progress("measuring quantizers", len(roles), len(roles))
@@ -120,9 +123,7 @@ def _run(
     if done == request.n_window and len(sensitivity.by_layer) == len(shapes) and sums:
         return sums, sensitivity
     n_outputs = min(N_OUTPUTS, request.n_ctx)
-    with load(
-        request.model, memory=request.memory, ctx=request.n_ctx, threads=request.threads, n_outputs=n_outputs
-    ) as engine:
+    with load(request.model, request.setup.but(ctx=request.n_ctx, n_outputs=n_outputs)) as engine:
         windows = spread(engine, request.texts, request.n_ctx, request.n_window)
         n_token = request.n_window * request.n_ctx
         n_left = -(-N_SAMPLE * (request.n_window - done) // request.n_window)
@@ -190,7 +191,7 @@ def spread(engine: Engine, texts: Sequence[tuple[str, str]], n_ctx: int, n_windo
 def _make_room(engine: Engine, request: Request, n_sample: int) -> None:
     """`auto` gives an engine no more than all its experts take; what is collected comes beside them."""
     need = engine.collect_bytes(n_sample)
-    if request.memory.strip().lower() == "auto":
+    if request.setup.wanted.kind == "auto":
         engine.set_budget(engine.plan.budget_bytes + min(need, int(available_memory() * 0.8)))
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UsageError
 from ..paths import cache_dir
 from ..runtime.load import load
+from ..runtime.setup import Setup
 from . import reference as references
 from .perplexity import Score, score
 from .reference import Progress, Reference
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 class Request:
     """What is wanted. against: a GGUF or a saved reference. text: None for tasks alone. save: keep the probabilities.
 
-    n_window: None for all of the text.
+    n_window: None for all of the text. setup: for every engine; its ctx is n_ctx.
     """
 
     model: str
@@ -38,8 +39,7 @@ class Request:
     n_ctx: int
     tasks: Sequence[Task]
     save: Path | None
-    memory: str
-    threads: int | None
+    setup: Setup
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def evaluate(request: Request, progress: Progress) -> Result:
 def open_engine(model: str | os.PathLike[str], request: Request) -> Engine:
     """An engine that keeps enough rows of logits."""
     n_outputs = min(N_OUTPUTS, request.n_ctx)
-    return load(model, memory=request.memory, ctx=request.n_ctx, threads=request.threads, n_outputs=n_outputs)
+    return load(model, request.setup.but(ctx=request.n_ctx, n_outputs=n_outputs))
 
 
 def read_text(path: str | None) -> str:

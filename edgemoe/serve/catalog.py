@@ -1,7 +1,7 @@
 """The models that a server offers by name, one of them loaded at a time, all inside one budget.
 
 A request for another model closes the loaded one first: its memory is the other's. The conversation in it is forgotten.
-Used by the worker's thread, but for `current`, `memory` and `set_memory`, which any thread may use.
+Used by the worker's thread, but for `current`, `setup` and `set_memory`, which any thread may use.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from .. import _native
 from ..errors import UsageError
 from ..runtime.engine.engine import Engine
-from ..runtime.load import load, plan
-from ..runtime.gguf.model import open_model
-from ..runtime.find.names import resolve
 from ..runtime.engine.stats import Stats
+from ..runtime.find.names import resolve
+from ..runtime.formats import open_model
+from ..runtime.load import load, plan
+from ..runtime.setup import Setup
 from .failures import ApiError
 
 Talk = Callable[[str], None]
@@ -49,17 +49,14 @@ class Totals:
 
 
 class Catalog:
-    """Names to models. options: keyword arguments of `load` but `memory`."""
+    """Names to models. setup: how each of them is opened; its memory is the budget now."""
 
-    def __init__(
-        self, paths: Sequence[str | os.PathLike[str]], memory: str | int, options: Mapping[str, Any], talk: Talk
-    ) -> None:
+    def __init__(self, paths: Sequence[str | os.PathLike[str]], setup: Setup, talk: Talk) -> None:
         """Reads headers. Raises UsageError for two models of one name, and what `open_model` and `plan` raise."""
-        self.memory = memory
+        self.setup = setup
         self.current: tuple[str, Engine] | None = None
         self.loading = ""
         self.totals = Totals()
-        self._options = dict(options)
         self._talk = talk
         self.entries: dict[str, Entry] = {}
         for given in paths:
@@ -75,7 +72,7 @@ class Catalog:
         name = label if labelled else file.stem if Path(wanted).expanduser().exists() else wanted
         with open_model(file) as model:
             # Refused now rather than at the first request for it.
-            plan(model, memory=self.memory, measure=False, **_planned(self._options))
+            plan(model, self.setup, measure=False)
             n_ctx_train = model.info.n_ctx_train
         if name in self.entries:
             raise UsageError(f"two models are called `{name}`", hint=f"name one of them: `other={file}`")
@@ -102,11 +99,11 @@ class Catalog:
         self.loading = name
         begin = time.monotonic()
         try:
-            engine = load(self.entries[name].path, memory=self.memory, **self._options)
+            engine = load(self.entries[name].path, self.setup)
         finally:
             self.loading = ""
         self.current = (name, engine)
-        if self._options.get("device") == "auto":
+        if self.setup.device == "auto":
             self._talk(engine.plan.device_line)
         share = f"{engine.plan.fraction:.0%} of its experts fit"
         self._talk(f"{name} is loaded in {time.monotonic() - begin:.1f} s: {share}, {engine.n_ctx:,} tokens of context")
@@ -126,14 +123,9 @@ class Catalog:
 
     def set_memory(self, memory: str | int) -> None:
         """Change the budget, of the model that is loaded and of those to come. Raises BudgetError, UsageError."""
-        loaded = self.current
+        loaded, wanted = self.current, self.setup.but(memory=memory)
         if loaded:
             loaded[1].set_budget(memory)
         else:
-            plan(self.entries[self.first].path, memory=memory, measure=False, **_planned(self._options))
-        self.memory = memory
-
-
-def _planned(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `load`'s options that `plan` takes as well."""
-    return {name: value for name, value in options.items() if name in ("ctx", "threads", "kv_type")}
+            plan(self.entries[self.first].path, wanted, measure=False)
+        self.setup = wanted

@@ -6,15 +6,14 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jinja2  # noqa: F401  (here and not at the first answer: it is memory that the plan must see)
 import uvicorn
 
 from ..errors import StorageError, UsageError
-from ..units import parse_memory
+from ..runtime.setup import Setup
 from .app import Log, Server
 from .catalog import Catalog, Talk
 from .guard import is_loopback
@@ -53,19 +52,17 @@ class Settings:
 
 def serve(
     models: Sequence[str],
-    memory: str | int,
-    options: Mapping[str, Any],
+    setup: Setup,
     settings: Settings,
     defaults: Defaults,
     *,
     talk: Talk,
     log: Log | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM. options: of `load`. Raises what loading raises, UsageError, StorageError."""
+    """Serve until SIGINT or SIGTERM. setup: for every model. Raises what loading raises, UsageError, StorageError."""
     settings.check()
-    parse_memory(memory)
     with _listening(settings) as listener:
-        catalog = Catalog(models, memory, options, talk)
+        catalog = Catalog(models, setup, talk)
         catalog.engine(catalog.first)  # what cannot be loaded is known before anybody asks
         worker = Worker(catalog, settings.queue)
         try:

@@ -16,28 +16,41 @@ from ...devices.gpu import Gpu
 from ...devices.gpu_speed import tier_seconds
 from ...errors import BudgetError, UnsupportedError, UsageError
 from ...paths import read_cached, write_cached
-from ...units import format_exact, format_size
-from ..gguf.model import Model
+from ...units import format_exact, format_size, parse_size
+from ..engine.usage import recall
+from ..model import Model
+from ..setup import Setup
 from .placement import Placement, TierTimes, candidates, layers_that_fit, place
 from .planner import Plan
-from ..engine.usage import recall
 
 Spend = Callable[[Placement, int, Plan | None], Plan]
 """The plan of the host for a placement: with so many bytes taken beside it, and the context of another plan."""
 
+_AUTO_SHARE = 0.85  # of what is free on a GPU
 _FOLDER = "placement"
 _ROUNDING = 8 << 10  # bytes a stack
 _DROP = 8  # experts left out at a time while they do not fit
 
 
-def plan_for_gpu(
-    model: Model, gpu: Gpu, gpu_bytes: int, spend: Spend, *, n_threads: int, warm: bool, experts: Sequence[int] | None
-) -> Plan:
-    """The plan within gpu_bytes of GPU memory.
+def gpu_budget(gpu: Gpu, setup: Setup) -> int:
+    """Bytes of GPU memory that may be used. Raises UsageError for more than there is."""
+    if setup.gpu_memory is None:
+        return int(gpu.free_bytes * _AUTO_SHARE)
+    wanted = parse_size(setup.gpu_memory)
+    if wanted > gpu.total_bytes:
+        raise UsageError(
+            f"{gpu.name} has {format_size(gpu.total_bytes)}, not {format_size(wanted)}",
+            hint=f"use `--gpu-memory {format_exact(int(gpu.free_bytes * _AUTO_SHARE))}` or leave it out",
+        )
+    return wanted
 
-    warm: use what earlier runs learned. experts: those that the GPU has one by one; None: decided here.
+
+def plan_for_gpu(model: Model, gpu: Gpu, gpu_bytes: int, spend: Spend, setup: Setup) -> Plan:
+    """The plan within gpu_bytes of GPU memory. setup: whether to use what earlier runs learned, and single experts.
+
     Raises BudgetError when dense weights and KV cache do not fit, UsageError for experts that cannot be there.
     """
+    experts = setup.gpu_experts
     dense_only = spend(Placement(0), 0, None)
     if dense_only.gpu_bytes > gpu_bytes:
         raise BudgetError(
@@ -49,14 +62,20 @@ def plan_for_gpu(
     if experts is not None:
         wanted = Placement(0, _checked(model, experts))
     else:
-        wanted = _decide(model, gpu, gpu_bytes, dense_only, n_threads=n_threads, warm=warm)
+        wanted = _decide(model, gpu, gpu_bytes, dense_only, n_threads=setup.n_threads, warm=setup.warm_start)
     found = _fit(model, gpu_bytes, wanted, dense_only, spend)
     if experts is not None and len(found.gpu_experts) < len(wanted.experts):
         raise BudgetError(
             f"{format_size(gpu_bytes)} of GPU memory hold {len(found.gpu_experts)} of {len(wanted.experts)} experts",
             hint="give it more with `gpu_memory`, or fewer experts",
         )
-    return replace(found, device=gpu.name, device_description=gpu.description, gpu_budget_bytes=gpu_bytes)
+    return replace(
+        found,
+        device=gpu.name,
+        device_description=gpu.description,
+        device_number=gpu.index + 1,
+        gpu_budget_bytes=gpu_bytes,
+    )
 
 
 def _fit(model: Model, gpu_bytes: int, wanted: Placement, dense_only: Plan, spend: Spend) -> Plan:

@@ -1,4 +1,4 @@
-"""Which experts go to a GPU, and what of the model is then left to the host: pure arithmetic.
+"""Which experts go to a GPU: pure arithmetic.
 
 A layer's experts go there whole, so that nothing of it passes the host, or one by one, the most used first: those are
 computed there while the CPU computes the others. What is faster depends on the machine, so it is decided layer by
@@ -9,11 +9,11 @@ since an expert that changes places would change the rounding).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from math import inf
 
-from ..gguf.model import Model, ModelInfo
+from ..model import Model
 
 _TRIES = 16  # numbers of whole layers that are compared
 
@@ -125,26 +125,3 @@ class _Layer:
     def take(self) -> int:
         self._there += self._rates[self.order[-1]]
         return self.order.pop()
-
-
-def on_host(model: Model, n_gpu_layer: int, gpu_experts: Sequence[int] = ()) -> ModelInfo:
-    """The model as the host sees it when a GPU has the experts of some layers, and some of others."""
-    info = model.info
-    if n_gpu_layer == 0 and not gpu_experts:
-        return info
-    gone = [(model.layers[i], model.layers[i].n_expert) for i in candidates(model)[:n_gpu_layer]]
-    numbers, first = sorted(gpu_experts), 0
-    for layer in model.layers:
-        n = sum(first <= e < first + layer.n_expert for e in numbers)
-        if n:
-            gone.append((layer, n))
-        first += layer.n_expert
-    expert_bytes = sum(layer.expert_bytes * n for layer, n in gone)
-    slot_bytes = sum(layer.slot_bytes * n for layer, n in gone)
-    return replace(
-        info,
-        expert_bytes=info.expert_bytes - expert_bytes,
-        token_bytes=int(info.token_bytes * (1 - expert_bytes / info.expert_bytes)),
-        slot_bytes=max(info.slot_min_bytes, info.slot_bytes - slot_bytes),
-        n_expert_total=info.n_expert_total - sum(n for _, n in gone),
-    )

@@ -1,40 +1,26 @@
-"""Decide how a memory budget is spent.
-
-Pure: the same model, sizes, budget and speeds give the same plan. Measuring is done by who calls.
-"""
+"""How a memory budget is spent: the plan as data and in words. The reckoning is native (native/src/budget)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from ... import _native
+from ..._abi import ERR_MEMORY, OK
+from ..._abi import Error as NativeError
+from ..._abi import Plan as NativePlan
+from ..._abi import Setup as NativeSetup
+from ..._abi import Speeds as NativeSpeeds
 from ...errors import BudgetError, UsageError
-from ...units import KIB, MIB, format_exact, format_rate, format_size, format_speeds
+from ...units import Memory, format_exact, format_rate, format_size, format_speeds
 from ..engine.stats import reading
+from ..setup import budget_of
 
 if TYPE_CHECKING:
-    from ..gguf.model import ContextSizes, ModelInfo
+    from ..model import ContextSizes, ModelInfo
 
-# Tokens computed at once in prefill, best first: each expert is read once a batch.
-UBATCHES = (512, 256, 128, 64, 32)
-# Context lengths tried when the user names none, best first.
-CONTEXTS = (4096, 2048, 1024, 512)
-
-_LENT_SHARE = 2  # a large batch may borrow 1/2 of the expert cache while it is computed
-_KV_SHARE = 3  # a context nobody asked for may take 1/3 of what it shares with the cache and the work space
-_SHORT_CTX = 1024  # below this a chat is hardly one: only if nothing longer fits
-# Between processes that do the same, resident memory differs by some pages; the smallest budget allows for that.
-_SLACK_BYTES = 2 * MIB
-
-# Hit rate by fraction of experts that fit, as measured with LFRU on a trained model over real text (docs: design 3).
-_HIT_CURVE = ((0.0, 0.0), (0.16, 0.24), (0.32, 0.62), (0.59, 0.88), (1.0, 1.0))
-# Of the time that a token takes with every expert at hand, the part spent in the measured kernels: the rest is
-# attention, norms and waiting at barriers (SmolMoE inflated to 2.8 GB, 2 threads).
-_KERNEL_SHARE = 0.5
-# Compute and reading overlap, but not wholly: this share of the shorter of the two adds to the longer.
-_OVERLAP_LOSS = {"low": 0.5, "high": 0.15}
+_SHORTEST_CTX = 512  # the planner tries none that is shorter
 
 Sizes = Callable[[int, int], "ContextSizes"]
 """sizes(n_ctx, n_ubatch): what a context of that shape allocates."""
@@ -59,19 +45,28 @@ class Budget:
 
 @dataclass(frozen=True)
 class Speeds:
-    """Measured speeds, bytes a second: storage in blocks of an expert's matrix, kernels in weight bytes."""
+    """Measured speeds, bytes a second: storage in blocks of an expert's matrix, kernels in weight bytes.
+
+    hit_rate: what earlier runs of this very model had with a cache of this size; None: not known.
+    """
 
     disk_bytes_per_s: float
     compute_bytes_per_s: float
+    hit_rate: float | None = None
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Decode speed in tokens a second. low: routing without locality; high: with that of a trained model on text."""
+    """Decode speed in tokens a second. low: routing without locality; high: with that of a trained model on text.
+
+    hit_rate: of the second; measured: earlier runs of this very model had it.
+    """
 
     low: float
     high: float
     reason: str
+    hit_rate: float = 1.0
+    measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,9 +81,9 @@ class Plan:
     context if none was asked for). resident_bytes: the budget in which every expert fits and stays, also during a
     large batch and after the chat template's first rendering. direct_io, reader: how experts are read (see Stats).
     device: the GPU that has dense weights and KV cache ("CUDA0"), "" for the CPU; device_description: what it calls
-    itself. prediction: None with a GPU, whose speed nobody measured. gpu_bytes: given there, of gpu_budget_bytes.
-    n_gpu_layer: layers whose experts are computed there, gpu_experts: those of other layers, numbered through
-    all of them (neither cached nor in n_expert_total).
+    itself; device_number: 1 + its index among ggml's devices, 0 for the CPU. prediction: None with a GPU, whose speed
+    nobody measured. gpu_bytes: given there, of gpu_budget_bytes. n_gpu_layer: layers whose experts are computed there,
+    gpu_experts: those of other layers, numbered through all of them (neither cached nor in n_expert_total).
     """
 
     model: str
@@ -117,10 +112,23 @@ class Plan:
     prediction: Prediction | None = None
     device: str = ""
     device_description: str = ""
+    device_number: int = 0
     gpu_bytes: int = 0
     gpu_budget_bytes: int = 0
     n_gpu_layer: int = 0
     gpu_experts: tuple[int, ...] = ()
+
+    @staticmethod
+    def of(name: str, native: NativePlan, **more: Any) -> Plan:
+        """A plan that the library made for the model `name`. more: fields that it does not know."""
+        values = {field[0]: getattr(native, field[0]) for field in native._fields_}
+        del values["struct_size"]
+        return Plan(model=name, **{**values, **more})
+
+    def native(self) -> NativePlan:
+        """The struct of edgemoe.h."""
+        names = [field[0] for field in NativePlan._fields_][1:]
+        return NativePlan(**{name: getattr(self, name) for name in names})
 
     @property
     def device_line(self) -> str:
@@ -167,6 +175,8 @@ class Plan:
         if self.prediction:
             speed = format_speeds(self.prediction.low, self.prediction.high)
             lines.append(f"{'decode':<16}{speed}: {self.prediction.reason}")
+            if self.prediction.measured:
+                lines.append(f"{'hits':<16}{self.prediction.hit_rate:.0%}, as earlier runs of this model had")
         lines.append(f"{'smallest budget':<16}{format_exact(self.smallest_bytes)}")
         lines.append(f"{'all experts fit':<16}{format_exact(self.resident_bytes)}")
         return lines
@@ -177,150 +187,116 @@ def plan(
 ) -> Plan:
     """Spend a budget on a model. reader: what will read the experts.
 
-    The context is what was asked for, or the longest of CONTEXTS that leaves most memory to the experts; the batch is
-    the largest of UBATCHES whose work space the expert cache can lend.
-    Raises BudgetError, naming the smallest budget that works, and UsageError.
+    The context is what was asked for, or the longest that leaves most memory to the experts; the batch is the largest
+    whose work space the expert cache can lend. Raises BudgetError, naming the smallest budget that works, UsageError.
     """
-    contexts = _contexts(model, budget)
-    smallest = smallest_bytes(model, sizes, budget)
-    chosen: Plan | None = None
-    for n_ctx in contexts:
-        found = _best_batch(model, sizes, budget, n_ctx, smallest)
-        if found is None or (chosen is not None and n_ctx < _SHORT_CTX):
-            continue
-        chosen = found
-        if found.kv_bytes * _KV_SHARE <= found.kv_bytes + found.output_bytes + found.decode_bytes + found.cache_bytes:
-            break
-    if chosen is None:
-        smaller = ", or a smaller `--ctx`" if budget.n_ctx and budget.n_ctx > CONTEXTS[-1] else ""
+    native = choose(model, sizes, _setup(budget))
+    return finish(model, native, speeds, n_ctx=budget.n_ctx, reader=reader)
+
+
+Chosen = tuple[NativePlan, int, NativeError]
+"""What the library says: the plan, its status, its sentence."""
+
+
+def choose(model: ModelInfo, sizes: Sizes, setup: NativeSetup) -> Chosen:
+    """Ask the library for a plan of any model, whoever runs it."""
+    return _native.plan_choose(model.native(), lambda n_ctx, n_ubatch: asdict(sizes(n_ctx, n_ubatch)), setup)
+
+
+def finish(
+    model: ModelInfo,
+    chosen: Chosen,
+    speeds: Speeds | None,
+    *,
+    n_ctx: int | None,
+    reader: str = "threads",
+) -> Plan:
+    """The plan that the library chose, with the speed to expect; or its refusal, in words.
+
+    n_ctx: the context that was asked for.
+    """
+    native, status, error = chosen
+    if status == ERR_MEMORY and native.smallest_bytes:
+        smaller = ", or a smaller `--ctx`" if n_ctx and n_ctx > _SHORTEST_CTX else ""
         raise BudgetError(
-            f"{format_size(budget.bytes)} is too small for {model.name}: it needs {format_size(smallest)}",
-            hint=f"use `--memory {format_exact(smallest)}`{smaller}",
-            smallest=smallest,
+            f"{format_size(native.budget_bytes)} is too small for {model.name}: "
+            f"it needs {format_size(native.smallest_bytes)}",
+            hint=f"use `--memory {format_exact(native.smallest_bytes)}`{smaller}",
+            smallest=native.smallest_bytes,
         )
-    prediction = predict(model, chosen.fraction, speeds) if speeds else None
-    return replace(chosen, reader=reader, prediction=prediction)
+    try:
+        _native.check(status, error)
+    except UsageError as refused:  # more than this process may use
+        raise UsageError(refused.message, hint=refused.hint or "use `--memory auto`, or less") from None
+    prediction = predict(model, native.fraction, speeds) if speeds else None
+    return Plan.of(model.name, native, direct_io=model.direct_io, reader=reader, prediction=prediction)
 
 
 def smallest_bytes(model: ModelInfo, sizes: Sizes, budget: Budget) -> int:
     """The smallest budget with which `plan` succeeds and a process can do the same again, a whole number of MiB."""
-    n_ctx = _contexts(model, budget)[-1]
-    size = sizes(n_ctx, _ubatches(budget, n_ctx)[-1])
-    need = _fixed_bytes(model, size, budget) + model.slot_min_bytes + size.prefill_bytes
-    return -(-_with_margin(need + budget.later_bytes + _SLACK_BYTES) // MIB) * MIB
+    return int(_bounds(model, sizes, budget).smallest_bytes)
 
 
 def resident_bytes(model: ModelInfo, sizes: Sizes, budget: Budget) -> int:
     """The budget in which every expert fits and stays, with the longest context and the largest batch; whole MiB."""
-    n_ctx = _contexts(model, budget)[0]
-    size = sizes(n_ctx, _ubatches(budget, n_ctx)[0])
-    need = _fixed_bytes(model, size, budget) + model.slot_bytes + size.prefill_bytes
-    return -(-_with_margin(need + budget.later_bytes + _SLACK_BYTES) // MIB) * MIB
+    return int(_bounds(model, sizes, budget).resident_bytes)
 
 
 def margin_bytes(budget_bytes: int) -> int:
-    """What is left free of a budget: 12 MiB, or 1.5 % of it if that is more."""
-    return max(12 * MIB, budget_bytes * 15 // 1000)
+    """What is left free of a budget."""
+    return _native.margin_bytes(budget_bytes)
 
 
 def hit_rate(fraction: float) -> float:
     """Expected hit rate on real text when a fraction of the experts fits (both 0 to 1)."""
-    for (x0, y0), (x1, y1) in pairwise(_HIT_CURVE):
-        if fraction <= x1:
-            return y0 + (y1 - y0) * (fraction - x0) / (x1 - x0)
-    return 1.0
+    return _native.hit_rate(fraction)
+
+
+def resolve_budget(memory: Memory, resident: int) -> int:
+    """Bytes of a budget for a model whose every expert fits in `resident` bytes.
+
+    Raises UsageError when it asks for more than this process may use and the model could use it.
+    """
+    try:
+        return _native.budget_bytes(*budget_of(memory), resident)
+    except UsageError as error:
+        raise UsageError(error.message, hint="use `--memory auto`, or less") from None
 
 
 def predict(model: ModelInfo, fraction: float, speeds: Speeds) -> Prediction:
     """Decode speed when a fraction of the experts fits."""
-    compute_s = (model.dense_token_bytes + model.token_bytes) / speeds.compute_bytes_per_s / _KERNEL_SHARE
-    rate, missed, disk_bound = {}, {}, {}
-    for case, hits in (("low", fraction), ("high", hit_rate(fraction))):
-        missed[case] = model.token_bytes * (1 - hits)
-        disk_s = missed[case] / speeds.disk_bytes_per_s
-        disk_bound[case] = disk_s > compute_s
-        rate[case] = 1 / (max(compute_s, disk_s) + _OVERLAP_LOSS[case] * min(compute_s, disk_s))
-    if disk_bound["low"]:
-        least, most = format_size(missed["high"]), format_size(missed["low"])
+    known = -1.0 if speeds.hit_rate is None else speeds.hit_rate
+    native = NativeSpeeds(
+        disk_bytes_per_s=speeds.disk_bytes_per_s, compute_bytes_per_s=speeds.compute_bytes_per_s, hit_rate=known
+    )
+    found = _native.plan_predict(model.native(), fraction, native)
+    if found["disk_bound"]:
+        least, most = format_size(found["high_miss_bytes"]), format_size(found["low_miss_bytes"])
         reason = f"storage, {least} to {most} a token at {format_rate(speeds.disk_bytes_per_s)}"
     else:
         work = format_size(model.dense_token_bytes + model.token_bytes)
         reason = f"compute, {work} a token at {format_rate(speeds.compute_bytes_per_s)}"
-    return Prediction(low=rate["low"], high=rate["high"], reason=reason)
+    return Prediction(found["low_tok_s"], found["high_tok_s"], reason, found["hit_rate"], known >= 0)
 
 
-def _contexts(model: ModelInfo, budget: Budget) -> tuple[int, ...]:
-    """Context lengths to try, longest first: never longer than what the model was trained for."""
-    longest = model.n_ctx_train or CONTEXTS[0]
-    if budget.n_ctx is not None:
-        if budget.n_ctx < 1:
-            raise UsageError(f"a context of {budget.n_ctx} tokens holds nothing", hint="use `--ctx 1024` or more")
-        return (min(budget.n_ctx, longest),)
-    return tuple(dict.fromkeys(min(n_ctx, longest) for n_ctx in CONTEXTS))
+def _setup(budget: Budget, n_bytes: int | None = None) -> NativeSetup:
+    if budget.n_ctx is not None and budget.n_ctx < 1:
+        raise UsageError(f"a context of {budget.n_ctx} tokens holds nothing", hint="use `--ctx 1024` or more")
+    if budget.n_ubatch is not None and budget.n_ubatch < 1:
+        raise UsageError(f"a batch of {budget.n_ubatch} tokens computes nothing", hint="use a batch of 1 to 512")
+    return NativeSetup(
+        memory=budget.bytes if n_bytes is None else n_bytes,
+        process_bytes=budget.process_bytes,
+        later_bytes=budget.later_bytes,
+        n_threads=budget.n_threads,
+        n_ctx=budget.n_ctx or 0,
+        n_ubatch=budget.n_ubatch or 0,
+    )
 
 
-def _ubatches(budget: Budget, n_ctx: int) -> tuple[int, ...]:
-    """Batch sizes to try, largest first: never larger than the context."""
-    if budget.n_ubatch is not None:
-        if budget.n_ubatch < 1:
-            raise UsageError(f"a batch of {budget.n_ubatch} tokens computes nothing", hint="use a batch of 1 to 512")
-        return (min(budget.n_ubatch, n_ctx),)
-    return tuple(dict.fromkeys(min(n_ubatch, n_ctx) for n_ubatch in UBATCHES))
-
-
-def _candidates(model: ModelInfo, sizes: Sizes, budget: Budget, n_ctx: int, smallest: int) -> Iterator[Plan]:
-    """The plans that can decode with this context, largest batch first."""
-    margin = margin_bytes(budget.bytes)
-    for n_ubatch in _ubatches(budget, n_ctx):
-        size = sizes(n_ctx, n_ubatch)
-        left = budget.bytes - margin - _fixed_bytes(model, size, budget)
-        if left < model.slot_min_bytes + size.prefill_bytes + budget.later_bytes:
-            continue
-        cache = min(left, model.slot_bytes + size.prefill_bytes)
-        fraction = min(1.0, cache / model.slot_bytes)
-        yield Plan(
-            model=model.name,
-            budget_bytes=budget.bytes,
-            process_bytes=budget.process_bytes + size.vocab_bytes,
-            dense_bytes=model.dense_bytes - size.gpu_dense_bytes,
-            kv_bytes=size.kv_bytes,
-            compute_bytes=size.compute_bytes,
-            output_bytes=size.output_bytes,
-            scratch_bytes=size.scratch_bytes,
-            decode_bytes=size.decode_bytes,
-            prefill_bytes=size.prefill_bytes,
-            margin_bytes=margin,
-            cache_bytes=cache,
-            slot_min_bytes=model.slot_min_bytes,
-            n_ctx=n_ctx,
-            n_ubatch=n_ubatch,
-            n_threads=budget.n_threads,
-            n_slot=int(fraction * model.n_expert_total),
-            n_expert_total=model.n_expert_total,
-            fraction=fraction,
-            smallest_bytes=smallest,
-            resident_bytes=resident_bytes(model, sizes, budget),
-            direct_io=model.direct_io,
-            gpu_bytes=size.gpu_bytes,
-        )
-
-
-def _best_batch(model: ModelInfo, sizes: Sizes, budget: Budget, n_ctx: int, smallest: int) -> Plan | None:
-    found: Plan | None = None
-    for found in _candidates(model, sizes, budget, n_ctx, smallest):
-        evicts_none = found.cache_bytes - found.prefill_bytes >= model.slot_bytes
-        if evicts_none or found.prefill_bytes * _LENT_SHARE <= found.cache_bytes:
-            break
-    return found
-
-
-def _fixed_bytes(model: ModelInfo, size: ContextSizes, budget: Budget) -> int:
-    """All but the expert cache and the margin."""
-    work = size.output_bytes + size.decode_bytes
-    dense = model.dense_bytes - size.gpu_dense_bytes
-    return budget.process_bytes + size.vocab_bytes + dense + size.kv_bytes + work
-
-
-def _with_margin(need: int) -> int:
-    """The smallest budget that leaves `need` beside its own margin."""
-    return max(need + margin_bytes(0), -(-need * 1000 // 985) + KIB)
+def _bounds(model: ModelInfo, sizes: Sizes, budget: Budget) -> NativePlan:
+    """A plan of which only what does not depend on the budget is filled: one byte is too small for anything."""
+    native, status, error = choose(model, sizes, _setup(budget, n_bytes=1))
+    if not (status in (OK, ERR_MEMORY) and native.smallest_bytes):
+        _native.check(status, error)
+    return native

@@ -1,7 +1,7 @@
 """What computes a sequence of tokens: the one thing that `Engine` and `TokenSequence` ask for, however it is done.
 
-`NativeBackend` is llama.cpp with our streamer; `onnx.backend.OnnxBackend` is ONNX Runtime. Text, sampling, budget, chat
-and the counting of tokens are above it and know neither.
+`gguf.backend.NativeBackend` is llama.cpp with our streamer; `onnx.backend.OnnxBackend` is ONNX Runtime.
+Text, sampling, budget, chat and the counting of tokens are above it and know neither.
 """
 
 from __future__ import annotations
@@ -13,17 +13,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ... import _native
 
 if TYPE_CHECKING:
-    from ..gguf.model import ModelInfo
+    from ..model import ModelInfo
 
 
 class Backend(Protocol):
     """One sequence of tokens, and an expert cache of a size that is told. Sizes are bytes.
 
-    text: the handle for tokenizer and samplers, whose logits are those of the last `decode`.
+    text: vocabulary, and the logits of the last `decode` for samplers.
     """
 
     @property
-    def text(self) -> _native.EngineHandle: ...
+    def text(self) -> _native.TextHandle: ...
+    @property
+    def engine(self) -> _native.EngineHandle:
+        """For what only our own engine does: calibration, injected faults. Raises UnsupportedError."""
+
     @property
     def n_vocab(self) -> int: ...
     @property
@@ -73,68 +77,3 @@ class Backend(Protocol):
         """Keep what this run learned."""
 
     def close(self) -> None: ...
-
-
-class NativeBackend:
-    """llama.cpp and the streamer, behind libedgemoe."""
-
-    def __init__(self, handle: _native.EngineHandle) -> None:
-        self.text = handle
-        self.n_vocab = _native.engine_n_vocab(handle)
-        self.n_ctx = _native.engine_n_ctx(handle)
-
-    @property
-    def n_past(self) -> int:
-        return _native.engine_n_past(self.text)
-
-    def decode(self, tokens: Sequence[int], *, want_all: bool) -> None:
-        _native.engine_decode(self.text, tokens, want_all=want_all)
-
-    def verify(self, tokens: Sequence[int]) -> None:
-        _native.engine_verify(self.text, tokens)
-
-    def check_verify(self) -> None:
-        _native.engine_can_verify(self.text)
-
-    def row(self, i: int) -> array[float]:
-        return _native.engine_logits(self.text, i, self.n_vocab)
-
-    def rewind(self, n: int) -> None:
-        _native.engine_rewind(self.text, n)
-
-    def cancel(self) -> None:
-        _native.engine_cancel(self.text)
-
-    def set_cache_bytes(self, cache_bytes: int) -> None:
-        _native.engine_set_cache_bytes(self.text, cache_bytes)
-
-    def stats(self) -> dict[str, Any]:
-        return _native.engine_stats(self.text)
-
-    def resident(self, layer: int) -> int:
-        return _native.engine_resident(self.text, layer)
-
-    def experts(self, layer: int) -> bytes:
-        return _native.engine_experts(self.text, layer)
-
-    def accuracy(self, layer: int) -> tuple[list[int], list[int]]:
-        return _native.engine_accuracy(self.text, layer)
-
-    def trace(self, path: str | None, header: str) -> None:
-        _native.engine_trace(self.text, path, header)
-
-    def recall(self, info: ModelInfo) -> None:
-        from . import usage
-
-        rates = usage.recall(info)
-        if rates is not None:
-            _native.engine_warm_start(self.text, rates)
-
-    def remember(self, info: ModelInfo) -> None:
-        from . import usage
-
-        stats = self.stats()
-        usage.remember(info, stats["n_decode"] + stats["n_prefill"], _native.engine_rates(self.text))
-
-    def close(self) -> None:
-        _native.engine_close(self.text)

@@ -20,14 +20,14 @@ class Collected:
 
     def read(self, layer: int, kind: int, n: int) -> array[float]:
         """A copy of n float32. Raises UsageError when there are more or fewer."""
-        return _native.collect_read(self._sequence.handle, layer, kind, n)
+        return _native.collect_read(self._sequence.backend.engine, layer, kind, n)
 
     def noise(self, layer: int, share: float, limit: float = inf) -> None:
         """LOSSY, for measuring: each output of the layer's experts gets +-share of its root mean square.
 
         Experts that gave anything above `limit` before get none.
         """
-        _native.collect_noise(self._sequence.handle, layer, share, limit)
+        _native.collect_noise(self._sequence.backend.engine, layer, share, limit)
 
     def no_noise(self) -> None:
-        _native.collect_noise(self._sequence.handle, NO_LAYER, 0.0, inf)
+        _native.collect_noise(self._sequence.backend.engine, NO_LAYER, 0.0, inf)

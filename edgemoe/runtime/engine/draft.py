@@ -11,28 +11,16 @@ from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from ..._abi import MAX_VERIFY
 from ...errors import UnsupportedError, UsageError
+from ..setup import MAX_DRAFT
 from .backend import Backend
 from .sequence import TokenSequence
-
-MAX_DRAFT = MAX_VERIFY - 1  # tokens; the pass holds the one that is known as well
 
 # What a drafted token adds to a pass, in tokens: where experts are read for each of them, and where all are in memory.
 COST_STREAMED, COST_RESIDENT = 0.75, 0.3
 
 _MATCHES = (4, 3, 2)  # lengths of what must have stood there before, the longest first
 _ITEM = array("i").itemsize
-
-
-def parse_draft(draft: str | int) -> int | None:
-    """Most tokens to draft: 0 to MAX_DRAFT, "off" for 0; None for "auto". Raises UsageError."""
-    text = str(draft).strip().lower()
-    if text in ("auto", "off"):
-        return None if text == "auto" else 0
-    if text.isdecimal() and int(text) <= MAX_DRAFT:
-        return int(text)
-    raise UsageError(f"a draft of `{draft}` tokens makes no sense", hint=f"use `auto`, `off`, or 1 to {MAX_DRAFT}")
 
 
 def allowed(backend: Backend, n_draft: int | None) -> int:

@@ -19,17 +19,17 @@ from ...devices.memory import process_memory
 from ...errors import UsageError
 from ...units import KIB, MIB, format_size
 from ..budget.allowance import Allowance
+from ..budget.planner import Plan
+from ..model import Model, ModelInfo
+from ..setup import READERS
+from ..text.prompt import CHATML_END, Message, first_rendering_bytes, render
+from ..text.sampling import Sampling
+from ..text.stream import Step, TextStream
 from .backend import Backend
 from .collected import Collected
 from .draft import COST_RESIDENT, COST_STREAMED, Lookahead, Payoff, allowed
-from ..gguf.model import Model
-from ..budget.placement import on_host
-from ..budget.planner import Plan
-from ..text.prompt import CHATML_END, Message, first_rendering_bytes, render
-from ..text.sampling import Sampling
 from .sequence import TokenSequence
-from .stats import READERS, Stats
-from ..text.stream import Step, TextStream
+from .stats import Stats
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +48,7 @@ class Engine:
 
     Used from one thread at a time; `set_budget`, `cancel`, `stats` and `resident` may be called from any.
 
-    model: what is in the file (closed: info, layers and chat_template remain).
+    model: what is in the file (closed: info, layers and chat_template remain). host_info: without a GPU's experts.
     n_vocab, n_ctx: tokens in the vocabulary, and that the context holds.
     finish_reason: why the last answer ended: "stop" (the model or a stop string ended it), "length" (max_tokens, or
     the context is full), "" (it did not end).
@@ -60,6 +60,7 @@ class Engine:
         model: Model,
         backend: Backend,
         plan: Plan,
+        host_info: ModelInfo,
         *,
         resolve: Callable[[str | int], int],
         warm_start: bool = True,
@@ -67,10 +68,12 @@ class Engine:
     ) -> None:
         """backend: the engine's from now on; with the smallest cache, which grows when it is known what is left for it.
 
-        resolve: bytes of a budget as the user writes it. warm_start: see `edgemoe.load`.
+        host_info: the model without the experts that a GPU has. resolve: bytes of a budget as the user writes it.
+        warm_start: see `Setup`.
         n_draft: most tokens drafted at once; None: MAX_DRAFT where the model can verify them.
         """
         self.model = model
+        self.host_info = host_info
         self.finish_reason = ""
         self.n_reused = 0
         self._resolve = resolve
@@ -94,8 +97,7 @@ class Engine:
             plan = replace(plan, direct_io=bool(stats["direct_io"]), reader=READERS[stats["reader"]], **lent)
             # Weights and KV cache are in place; these buffers fill as tokens are computed.
             untouched = plan.decode_bytes + plan.output_bytes
-            left = on_host(model, plan.n_gpu_layer, plan.gpu_experts)
-            self._allowance = Allowance(plan, left, backend.set_cache_bytes, untouched_bytes=untouched)
+            self._allowance = Allowance(plan, host_info, backend.set_cache_bytes, untouched_bytes=untouched)
             self._sequence = TokenSequence(backend, self._allowance.lock)
         except BaseException:
             self._finalizer()
@@ -190,13 +192,13 @@ class Engine:
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Text of tokens. special: that of control tokens too. Raises UsageError for a token that does not exist."""
         self._sequence.check(tokens)
-        pieces = (_native.engine_piece(self._sequence.handle, token, special=special) for token in tokens)
+        pieces = (_native.text_piece(self._sequence.text, token, special=special) for token in tokens)
         return b"".join(pieces).decode("utf-8", "replace")
 
     def piece(self, token: int) -> bytes:
         """The bytes of one token, maybe part of a character; of control tokens too."""
         self._sequence.check((token,))
-        return _native.engine_piece(self._sequence.handle, token, special=True)
+        return _native.text_piece(self._sequence.text, token, special=True)
 
     def generate(
         self,
@@ -235,7 +237,7 @@ class Engine:
     def check(self, tokens: Sequence[int], sampling: Sampling) -> None:
         """Raise what `steps` would raise before it computes: UsageError for a prompt or a grammar that cannot be."""
         self._sequence.check_prompt(tokens)
-        _native.sampler_close(sampling.open(self._sequence.handle))
+        _native.sampler_close(sampling.open(self._sequence.text))
 
     def chat(
         self,
@@ -261,9 +263,7 @@ class Engine:
 
         Raises UsageError, FormatError.
         """
-        bos, eos = (
-            self._token_text(token(self._sequence.handle)) for token in (_native.engine_bos, _native.engine_eos)
-        )
+        bos, eos = (self._token_text(token(self._sequence.text)) for token in (_native.text_bos, _native.text_eos))
         template = self.model.chat_template
         with self.room(first_rendering_bytes(template), "the chat template"):
             text = render(template, messages, bos=bos, eos=eos, tools=tools)
@@ -275,8 +275,8 @@ class Engine:
         raw = text.encode("utf-8", "replace")  # lone surrogates, as a terminal may produce, become "?"
         n_bytes = _TOKENIZER_BYTES * len(raw) if len(raw) > _SHORT_TEXT_BYTES else 0
         with self.room(n_bytes, f"reading a text of {format_size(len(raw))}"):
-            tokens = _native.engine_tokenize(
-                self._sequence.handle, raw, add_special=add_special, parse_special=parse_special
+            tokens = _native.text_tokenize(
+                self._sequence.text, raw, add_special=add_special, parse_special=parse_special
             )
             if n_bytes:
                 _native.trim_heap()
@@ -285,7 +285,7 @@ class Engine:
     def _token_text(self, token: int) -> str:
         if token < 0:
             return ""
-        return _native.engine_piece(self._sequence.handle, token, special=True).decode("utf-8", "replace")
+        return _native.text_piece(self._sequence.text, token, special=True).decode("utf-8", "replace")
 
     def _answer(
         self, tokens: list[int], max_tokens: int | None, sampling: Sampling | None, stop: Sequence[str]
@@ -320,7 +320,7 @@ class Engine:
         n_top: int | None,
         special: bool,
     ) -> Iterator[Step]:
-        sampler = sampling.open(self._sequence.handle)
+        sampler = sampling.open(self._sequence.text)
         ahead: Lookahead | None = None
         try:
             self.n_reused = self._become(tokens)
@@ -412,7 +412,7 @@ class Engine:
 
     def collect_bytes(self, n_sample: int) -> int:
         """Memory that `collecting` takes, with room for two copies of its sums."""
-        return 3 * _native.collect_bytes(self._sequence.handle, n_sample)
+        return 3 * _native.collect_bytes(self._sequence.backend.engine, n_sample)
 
     @contextmanager
     def collecting(self, n_sample: int, stride: int) -> Iterator[Collected]:
@@ -422,17 +422,17 @@ class Engine:
         """
         n_bytes = self.collect_bytes(n_sample)
         with self.room(n_bytes, f"calibration data of {format_size(n_bytes)}"):
-            _native.collect_begin(self._sequence.handle, n_sample, stride)
+            _native.collect_begin(self._sequence.backend.engine, n_sample, stride)
             try:
                 yield Collected(self._sequence, n_sample)
             finally:
                 with self._control() as backend:
-                    _native.collect_end(backend.text)
+                    _native.collect_end(backend.engine)
 
     def inject_fault(self, kind: int, n: int) -> None:
         """For tests: make the n-th read from now go wrong; kinds are FAULT_* of `edgemoe._abi`."""
         with self._control() as backend:
-            _native.engine_inject_fault(backend.text, kind, n)
+            _native.engine_inject_fault(backend.engine, kind, n)
 
     def close(self) -> None:
         """Give everything back, ending what another thread is computing. May be called again."""

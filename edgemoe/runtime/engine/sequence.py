@@ -39,8 +39,8 @@ class TokenSequence:
         return self._backend
 
     @property
-    def handle(self) -> _native.EngineHandle:
-        """The backend's, for text and sampling. Raises UsageError after `close`."""
+    def text(self) -> _native.TextHandle:
+        """The backend's vocabulary and logits. Raises UsageError after `close`."""
         return self.backend.text
 
     @property
@@ -160,19 +160,18 @@ class TokenSequence:
         Raises UsageError when the sequence has been used for something else since `epoch`.
         """
         with self._exclusive() as backend:
-            handle = backend.text
             self._begin_epoch(epoch)
-            token = _native.sampler_sample(sampler, handle, row)
+            token = _native.sampler_sample(sampler, backend.text, row)
             if token == -1:
                 raise NativeError("there are no logits to sample from")
-            if token < 0 or _native.engine_is_eog(handle, token):
+            if token < 0 or _native.text_is_eog(backend.text, token):
                 return token, None
-            return token, _native.engine_piece(handle, token, special=special)
+            return token, _native.text_piece(backend.text, token, special=special)
 
     def logprobs(self, token: int, n_top: int, *, row: int = 0) -> tuple[float, list[tuple[int, float]]]:
         """Log-probability of a token in a row of logits, and the n_top likeliest tokens with theirs."""
         with self._exclusive() as backend:
-            return _native.engine_logprobs(backend.text, row, token, n_top)
+            return _native.text_logprobs(backend.text, row, token, n_top)
 
     def row(self, i: int) -> array[float]:
         """Logits of row i of the last computation: a copy, float32 [n_vocab]."""

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-READERS = ("auto", "threads", "uring")
-"""Names of EMOE_READER_*, by number."""
-
 # What is a state, not a counter: `since` keeps the newer one.
 _STATES = frozenset(
     ("n_slot", "n_slot_used", "direct_io", "reader", "cache_bytes", "dense_bytes", "kv_bytes", "compute_bytes",

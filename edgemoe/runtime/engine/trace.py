@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import FormatError, StorageError
 
 if TYPE_CHECKING:
-    from ..gguf.model import Model
+    from ..model import Model
 
 MAGIC = b"EMOETRC1"
 _KINDS = {

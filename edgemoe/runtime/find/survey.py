@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...errors import BudgetError, EdgeMoEError, UnsupportedError
-from .catalog import Found
-from ..load import plan
-from ..gguf.model import open_model
 from ..budget.planner import Plan
+from ..formats import open_model
+from ..load import plan
+from .catalog import Found
 
 
 @dataclass(frozen=True)

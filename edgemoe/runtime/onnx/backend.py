@@ -25,7 +25,7 @@ from .residency import Residency, mappings_of
 from .sizes import DECODE_TOKENS, work_bytes
 
 if TYPE_CHECKING:
-    from ..gguf.model import ModelInfo
+    from ..model import ModelInfo
 
 _NO_DEPTH = 4  # layers ahead for which `accuracy` has a place
 
@@ -112,7 +112,7 @@ class OnnxBackend:
             self.experts_sessions.append(self._session(os.fspath(path)))
             self.residency.add_layer(layer, parts / f"experts-{layer:05d}.data", prepared["layers"][layer])
             _native.trim_heap()
-        self.text = _native.vocabulary_open(os.fspath(model.vocabulary))
+        self.text = _native.text_open(os.fspath(model.vocabulary))
         _native.trim_heap()
         self.residency.set_limit(self.residency.least_bytes)
         self._one: _Bound | None = None
@@ -151,6 +151,10 @@ class OnnxBackend:
         r.n_hit = r.n_miss = r.n_evict = r.n_read = r.read_bytes = r.stall_ns = 0
 
     # ------------------------------------------------------------------ computing
+
+    @property
+    def engine(self) -> _native.EngineHandle:
+        raise UnsupportedError("ONNX Runtime computes this model: that works on GGUF files alone")
 
     @property
     def n_past(self) -> int:
@@ -229,7 +233,7 @@ class OnnxBackend:
         }
         (logits,) = self._head.run(["logits"], feed)
         self._logits = self._np.ascontiguousarray(logits[0])
-        _native.vocabulary_set_logits(self.text, self._logits.ctypes.data, n_row)
+        _native.text_set_logits(self.text, self._logits.ctypes.data, n_row)
         self._n_row = n_row
 
     def verify(self, tokens: Sequence[int]) -> None:
@@ -250,7 +254,7 @@ class OnnxBackend:
             raise UsageError(f"cannot rewind to {n} tokens: there are {self._n_past}")
         if n < self._n_past:
             self._n_past, self._n_row = n, 0
-            _native.vocabulary_set_logits(self.text, self._logits.ctypes.data, 0)
+            _native.text_set_logits(self.text, self._logits.ctypes.data, 0)
 
     def cancel(self) -> None:
         self._cancelled = True
@@ -332,7 +336,7 @@ class OnnxBackend:
         self.experts_sessions.clear()
         self._head = None
         self.residency.close()
-        _native.engine_close(self.text)
+        _native.text_close(self.text)
         self.kv.clear()
         _native.trim_heap()
 

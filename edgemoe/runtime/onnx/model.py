@@ -12,7 +12,7 @@ from typing import Any
 
 from ... import _native
 from ...errors import EdgeMoEError, FormatError, StorageError, UnsupportedError, UsageError
-from ..gguf.model import LayerInfo, Model, ModelInfo
+from ..model import LayerInfo, Model, ModelInfo
 
 MANIFEST, MODEL_FILE, VOCABULARY = "edgemoe.json", "model.onnx", "vocabulary.gguf"
 PAGE = 4096
@@ -42,7 +42,9 @@ def export_at(path: Path) -> Path | None:
 
 
 class OnnxModel(Model):
-    """The facts of an export. path: its folder. shape: numbers of the manifest by name. bits: of each expert."""
+    """The facts of an export, see `Model`. path: its folder. shape: numbers of the manifest. bits: of each expert."""
+
+    format = "onnx"
 
     def __init__(self, folder: Path) -> None:
         self.path = folder
@@ -140,9 +142,6 @@ class OnnxModel(Model):
     @property
     def main_type(self) -> str:
         return ""
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 def open_export(folder: Path) -> OnnxModel:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ...paths import read_cached, write_cached
 from ...units import KIB, MIB
-from ..gguf.model import ContextSizes
+from ..model import ContextSizes
 from .model import OnnxModel
 
 DECODE_TOKENS = 8  # batches up to this need no more than decode does

@@ -53,14 +53,14 @@ class Sampling:
         )
         _check(self.seed is None or 0 <= self.seed <= _MAX_SEED, "seed", self.seed, f"0 to {_MAX_SEED}")
 
-    def open(self, engine: _native.EngineHandle) -> _native.SamplerHandle:
+    def open(self, text: _native.TextHandle) -> _native.SamplerHandle:
         """A native sampler, to be closed with `_native.sampler_close`. Raises UsageError for a grammar that is none."""
         sampler = _native.sampler_open(self.params())
         try:
             if self.presence_penalty or self.frequency_penalty or self.logit_bias or self.grammar:
                 _native.sampler_constrain(
                     sampler,
-                    engine,
+                    text,
                     bias=self.logit_bias,
                     presence_penalty=self.presence_penalty,
                     frequency_penalty=self.frequency_penalty,

@@ -1,11 +1,12 @@
-"""Turn token bytes into text as it arrives: whole characters only, and never past a stop string. Pure."""
+"""Turn token bytes into text as it arrives, natively: whole characters only, and never past a stop string."""
 
 from __future__ import annotations
 
-import codecs
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ... import _native
 from ...errors import UsageError
 
 
@@ -34,32 +35,17 @@ class TextStream:
     def __init__(self, stop: Sequence[str] = ()) -> None:
         if any(not text for text in stop):
             raise UsageError("an empty stop string would end every answer at once")
-        self.stopped = False
-        self._stop = tuple(stop)
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""
+        self._handle = _native.stream_open(stop)
+        self._finalizer = weakref.finalize(self, _native.stream_close, self._handle)
+
+    @property
+    def stopped(self) -> bool:
+        return _native.stream_stopped(self._handle)
 
     def feed(self, piece: bytes) -> str:
         """The text that is certain after one more piece, "" if none is."""
-        return self._release(self._decoder.decode(piece), final=False)
+        return _native.stream_feed(self._handle, piece)
 
     def finish(self) -> str:
         """What was held back; half a character becomes U+FFFD."""
-        return self._release(self._decoder.decode(b"", True), final=True)
-
-    def _release(self, text: str, *, final: bool) -> str:
-        if self.stopped:
-            return ""
-        text = self._held + text
-        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
-        keep = 0 if final else max((_overlap(text, stop) for stop in self._stop), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+        return _native.stream_finish(self._handle)

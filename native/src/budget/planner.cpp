@@ -71,8 +71,8 @@ uint64_t budget_for(const emoe_model_info &model, const emoe_context_sizes &size
 
 // The plan with this context and batch, if it can decode at all.
 std::optional<emoe_plan> candidate(const emoe_model_info &model, const emoe_context_sizes &size, const Budget &budget,
-                                   uint64_t bytes, uint32_t n_ctx, uint32_t n_ubatch) {
-    uint64_t const margin = margin_bytes(bytes);
+                                   uint32_t n_ctx, uint32_t n_ubatch) {
+    uint64_t const bytes = budget.bytes, margin = margin_bytes(bytes);
     uint64_t const taken = margin + fixed_bytes_of(model, size, budget);
     if (bytes < taken + model.slot_min_bytes + size.prefill_bytes + budget.later_bytes) return std::nullopt;
     emoe_plan p = {};
@@ -99,10 +99,10 @@ std::optional<emoe_plan> candidate(const emoe_model_info &model, const emoe_cont
 
 // The largest batch whose work space the cache can well lend, else the smallest that works.
 std::optional<emoe_plan> best_batch(const emoe_model_info &model, const Sizes &sizes, const Budget &budget,
-                                    uint64_t bytes, uint32_t n_ctx) {
+                                    uint32_t n_ctx) {
     std::optional<emoe_plan> best;
     for (uint32_t const n_ubatch : ubatches(budget, n_ctx)) {
-        std::optional<emoe_plan> const found = candidate(model, sizes(n_ctx, n_ubatch), budget, bytes, n_ctx, n_ubatch);
+        std::optional<emoe_plan> const found = candidate(model, sizes(n_ctx, n_ubatch), budget, n_ctx, n_ubatch);
         if (!found) continue;
         best = found;
         bool const evicts_none = found->cache_bytes >= model.slot_bytes + found->prefill_bytes;
@@ -153,20 +153,17 @@ uint64_t budget_bytes(uint32_t kind, uint64_t value, uint64_t resident_bytes, co
     }
 }
 
-emoe_plan make_plan(const emoe_model_info &model, const Sizes &sizes, const Budget &budget, const Machine &machine) {
-    Bounds const bounds = bounds_of(model, sizes, budget);
-    uint64_t const enough = budget.sure ? bounds.resident_bytes : UINT64_MAX;
-    uint64_t const bytes = budget_bytes(budget.kind, budget.value, enough, machine);
+emoe_plan make_plan(const emoe_model_info &model, const Sizes &sizes, const Budget &budget, const Bounds &bounds) {
     std::optional<emoe_plan> chosen;
     for (uint32_t const n_ctx : contexts(model, budget)) {
-        std::optional<emoe_plan> const found = best_batch(model, sizes, budget, bytes, n_ctx);
+        std::optional<emoe_plan> const found = best_batch(model, sizes, budget, n_ctx);
         if (!found || (chosen && n_ctx < k_short_ctx)) continue;
         chosen = found;
         uint64_t const shared = found->kv_bytes + found->output_bytes + found->decode_bytes + found->cache_bytes;
         if (found->kv_bytes * k_kv_share <= shared) break;
     }
     if (!chosen)
-        throw BudgetError(bounds.smallest_bytes, "a budget of " + format_bytes(bytes) + " is too small for " +
+        throw BudgetError(bounds.smallest_bytes, "a budget of " + format_bytes(budget.bytes) + " is too small for " +
                                                      model.name + ": it needs " + format_bytes(bounds.smallest_bytes));
     chosen->smallest_bytes = bounds.smallest_bytes;
     chosen->resident_bytes = bounds.resident_bytes;

@@ -14,14 +14,12 @@ namespace emoe {
 using Sizes = std::function<emoe_context_sizes(uint32_t n_ctx, uint32_t n_ubatch)>;
 
 struct Budget {
-    uint32_t kind = EMOE_BUDGET_BYTES; // how `value` is to be read
-    uint64_t value = 0;                // the whole process
-    uint64_t process_bytes = 0;        // of it, before the model is loaded
-    uint64_t later_bytes = 0;          // and what it takes after that, out of the cache
+    uint64_t bytes = 0;         // the whole process
+    uint64_t process_bytes = 0; // of it, before the model is loaded
+    uint64_t later_bytes = 0;   // and what it takes after that, out of the cache
     uint32_t n_threads = 1;
     uint32_t n_ctx = 0;    // 0: chosen
     uint32_t n_ubatch = 0; // 0: chosen
-    bool sure = true;      // false: no budget is known to be enough (a GPU's driver takes what nobody knows)
 };
 
 // The budget is too small.
@@ -32,7 +30,7 @@ public:
     const uint64_t smallest_bytes;
 };
 
-// What does not depend on the budget: filled before it is known whether one is enough.
+// What does not depend on the budget's bytes.
 struct Bounds {
     uint64_t smallest_bytes; // the smallest budget that works, whole MiB
     uint64_t resident_bytes; // the one in which every expert fits and stays, with the longest context and largest batch
@@ -43,8 +41,8 @@ Bounds bounds_of(const emoe_model_info &model, const Sizes &sizes, const Budget 
 // more than this process may use and the model could use it.
 uint64_t budget_bytes(uint32_t kind, uint64_t value, uint64_t resident_bytes, const Machine &machine);
 
-// Throws BudgetError, EMOE_ERR_ARGUMENT.
-emoe_plan make_plan(const emoe_model_info &model, const Sizes &sizes, const Budget &budget, const Machine &machine);
+// Throws BudgetError. bounds: of the same model and sizes.
+emoe_plan make_plan(const emoe_model_info &model, const Sizes &sizes, const Budget &budget, const Bounds &bounds);
 
 // What is left free of a budget: 12 MiB, or 1.5 % of it if that is more.
 uint64_t margin_bytes(uint64_t budget_bytes);

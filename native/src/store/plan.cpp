@@ -10,18 +10,19 @@ namespace emoe {
 emoe_plan plan_with(const emoe_model_info &model, const Sizes &sizes, const emoe_setup &setup, uint64_t process_bytes,
                     emoe_plan *known) {
     Budget budget;
-    budget.kind = setup.memory_kind;
-    budget.value = setup.memory;
     budget.process_bytes = process_bytes;
     budget.later_bytes = setup.later_bytes;
     budget.n_threads = setup.n_threads != 0 ? setup.n_threads : physical_cores();
     budget.n_ctx = setup.n_ctx;
     budget.n_ubatch = setup.n_ubatch;
-    budget.sure = setup.device == 0;
     Bounds const bounds = bounds_of(model, sizes, budget);
     known->smallest_bytes = bounds.smallest_bytes;
     known->resident_bytes = bounds.resident_bytes;
-    return make_plan(model, sizes, budget, machine());
+    // With a GPU no budget is known to be enough: its driver takes memory as it goes.
+    uint64_t const enough = setup.device == 0 ? bounds.resident_bytes : UINT64_MAX;
+    budget.bytes = budget_bytes(setup.memory_kind, setup.memory, enough, machine());
+    known->budget_bytes = budget.bytes;
+    return make_plan(model, sizes, budget, bounds);
 }
 
 emoe_plan plan_gguf(const ModelIndex &index, const std::string &cache_dir, const emoe_setup &setup, emoe_plan *known) {

@@ -10,8 +10,8 @@
 
 namespace emoe {
 
-// The plan for any model. process_bytes: of the process before it is loaded. known: gets smallest_bytes and
-// resident_bytes, also when BudgetError is thrown.
+// The plan for any model. process_bytes: of the process before it is loaded. known: gets budget_bytes,
+// smallest_bytes and resident_bytes as far as they are known when something is thrown.
 emoe_plan plan_with(const emoe_model_info &model, const Sizes &sizes, const emoe_setup &setup, uint64_t process_bytes,
                     emoe_plan *known);
 

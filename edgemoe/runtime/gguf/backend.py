@@ -1,0 +1,74 @@
+"""llama.cpp and the streamer behind `Backend`."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+from ... import _native
+from ..engine import usage
+from ..model import ModelInfo
+
+
+class NativeBackend:
+    """See `Backend`. handle: the backend's from now on."""
+
+    def __init__(self, handle: _native.EngineHandle) -> None:
+        self.engine = handle
+        self.text = _native.engine_text(handle)
+        self.n_vocab = _native.text_n_vocab(self.text)
+        self.n_ctx = _native.engine_n_ctx(handle)
+
+    @property
+    def n_past(self) -> int:
+        return _native.engine_n_past(self.engine)
+
+    def decode(self, tokens: Sequence[int], *, want_all: bool) -> None:
+        _native.engine_decode(self.engine, tokens, want_all=want_all)
+
+    def verify(self, tokens: Sequence[int]) -> None:
+        _native.engine_verify(self.engine, tokens)
+
+    def check_verify(self) -> None:
+        _native.engine_can_verify(self.engine)
+
+    def row(self, i: int) -> array[float]:
+        return _native.text_logits(self.text, i, self.n_vocab)
+
+    def rewind(self, n: int) -> None:
+        _native.engine_rewind(self.engine, n)
+
+    def cancel(self) -> None:
+        _native.engine_cancel(self.engine)
+
+    def set_cache_bytes(self, cache_bytes: int) -> None:
+        _native.engine_set_cache_bytes(self.engine, cache_bytes)
+
+    def stats(self) -> dict[str, Any]:
+        return _native.engine_stats(self.engine)
+
+    def resident(self, layer: int) -> int:
+        return _native.engine_resident(self.engine, layer)
+
+    def experts(self, layer: int) -> bytes:
+        return _native.engine_experts(self.engine, layer)
+
+    def accuracy(self, layer: int) -> tuple[list[int], list[int]]:
+        return _native.engine_accuracy(self.engine, layer)
+
+    def trace(self, path: str | None, header: str) -> None:
+        _native.engine_trace(self.engine, path, header)
+
+    def recall(self, info: ModelInfo) -> None:
+        rates = usage.recall(info)
+        if rates is not None:
+            _native.engine_warm_start(self.engine, rates)
+
+    def remember(self, info: ModelInfo) -> None:
+        stats = self.stats()
+        usage.remember(info, stats["n_decode"] + stats["n_prefill"], _native.engine_rates(self.engine))
+        usage.remember_hits(info, stats)
+
+    def close(self) -> None:
+        _native.engine_close(self.engine)

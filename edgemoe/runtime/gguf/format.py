@@ -1,0 +1,115 @@
+"""GGUF behind `formats.Format`: llama.cpp computes, our streamer feeds the experts."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from ... import _native
+from ..._abi import Setup as NativeSetup
+from ...devices.gpu import Gpu
+from ...devices.gpu import choose as choose_gpu
+from ...devices.profile import profile
+from ...devices.storage import N_LANE, find_lanes
+from ...errors import UnsupportedError
+from ...paths import cache_dir
+from ..budget.gpu_plan import gpu_budget, plan_for_gpu
+from ..budget.placement import Placement
+from ..budget.planner import Plan, Speeds, finish, predict
+from ..engine import usage
+from ..find.catalog import split_set
+from ..model import Model, ModelInfo
+from ..setup import Setup
+from ..text.prompt import first_rendering_bytes
+from .backend import NativeBackend
+from .model import GgufModel, open_gguf
+from .shell import Progress, shell_for
+
+TRACED = True
+
+
+def open(path: Path) -> Model | None:
+    """Every file that is no other format's. Raises what `open_gguf` raises."""
+    return open_gguf(path)
+
+
+def check(model: Model, setup: Setup) -> None:
+    """Raise UnsupportedError for a reader that the file system does not take."""
+    if setup.reader == "uring" and not model.info.direct_io:
+        raise UnsupportedError(
+            f"io_uring needs O_DIRECT, which `{model.path}` refuses", hint="use the reader `threads`"
+        )
+
+
+def plan(model: GgufModel, setup: Setup, *, measure: bool) -> Plan:
+    """See `Format.plan`. With a GPU the host's part is planned for each placement that is tried."""
+    later_bytes = first_rendering_bytes(model.chat_template)
+    gpu = choose_gpu(setup.device)  # its driver is awake from here on, and part of the process
+    reader = "uring" if model.info.direct_io and _native.io_uring_allowed() else "threads"
+
+    def spend(placement: Placement, host_bytes: int, like: Plan | None) -> Plan:
+        decided: dict[str, object] = {"gpu_experts": placement.experts, "n_gpu_layer": placement.n_gpu_layer}
+        decided |= {"device": _number(gpu), "process_bytes": _native.memory()["resident_bytes"] + host_bytes}
+        if like:  # the same context, of which the GPU has a part already
+            decided |= {"n_ctx": like.n_ctx, "n_ubatch": like.n_ubatch}
+        native = setup.native(later_bytes=later_bytes, **decided)
+        info = model.info if gpu is None else model.host_info(native)
+        chosen = _native.plan_make(model.handle, os.fspath(cache_dir()), native)
+        made = finish(info, chosen, None, n_ctx=setup.ctx, reader=reader)
+        return made if gpu else _with_speed(model, made, measure=measure)
+
+    if gpu is None:
+        return spend(Placement(0), 0, None)
+    return plan_for_gpu(model, gpu, gpu_budget(gpu, setup), spend, setup)
+
+
+def host_info(model: GgufModel, plan: Plan) -> ModelInfo:
+    """See `Format.host_info`."""
+    return model.info if not plan.device else model.host_info(_decided(Setup(), plan))
+
+
+def files(model: GgufModel, progress: Progress | None) -> list[Path]:
+    """See `Format.files`."""
+    return [*split_set(model.path), shell_for(model, progress=progress)]
+
+
+def backend(model: GgufModel, setup: Setup, plan: Plan, progress: Progress | None) -> NativeBackend:
+    """See `Format.backend`."""
+    shell = shell_for(model, progress=progress)
+    if progress:
+        progress(f"loading {model.info.name}")
+    native = _decided(setup, plan)
+    native.n_read_lane = setup.read_lanes or _lanes(model, plan)
+    return NativeBackend(_native.engine_open(model.handle, os.fspath(shell), native, plan.cache_min_bytes))
+
+
+def _decided(setup: Setup, plan: Plan) -> NativeSetup:
+    return setup.native(
+        n_ctx=plan.n_ctx,
+        n_ubatch=plan.n_ubatch,
+        n_threads=plan.n_threads,
+        device=plan.device_number,
+        n_gpu_layer=plan.n_gpu_layer,
+        gpu_experts=plan.gpu_experts,
+    )
+
+
+def _number(gpu: Gpu | None) -> int:
+    return 0 if gpu is None else gpu.index + 1
+
+
+def _lanes(model: Model, plan: Plan) -> int:
+    """Reads under way at once. Measured in the memory that becomes the cache's."""
+    streams = plan.n_slot < plan.n_expert_total
+    return find_lanes(model.path, model.block_bytes, max_bytes=plan.cache_bytes) if streams else N_LANE
+
+
+def _with_speed(model: Model, made: Plan, *, measure: bool) -> Plan:
+    """The plan with the speed to expect, where the speeds of drive and kernels are known or may be measured."""
+    device = profile(model.path, model.block_bytes, model.main_type, n_threads=made.n_threads, measure=measure)
+    if device.storage is None or device.compute_bytes_per_s is None:
+        return made
+    hits = usage.hit_rate(model.info, made.n_slot)
+    speeds = Speeds(device.storage.bytes_per_s, device.compute_bytes_per_s, hits)
+    return replace(made, prediction=predict(model.info, made.fraction, speeds))

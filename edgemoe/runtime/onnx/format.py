@@ -1,0 +1,95 @@
+"""ONNX exports behind `formats.Format`: ONNX Runtime computes, we say which experts are in memory."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ... import _native
+from ...errors import UnsupportedError, UsageError
+from ..budget.planner import Plan, choose, finish
+from ..formats import Progress
+from ..model import Model, ModelInfo
+from ..setup import POLICIES, Setup
+from ..text.prompt import first_rendering_bytes
+from .backend import OnnxBackend
+from .model import OnnxModel, export_at, open_export
+from .parts import parts_of
+from .sizes import ExportSizes, note_overhead
+
+TRACED = False
+
+
+def open(path: Path) -> Model | None:
+    """The export in a folder, given that or a file in it; None for what is no ONNX at all."""
+    folder = export_at(path)
+    return None if folder is None else open_export(folder)
+
+
+def check(model: Model, setup: Setup) -> None:
+    """Raise UsageError for options that only the GGUF path has."""
+    given = {
+        "prefetch": setup.prefetch == "on",
+        "reader": setup.reader == "uring",
+        "read-limit": setup.read_bytes_per_s,
+        "kv-type": setup.kv_type != "f16",
+        "draft": setup.n_draft or 0,
+        "device": setup.device != "cpu",
+    }
+    for name, value in given.items():
+        if value:
+            raise UsageError(
+                f"this `--{name}` is not to be had with an ONNX export", hint="leave it out, or use the GGUF file"
+            )
+
+
+def plan(model: OnnxModel, setup: Setup, *, measure: bool) -> Plan:
+    """See `Format.plan`. No speed is predicted."""
+    _check_system()
+    import numpy  # noqa: F401  # what this process has anyway is counted before the budget is divided
+    import onnxruntime  # noqa: F401
+
+    sizes = ExportSizes(model, n_threads=setup.n_threads, n_outputs=setup.n_rows)
+    native = setup.native(
+        later_bytes=first_rendering_bytes(model.chat_template), process_bytes=_native.memory()["resident_bytes"]
+    )
+    return finish(model.info, choose(model.info, sizes, native), None, n_ctx=setup.ctx)
+
+
+def host_info(model: OnnxModel, plan: Plan) -> ModelInfo:
+    """See `Format.host_info`: no GPU has anything."""
+    return model.info
+
+
+def files(model: OnnxModel, progress: Progress | None) -> list[Path]:
+    """See `Format.files`: the export's own, and its experts as they were packed."""
+    return [*sorted(model.path.iterdir()), *sorted(parts_of(model, progress=progress).iterdir())]
+
+
+def backend(model: OnnxModel, setup: Setup, plan: Plan, progress: Progress | None) -> OnnxBackend:
+    """See `Format.backend`. What loading took beyond the plan is noted for the next plan."""
+    parts = parts_of(model, progress=progress)
+    if progress:
+        progress(f"loading {model.info.name}")
+    before = _native.memory()["resident_bytes"]
+    made = OnnxBackend(
+        model,
+        parts,
+        n_ctx=plan.n_ctx,
+        n_ubatch=plan.n_ubatch,
+        n_threads=setup.n_threads,
+        n_outputs=setup.n_rows,
+        policy=POLICIES.index(setup.policy),
+    )
+    _native.trim_heap()
+    grown = _native.memory()["resident_bytes"] - before
+    known = plan.kv_bytes + model.info.dense_bytes + made.residency.used_bytes
+    note_overhead(model, setup.n_threads, max(0, grown - known))
+    return made
+
+
+def _check_system() -> None:
+    if sys.platform != "linux":
+        raise UnsupportedError(
+            "an ONNX export is run under a budget on Linux only", hint="stock ONNX Runtime runs it here, without one"
+        )

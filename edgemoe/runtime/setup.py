@@ -1,0 +1,201 @@
+"""What a person asks of an engine, in one object: checked once, where it is made, and taken whole by everybody."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .. import _native
+from .._abi import BUDGET_AUTO, BUDGET_BYTES, BUDGET_SHARE, MAX_VERIFY
+from .._abi import Setup as NativeSetup
+from ..devices.cpu import physical_cores
+from ..devices.gpu import DEVICES
+from ..errors import UsageError
+from ..units import Memory, parse_memory, parse_size
+
+POLICIES = ("next-use", "lfru", "lru", "lfu", "mrs")
+"""Names of EMOE_POLICY_*, by number."""
+PREFETCH = ("auto", "off", "on")
+"""Names of EMOE_PREFETCH_*, by number."""
+READERS = ("auto", "threads", "uring")
+"""Names of EMOE_READER_*, by number."""
+KV_TYPES = {"f16": 1, "q8_0": 8}
+"""ggml_type; f16 is what the model would use itself, q8_0 is lossy."""
+MAX_DRAFT = MAX_VERIFY - 1  # tokens; the pass holds the one that is known as well
+
+_MAX_THREADS = 512  # of ggml
+_MAX_LANES = 64
+_MAX_OUTPUTS = 1 << 16
+_KINDS = {"bytes": BUDGET_BYTES, "percent": BUDGET_SHARE, "auto": BUDGET_AUTO}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """How a model is to be opened; the defaults are those of every command. Raises UsageError for values without sense.
+
+    memory: of the whole process: "6GiB", "75%" (of what this process may use), bytes, or "auto": 85 % of what is
+        available now, or less if every expert fits in less (and no GPU's driver takes what nobody knows).
+    ctx: tokens of context, prompt and answers together, at most what the model was trained for. None: 4096, or less
+        if the budget is small; `engine.plan.n_ctx` says how many.
+    threads: compute threads; None: the physical cores.
+    n_ubatch: most tokens computed at once in prefill; None: chosen by the plan.
+    n_outputs: most tokens whose logits one `eval(..., want_all=True)` keeps.
+    kv_type: "f16", or "q8_0" for half the memory, which is LOSSY.
+    policy: which expert leaves a full cache: "next-use" (the one expected to be needed again last), "lfru", "lru",
+        "lfu" or "mrs".
+    prefetch: read experts before a router asks for them: "auto" (where it measures faster), "off" or "on".
+    draft: most tokens guessed from the text (prompt lookup) and verified in one pass with the next: 1 to 6, "off", or
+        "auto": 6 where the model allows it. Fewer or none are drafted where that measures faster. The answer is the
+        same to the bit. Where the processor is the bottleneck, as it is where all fits, little is to be won.
+    warm_start: begin with what earlier runs learned about the model's experts, and keep what this one learns.
+    buffered: read through the page cache even where O_DIRECT works.
+    reader: "uring", "threads", or "auto": io_uring where the kernel allows it.
+    read_lanes: reads under way at once; 0: as measured once on the model's file, if it streams.
+    read_limit: bytes a second, for experiments.
+    device: "cpu", "vulkan", "cuda", "metal", or "auto": a GPU where this llama.cpp sees one; `engine.plan.device` says
+        which. It gets dense weights and KV cache, and the experts of as many layers as gpu_memory holds ("4GiB";
+        None: 85 % of what is free there), or single experts of more layers, the most used first, where earlier runs
+        have shown which they are and that measures faster. It rounds otherwise than the CPU.
+    gpu_experts: single experts for the GPU, numbered through all layers; None: decided as said, once, and kept.
+    """
+
+    memory: str | int = "auto"
+    ctx: int | None = None
+    threads: int | None = None
+    n_ubatch: int | None = None
+    n_outputs: int = 1
+    kv_type: str = "f16"
+    policy: str = "next-use"
+    prefetch: str = "auto"
+    draft: str | int = "off"
+    warm_start: bool = True
+    buffered: bool = False
+    reader: str = "auto"
+    read_lanes: int = 0
+    read_limit: str | int | None = None
+    device: str = "cpu"
+    gpu_memory: str | int | None = None
+    gpu_experts: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        parse_memory(self.memory)
+        _at_least("--ctx", self.ctx, "a context of {} tokens holds nothing", "use `--ctx 1024` or more")
+        _at_least("--ubatch", self.n_ubatch, "a batch of {} tokens computes nothing", "use a batch of 1 to 512")
+        _one_of(self.kv_type, KV_TYPES, "a type for the KV cache", "use `f16` (exact) or `q8_0` (lossy)")
+        _one_of(self.policy, POLICIES, "a cache policy")
+        _one_of(self.prefetch, PREFETCH, "a way to prefetch")
+        _one_of(self.reader, READERS, "a reader")
+        _one_of(self.device, DEVICES, "a device")
+        parse_draft(self.draft)
+        self._check_numbers()
+        if self.reader == "uring" and (self.buffered or self.read_bytes_per_s):
+            raise UsageError(
+                "io_uring reads neither through the page cache nor at a limit", hint="use the reader `threads`"
+            )
+        if self.device == "cpu":
+            self._check_no_gpu()
+
+    def _check_numbers(self) -> None:
+        if self.threads is not None and not 1 <= self.threads <= _MAX_THREADS:
+            raise UsageError(
+                f"{self.threads} threads make no sense",
+                hint=f"this machine has {physical_cores()} cores for `--threads`",
+            )
+        if not 0 <= self.read_lanes <= _MAX_LANES:
+            raise UsageError(
+                f"{self.read_lanes} reads at once make no sense", hint="give 1 to 64, or 0 for the default"
+            )
+        if not 1 <= self.n_outputs <= _MAX_OUTPUTS:
+            raise UsageError(
+                f"logits of {self.n_outputs} tokens make no sense", hint=f"use `n_outputs` of 1 to {_MAX_OUTPUTS}"
+            )
+
+    def _check_no_gpu(self) -> None:
+        if self.gpu_experts:
+            raise UsageError("`gpu_experts` are for a GPU", hint="name one with `device`")
+        if self.gpu_memory is not None:
+            raise UsageError(
+                "`--gpu-memory` is for a GPU", hint="name one: `--device auto`, `vulkan`, `cuda` or `metal`"
+            )
+
+    def but(self, **changes: Any) -> Setup:
+        """A copy with other values."""
+        return replace(self, **changes)
+
+    @property
+    def wanted(self) -> Memory:
+        """The budget as it was asked for."""
+        return parse_memory(self.memory)
+
+    @property
+    def n_threads(self) -> int:
+        return physical_cores() if self.threads is None else self.threads
+
+    @property
+    def n_draft(self) -> int | None:
+        """Most tokens to draft at once; None: as many as the model allows."""
+        return parse_draft(self.draft)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of logits to have room for: a pass over drafts needs one for each of its tokens."""
+        return max(self.n_outputs, 1 + (MAX_DRAFT if self.n_draft is None else self.n_draft))
+
+    @property
+    def read_bytes_per_s(self) -> int:
+        """Of `read_limit`, 0 for none."""
+        return 0 if self.read_limit is None else parse_size(self.read_limit)
+
+    def native(self, *, later_bytes: int = 0, **decided: Any) -> NativeSetup:
+        """The struct of edgemoe.h. decided: fields that a plan has settled since (n_ctx, device, n_gpu_layer, ...).
+
+        gpu_experts among them is a sequence of numbers.
+        """
+        kind, memory = budget_of(self.wanted)
+        experts = decided.pop("gpu_experts", ())
+        values = {
+            "memory_kind": kind,
+            "memory": memory,
+            "later_bytes": later_bytes,
+            "n_ctx": self.ctx or 0,
+            "n_ubatch": self.n_ubatch or 0,
+            "n_threads": self.n_threads,
+            "n_outputs": self.n_rows,
+            "kv_type": KV_TYPES[self.kv_type],
+            "policy": POLICIES.index(self.policy),
+            "prefetch": PREFETCH.index(self.prefetch),
+            "reader": READERS.index(self.reader),
+            "buffered": int(self.buffered),
+            "n_read_lane": self.read_lanes,
+            "read_bytes_per_s": self.read_bytes_per_s,
+        }
+        return NativeSetup(**{**values, **decided}, **_native.expert_list(experts))
+
+
+def parse_draft(draft: str | int) -> int | None:
+    """Most tokens to draft: 0 to MAX_DRAFT, "off" for 0; None for "auto". Raises UsageError."""
+    text = str(draft).strip().lower()
+    if text in ("auto", "off"):
+        return None if text == "auto" else 0
+    if text.isdecimal() and int(text) <= MAX_DRAFT:
+        return int(text)
+    raise UsageError(f"a draft of `{draft}` tokens makes no sense", hint=f"use `auto`, `off`, or 1 to {MAX_DRAFT}")
+
+
+def budget_of(memory: Memory) -> tuple[int, int]:
+    """memory_kind and memory of `emoe_setup`."""
+    value = memory.value * 10_000 if memory.kind == "percent" else memory.value
+    return _KINDS[memory.kind], round(value)
+
+
+def _one_of(value: str, allowed: Sequence[str] | dict[str, int], what: str, hint: str = "") -> None:
+    if value not in allowed:
+        raise UsageError(
+            f"`{value}` is not {what}", hint=hint or "use one of " + ", ".join(f"`{name}`" for name in allowed)
+        )
+
+
+def _at_least(option: str, value: int | None, what: str, hint: str) -> None:
+    if value is not None and value < 1:
+        raise UsageError(what.format(value), hint=hint)
