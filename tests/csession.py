@@ -18,7 +18,8 @@ def answer_params(max_tokens: int = 0, stop: Sequence[str] = (), **sampler: floa
     """Greedy unless `temp` says otherwise, with Python's defaults."""
     values = {"top_k": 40, "top_p": 0.95, "min_p": 0.05, "repeat_penalty": 1.0, "repeat_last_n": 64, **sampler}
     texts = (ctypes.c_char_p * len(stop))(*(text.encode() for text in stop))
-    return abi.AnswerParams(max_tokens=max_tokens, stop=texts, n_stop=len(stop), sampler=abi.SamplerParams(**values))
+    chosen = ctypes.pointer(abi.SamplerParams(**values))
+    return abi.AnswerParams(max_tokens=max_tokens, stop=texts, n_stop=len(stop), sampler=chosen)
 
 
 def message_array(messages: Messages) -> ctypes.Array[abi.Message]:
@@ -31,7 +32,7 @@ def make_plan(model: Path, cache: Path, **params: int) -> abi.Plan:
     found, error = abi.Plan(), abi.Error()
     try:
         status = _native.library().emoe_plan_make(
-            handle, os.fsencode(cache), ctypes.byref(abi.SessionParams(**params)), ctypes.byref(found),
+            handle, os.fsencode(cache), ctypes.byref(abi.Setup(**params)), ctypes.byref(found),
             ctypes.byref(error),
         )  # fmt: skip
     finally:
@@ -53,7 +54,7 @@ class CSession:
         self._library = _native.library()
         handle, error, planned = ctypes.c_void_p(), abi.Error(), abi.Plan()
         status = self._library.emoe_session_open(
-            os.fsencode(model), os.fsencode(cache), ctypes.byref(abi.SessionParams(**params)), ctypes.byref(handle),
+            os.fsencode(model), os.fsencode(cache), ctypes.byref(abi.Setup(**params)), ctypes.byref(handle),
             ctypes.byref(planned), ctypes.byref(error),
         )  # fmt: skip
         if status == abi.ERR_MEMORY:

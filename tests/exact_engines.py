@@ -91,7 +91,7 @@ class Streamed:
     n_vocab: int
 
     def row(self) -> bytes:
-        return _native.engine_logits(self.handle, 0, self.n_vocab).tobytes()
+        return _native.text_logits(_native.engine_text(self.handle), 0, self.n_vocab).tobytes()
 
     def run(self, steps: Sequence[Sequence[int]]) -> list[bytes]:
         rows = []
@@ -103,7 +103,8 @@ class Streamed:
     def verify(self, tokens: Sequence[int]) -> list[bytes]:
         """The rows of a pass over drafted tokens."""
         _native.engine_verify(self.handle, tokens)
-        return [_native.engine_logits(self.handle, i, self.n_vocab).tobytes() for i in range(len(tokens))]
+        text = _native.engine_text(self.handle)
+        return [_native.text_logits(text, i, self.n_vocab).tobytes() for i in range(len(tokens))]
 
     def stats(self) -> dict[str, Any]:
         return _native.engine_stats(self.handle)
@@ -138,31 +139,28 @@ def streamed(
     if not _native.shell_check(model, str(shell)):
         _native.shell_write(model, str(shell), with_data=True)
     info = _native.model_info(model)
-    context = abi.ContextParams(
+    setup = abi.Setup(
         n_ctx=n_ctx,
         n_ubatch=n_ubatch,
         n_threads=threads,
-        n_outputs_max=abi.MAX_VERIFY,
+        n_outputs=abi.MAX_VERIFY,
         kv_type=1,
         device=device,
         n_gpu_layer=n_gpu_layer,
-    )
-    params = abi.EngineParams(
         n_read_lane=lanes,
-        # With every expert: also while a large batch borrows.
-        cache_bytes=max(info["slot_min_bytes"], int(share * info["slot_bytes"]) + (64 << 20 if share >= 1 else 0)),
         policy=policy,
         buffered=int(buffered),
         reader=reader,
         prefetch=prefetch,
-        context=context,
         gpu_experts=(ctypes.c_uint32 * len(gpu_experts))(*gpu_experts),
         n_gpu_expert=len(gpu_experts),
     )
-    handle = _native.engine_open(model, str(shell), params)
+    # With every expert: also while a large batch borrows.
+    cache_bytes = max(info["slot_min_bytes"], int(share * info["slot_bytes"]) + (64 << 20 if share >= 1 else 0))
+    handle = _native.engine_open(model, str(shell), setup, cache_bytes)
     _native.model_close(model)
     try:
-        yield Streamed(handle, _native.engine_n_vocab(handle))
+        yield Streamed(handle, _native.text_n_vocab(_native.engine_text(handle)))
     finally:
         _native.engine_close(handle)
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ SCALARS: dict[object, str] = {
     ctypes.c_uint64: "uint64_t",
     ctypes.c_int64: "int64_t",
     ctypes.c_float: "float",
+    ctypes.c_double: "double",
     ctypes.c_uint8: "uint8_t",
     None: "void",
 }
@@ -39,12 +41,27 @@ def c_type(declaration: str) -> str:
     kind = re.sub(r"\bconst\b", "", declaration)
     stars = kind.count("*")
     base = kind.replace("*", " ").split()[0]
-    handles = ("emoe_model", "emoe_engine", "emoe_sampler", "emoe_session", "emoe_policy")
+    handles = (
+        "emoe_model", "emoe_engine", "emoe_text", "emoe_sampler", "emoe_stream", "emoe_allowance", "emoe_session",
+        "emoe_policy",
+    )  # fmt: skip
+    if base in CALLBACKS:
+        return base
     base = "int32_t" if base == "emoe_status" else "void" if base in handles else base
     return f"{base} {'*' * stars}".strip()
 
 
+CALLBACKS = {
+    "emoe_sizes_fn": _abi.SizesFunction,
+    "emoe_resize_fn": _abi.ResizeFunction,
+    "emoe_resident_fn": _abi.ResidentFunction,
+}
+
+
 def mirrored(kind: object) -> str:
+    for name, function in CALLBACKS.items():
+        if kind is function:
+            return name
     if kind is ctypes.c_char_p:
         return "char *"
     if kind is ctypes.c_void_p:
@@ -70,6 +87,15 @@ def test_every_function_of_the_header_is_bound_with_its_types() -> None:
         assert [c_type(arg) for arg in args] == [mirrored(kind) for kind in argtypes], name
 
 
+def test_every_callback_of_the_header_is_mirrored() -> None:
+    declared = re.findall(r"typedef (\w+) \(\*(emoe_\w+_fn)\)\(([^)]*)\);", TEXT)
+    assert {name for _, name, _ in declared} == set(CALLBACKS)
+    for returns, name, args in declared:
+        function: Any = CALLBACKS[name]
+        assert c_type(returns) == mirrored(function._restype_), name
+        assert [c_type(arg) for arg in args.split(",")] == [mirrored(kind) for kind in function._argtypes_], name
+
+
 def test_every_struct_of_the_header_is_mirrored_field_by_field() -> None:
     declared = {
         name: re.findall(r"(\w+)(?:\[\w+\])?;", body)
@@ -81,8 +107,8 @@ def test_every_struct_of_the_header_is_mirrored_field_by_field() -> None:
 def test_every_constant_of_the_header_is_mirrored() -> None:
     declared = dict(
         re.findall(
-            r"#define EMOE_((?:OK|ERR_|POLICY_|PREFETCH_|EXPERT_|MAX_|REPLAY_|READER_|FINISH_|MEMORY_|FAULT_|DEVICE_"
-            r"|ABI_)\w*) (\d+)",
+            r"#define EMOE_((?:OK|ERR_|BUDGET_|POLICY_|PREFETCH_|EXPERT_|MAX_|REPLAY_|READER_|FINISH_|MEMORY_|FAULT_"
+            r"|DEVICE_|ABI_)\w*) (\d+)",
             HEADER.read_text(),
         )
     )
@@ -116,4 +142,4 @@ def test_a_compiler_finds_the_same_sizes_and_offsets(tmp_path: Path) -> None:
 
 def test_a_struct_knows_its_size() -> None:
     assert _abi.Stats().struct_size == ctypes.sizeof(_abi.Stats)
-    assert _abi.ContextParams(n_ctx=7).n_ctx == 7
+    assert _abi.Setup(n_ctx=7).n_ctx == 7

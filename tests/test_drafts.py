@@ -126,7 +126,7 @@ def test_a_model_that_cannot_verify_is_refused_only_when_asked(tmp_path: Path) -
 @pytest.mark.parametrize("draft", [7, -1, "some", 1.5])
 def test_absurd_drafts_are_refused(path: Path, draft: object) -> None:
     with pytest.raises(UsageError, match="a draft of"):
-        edgemoe.load(path, memory="2GiB", draft=draft)  # type: ignore[arg-type]
+        edgemoe.load(path, memory="2GiB", draft=draft)
 
 
 def test_a_pass_is_no_longer_than_a_batch(path: Path) -> None:

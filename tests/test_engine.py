@@ -127,13 +127,13 @@ def test_the_largest_batch_gives_back_what_it_borrowed(path: Path) -> None:
     with edgemoe.load(path, memory="2GiB", ctx=512, threads=2, n_ubatch=64) as found:
         whole = found.stats().cache_bytes
         assert found.plan.prefill_bytes > 0 and whole == found.model.info.slot_bytes
-        found._allowance._set_cache_bytes(found.plan.cache_min_bytes)
+        found._sequence.backend.set_cache_bytes(found.plan.cache_min_bytes)
         small = found.stats().cache_bytes
         assert small < whole
         found.eval([65 + i % 50 for i in range(400)])
         assert found.stats().cache_bytes == small
         with pytest.raises(BudgetError):
-            found._allowance._set_cache_bytes(found.plan.cache_min_bytes - 1)
+            found._sequence.backend.set_cache_bytes(found.plan.cache_min_bytes - 1)
 
 
 def test_the_same_seed_gives_the_same_text_and_pieces_are_whole(engine: Engine) -> None:
@@ -201,7 +201,7 @@ def test_logits_are_those_of_the_whole_sequence(engine: Engine) -> None:
 
 def test_a_small_cache_streams_and_says_the_same(path: Path, engine: Engine) -> None:
     with edgemoe.load(path, memory="2GiB", ctx=256, threads=2) as small:
-        small._allowance._set_cache_bytes(small.plan.cache_min_bytes)
+        small._sequence.backend.set_cache_bytes(small.plan.cache_min_bytes)
         text = "".join(small.generate(TEXT, max_tokens=24, sampling=GREEDY))
         stats = small.stats()
         assert stats.n_miss > 0 and stats.n_evict > 0 and stats.read_bytes > 0

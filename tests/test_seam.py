@@ -47,10 +47,7 @@ def test_the_log_states_the_sizes(tmp_path: Path) -> None:
     shell = str(tmp_path / "shell")
     _native.shell_write(model, shell, with_data=False)
     sizes = [
-        _native.context_measure(
-            model, shell, abi.ContextParams(n_ctx=n_ctx, n_ubatch=64, n_threads=1, n_outputs_max=1, kv_type=1)
-        )
-        for n_ctx in (256, 512)
+        _native.context_measure(model, shell, abi.Setup(n_ctx=n_ctx, n_ubatch=64, n_threads=1)) for n_ctx in (256, 512)
     ]
     _native.model_close(model)
     # 3 layers, K and V, 2 bytes: twice the cells are twice the bytes (up to the two decimals of the log).
@@ -69,9 +66,9 @@ from edgemoe import _abi as abi, _native
 path, shell = sys.argv[1:]
 model = _native.model_open(path)
 _native.shell_write(model, shell, with_data=True)
-context = abi.ContextParams(n_ctx=64, n_ubatch=8, n_threads=1, n_outputs_max=1, kv_type=1)
+setup = abi.Setup(n_ctx=64, n_ubatch=8, n_threads=1)
 cache = _native.model_info(model)["slot_min_bytes"]
-engine = _native.engine_open(model, shell, abi.EngineParams(cache_bytes=cache, context=context))
+engine = _native.engine_open(model, shell, setup, cache)
 import re
 peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 print(peak * 1024)

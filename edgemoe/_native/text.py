@@ -154,7 +154,7 @@ def stream_close(stream: StreamHandle) -> None:
 
 def stream_feed(stream: StreamHandle, piece: bytes) -> str:
     """The text that is certain after one more piece, "" if none is."""
-    text, n, error = ctypes.c_void_p(), ctypes.c_uint64(), abi.Error()
+    text, n, error = ctypes.c_char_p(), ctypes.c_uint64(), abi.Error()
     status = library().emoe_stream_feed(
         stream, piece, len(piece), ctypes.byref(text), ctypes.byref(n), ctypes.byref(error)
     )
@@ -164,7 +164,7 @@ def stream_feed(stream: StreamHandle, piece: bytes) -> str:
 
 def stream_finish(stream: StreamHandle) -> str:
     """What was held back."""
-    text, n, error = ctypes.c_void_p(), ctypes.c_uint64(), abi.Error()
+    text, n, error = ctypes.c_char_p(), ctypes.c_uint64(), abi.Error()
     check(library().emoe_stream_finish(stream, ctypes.byref(text), ctypes.byref(n), ctypes.byref(error)), error)
     return ctypes.string_at(text, n.value).decode("utf-8") if n.value else ""
 

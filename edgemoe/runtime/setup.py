@@ -89,7 +89,8 @@ class Setup:
         _one_of(self.device, DEVICES, "a device")
         parse_draft(self.draft)
         self._check_numbers()
-        if self.reader == "uring" and (self.buffered or self.read_bytes_per_s):
+        limited = self.read_bytes_per_s > 0
+        if self.reader == "uring" and (self.buffered or limited):
             raise UsageError(
                 "io_uring reads neither through the page cache nor at a limit", hint="use the reader `threads`"
             )

@@ -121,9 +121,9 @@ def test_a_file_replaced_before_it_is_opened_is_refused(tiny: Callable[..., Path
     _native.shell_write(model, shell, with_data=True)
     cache = _native.model_info(model)["slot_min_bytes"]
     path.write_bytes(tiny("llama", seed=1).read_bytes())
-    context = abi.ContextParams(n_ctx=64, n_ubatch=8, n_threads=1, n_outputs_max=1, kv_type=1)
+    setup = abi.Setup(n_ctx=64, n_ubatch=8, n_threads=1)
     with pytest.raises(StorageError, match="changed"):
-        _native.engine_open(model, shell, abi.EngineParams(cache_bytes=cache, context=context))
+        _native.engine_open(model, shell, setup, cache)
     with pytest.raises(StorageError, match="changed"):
         _native.shell_write(model, shell, with_data=True)
     _native.model_close(model)

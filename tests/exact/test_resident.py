@@ -12,7 +12,7 @@ from exact_engines import streamed
 
 from edgemoe import _native
 from edgemoe.errors import UnsupportedError
-from edgemoe.runtime.load import POLICIES, PREFETCH
+from edgemoe.runtime.setup import POLICIES, PREFETCH
 
 READERS = {"threads": (1, False), "io_uring": (2, False), "buffered": (0, True)}
 

@@ -90,7 +90,8 @@ def test_smolmoe_equals_stock(smolmoe: Path, wikitext: str, tmp_path: Path) -> N
     link = tmp_path / "smolmoe.gguf"
     link.symlink_to(smolmoe)
     with streamed(link, share=0.2, threads=2) as engine:
-        text = _native.engine_tokenize(engine.handle, wikitext.encode(), add_special=False, parse_special=False)[:456]
+        vocabulary = _native.engine_text(engine.handle)
+        text = _native.text_tokenize(vocabulary, wikitext.encode(), add_special=False, parse_special=False)[:456]
         steps = [text[:200], *([t] for t in text[200:])]
         rows = engine.run(steps)
         stats = engine.stats()

@@ -25,9 +25,10 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def request(model: Path, out: Path) -> Any:
+    from edgemoe import Setup
     from edgemoe.quality.calibrate import Request
 
-    return Request(str(model), out, [("text", PROSE)], 5, 48, TYPES, "1GiB", 2)
+    return Request(str(model), out, [("text", PROSE)], 5, 48, TYPES, Setup(memory="1GiB", threads=2))
 
 
 def quiet(what: str, done: int, total: int) -> None:

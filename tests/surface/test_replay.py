@@ -11,8 +11,8 @@ from console import Cli
 import edgemoe
 from edgemoe.bench.replay import locality, misses, timeline
 from edgemoe.errors import FormatError, StorageError
-from edgemoe.runtime.load import POLICIES
 from edgemoe.runtime.engine.trace import read_trace
+from edgemoe.runtime.setup import POLICIES
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import pytest
 
 from edgemoe.errors import BudgetError
 from edgemoe.runtime.budget.allowance import Allowance
-from edgemoe.runtime.gguf.model import ModelInfo
 from edgemoe.runtime.budget.planner import Plan, plan, resident_bytes
+from edgemoe.runtime.model import ModelInfo
 from edgemoe.units import MIB
 
 from .test_planner import MODEL, budget, sizes

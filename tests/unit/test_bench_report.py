@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
+from edgemoe import Setup
 from edgemoe.bench.engines import Setting
 from edgemoe.bench.report import bound, decode_rate, hit_rate, spread, summarise
 from edgemoe.bench.runner import Side, Workload, interleave, passage
@@ -72,9 +74,14 @@ def test_only_ours_is_held_against_the_drive_and_the_resident_run() -> None:
 
 
 def test_repetitions_alternate() -> None:
-    setting = Setting("x.gguf", 1, 512, 2, 0, "lfru")
+    setting = Setting("x.gguf", Setup(memory=1, ctx=512, threads=2, policy="lfru"))
     sides = [Side(name, name, setting, 0, 1) for name in ("edgemoe", "llama.cpp")]
     assert [side.name for _, side in interleave(sides, 2)] == ["edgemoe", "llama.cpp", "llama.cpp", "edgemoe"]
+
+
+def test_a_setting_reaches_the_child_whole() -> None:
+    setting = Setting("x.gguf", Setup(memory=1, ctx=512, threads=2, policy="lru", read_limit="100MB", prefetch="off"))
+    assert Setting.from_dict(json.loads(json.dumps(setting.to_dict()))) == setting
 
 
 def test_the_context_holds_the_longer_of_decode_and_prefill() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from array import array
 
-from edgemoe.runtime.engine.draft import MAX_DRAFT, Payoff, propose
+from edgemoe.runtime.engine.draft import Payoff, propose
+from edgemoe.runtime.setup import MAX_DRAFT
 
 
 def test_what_followed_before_is_proposed() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import tinymoe
 
+import edgemoe
+from edgemoe import _abi as abi
 from edgemoe.cli.chat import _has_gpu, _small
 from edgemoe.cli.options import EngineOptions
 from edgemoe.cli.panel import strip
@@ -17,9 +19,10 @@ from edgemoe.devices import gpu
 from edgemoe.devices.gpu import Gpu, choose, install_line
 from edgemoe.errors import UnsupportedError, UsageError
 from edgemoe.runtime.budget.allowance import Allowance
-from edgemoe.runtime.gguf.model import open_model
-from edgemoe.runtime.budget.placement import layers_that_fit, on_host
+from edgemoe.runtime.budget.placement import layers_that_fit
 from edgemoe.runtime.budget.planner import margin_bytes, plan
+from edgemoe.runtime.formats import open_model
+from edgemoe.runtime.gguf.model import GgufModel
 from edgemoe.units import GIB, MIB
 
 from .test_planner import MODEL, budget, sizes
@@ -75,15 +78,14 @@ def test_layers_go_to_the_gpu_from_the_last_on_while_they_fit() -> None:
 
 
 def test_the_plan_of_a_smaller_budget_knows_what_the_gpu_has(tmp_path: Path) -> None:
+    """What the host is left with is reckoned natively, of a real GPU: tests/exact/test_gpu.py asks for it."""
     with open_model(tinymoe.write(tmp_path / "m.gguf", "qwen3moe", n_expert=16, n_layer=4)) as model:
-        whole, left = on_host(model, 0), on_host(model, 3)
-        layer_bytes = model.layers[0].slot_bytes * 16
-    assert whole is model.info
-    assert (left.n_expert_total, left.expert_bytes * 4, left.token_bytes * 4) == (
-        16, whole.expert_bytes, whole.token_bytes
-    )  # fmt: skip
-    assert layer_bytes <= left.slot_bytes <= whole.slot_bytes - 3 * layer_bytes
-    assert left.dense_bytes == whole.dense_bytes  # which of them the host has, llama.cpp says
+        assert isinstance(model, GgufModel)
+        whole, layer_bytes = model.info, model.layers[0].slot_bytes * 16
+        assert model.host_info(abi.Setup()) == whole
+        with pytest.raises(UsageError, match="no device 99"):
+            model.host_info(abi.Setup(device=100, n_gpu_layer=3))
+    left = replace(whole, n_expert_total=16, slot_bytes=whole.slot_bytes - 3 * layer_bytes)
 
     cache: list[int] = []
     resident = 100 * MIB
@@ -106,8 +108,8 @@ def test_the_chat_without_a_budget_gives_a_gpu_all_it_has(
     machine(*[card(1, "CUDA")][: int(found)])
     asked: dict[str, Any] = {}
 
-    def share_budget(path: Path, share: float, **arguments: Any) -> int:
-        asked.update(arguments)
+    def share_budget(path: Path, share: float, setup: edgemoe.Setup) -> int:
+        asked.update(vars(setup))
         return 77 * MIB
 
     monkeypatch.setattr("edgemoe.runtime.budget.share.share_budget", share_budget)

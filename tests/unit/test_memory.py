@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
-
-import pytest
 
 from edgemoe.devices.memory import available_memory, memory_limit, process_memory, total_memory
 from edgemoe.units import GIB, MIB
@@ -86,8 +86,23 @@ def test_the_process_knows_its_own_memory() -> None:
     assert 0 < available_memory() <= memory_limit()
 
 
-def test_a_machine_without_proc_asks_psutil(tmp_path: Path) -> None:
-    pytest.importorskip("psutil")
-    assert total_memory(tmp_path) == total_memory()
-    assert memory_limit(tmp_path) == total_memory()
-    assert available_memory(tmp_path) > 0
+def test_a_root_without_proc_says_nothing(tmp_path: Path) -> None:
+    """0: not known. Nothing is made up, and no limit of this machine is taken for the other's."""
+    assert (total_memory(tmp_path), memory_limit(tmp_path), available_memory(tmp_path)) == (0, 0, 0)
+
+
+def test_an_rlimit_of_this_process_counts() -> None:
+    script = (
+        "import resource\n"
+        "from edgemoe.devices.memory import available_memory, memory_limit\n"
+        "memory_limit()\n"  # the libraries are loaded by now
+        "for which in (resource.RLIMIT_AS, resource.RLIMIT_DATA):\n"
+        "    resource.setrlimit(which, (3 << 30, resource.RLIM_INFINITY))\n"
+        "    print(memory_limit(), available_memory())\n"
+        "    resource.setrlimit(which, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    for line in done.stdout.splitlines():
+        limit, available = map(int, line.split())
+        assert GIB < limit <= 3 * GIB
+        assert available < limit

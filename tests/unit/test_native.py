@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.util
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pytest
 import edgemoe
 from edgemoe import _native
 from edgemoe.errors import NativeError
+
+library = importlib.import_module("edgemoe._native.library")
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -35,7 +38,7 @@ def test_a_missing_library_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, t
 
 def test_a_library_that_is_none_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "lib").mkdir()
-    (tmp_path / "lib" / _native._library_name("edgemoe")).write_bytes(b"not a library")
+    (tmp_path / "lib" / library._library_name("edgemoe")).write_bytes(b"not a library")
     monkeypatch.setattr(edgemoe, "__path__", [str(tmp_path)])
     with pytest.raises(NativeError, match="cannot load the native library"):
         _native.library()
@@ -49,25 +52,28 @@ def llama_package(monkeypatch: pytest.MonkeyPatch, folder: Path | None) -> None:
 def test_llama_cpp_python_must_be_there_in_the_pinned_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     llama_package(monkeypatch, None)
     with pytest.raises(NativeError, match="not installed") as caught:
-        _native._llama_library()
+        library._llama_library()
     assert _native.LLAMA_VERSION in caught.value.hint
 
     (tmp_path / "__init__.py").write_text('from .llama import *\n\n__version__ = "0.0.1"\n')
     llama_package(monkeypatch, tmp_path)
     with pytest.raises(NativeError, match=r"is 0\.0\.1, edgemoe needs exactly"):
-        _native._llama_library()
+        library._llama_library()
 
     (tmp_path / "__init__.py").write_text(f'__version__ = "{_native.LLAMA_VERSION}"\n')
     with pytest.raises(NativeError, match="has no"):
-        _native._llama_library()
+        library._llama_library()
 
 
 def test_the_pin_is_the_one_of_the_project_file() -> None:
     assert f'"llama-cpp-python=={_native.LLAMA_VERSION}"' in (ROOT / "pyproject.toml").read_text()
 
 
-def test_the_version_is_the_one_of_the_project_file() -> None:
-    assert f'\nversion = "{edgemoe.__version__}"\n' in (ROOT / "pyproject.toml").read_text()
+def test_the_version_is_one_in_all_files_that_name_it() -> None:
+    version = edgemoe.__version__
+    assert f'\nversion = "{version}"\n' in (ROOT / "pyproject.toml").read_text()
+    assert f"project(edgemoe VERSION {version} " in (ROOT / "native" / "CMakeLists.txt").read_text()
+    assert f"## [{version}] - 20" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_a_kernel_without_io_uring_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

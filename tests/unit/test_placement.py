@@ -1,16 +1,13 @@
-"""What goes to a GPU: whole layers or single experts, by what would be fastest; and what is left to the host."""
+"""What goes to a GPU: whole layers or single experts, by what would be fastest."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from edgemoe.runtime.budget.placement import TierTimes, on_host, place
-
-from .test_planner import MODEL
+from edgemoe.runtime.budget.placement import TierTimes, place
 
 N_LAYER, N_EXPERT, N_USED = 4, 8, 2
 
@@ -64,16 +61,3 @@ def test_layers_of_several_types_stay() -> None:
     found = place(model(types), 10_000, skewed(), times, tier_bytes=0)
     assert found.n_gpu_layer == 3
     assert not found.experts
-
-
-def test_the_host_has_what_is_left() -> None:
-    info = replace(MODEL, n_expert_total=N_LAYER * N_EXPERT, expert_bytes=3200, slot_bytes=3200, slot_min_bytes=400)
-    layers = [
-        SimpleNamespace(expert_bytes=100, slot_bytes=100, n_expert=N_EXPERT, types="up=Q4_K") for _ in range(N_LAYER)
-    ]
-    host: Any = SimpleNamespace(info=info, layers=layers)
-    left = on_host(host, 1, (0, 3, 9))
-    assert left.n_expert_total == 3 * N_EXPERT - 3
-    assert (left.expert_bytes, left.slot_bytes) == (2100, 2100)
-    assert on_host(host, 0) is info
-    assert on_host(host, N_LAYER).slot_bytes == 400  # the least that works

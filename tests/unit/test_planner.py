@@ -7,9 +7,7 @@ from itertools import pairwise
 import pytest
 
 from edgemoe.errors import BudgetError, UsageError
-from edgemoe.runtime.gguf.model import ContextSizes, ModelInfo
 from edgemoe.runtime.budget.planner import (
-    UBATCHES,
     Budget,
     Plan,
     Speeds,
@@ -20,7 +18,10 @@ from edgemoe.runtime.budget.planner import (
     resident_bytes,
     smallest_bytes,
 )
+from edgemoe.runtime.model import ContextSizes, ModelInfo
 from edgemoe.units import GIB, MIB, parse_size
+
+UBATCHES = (512, 256, 128, 64, 32)  # that the planner tries, best first
 
 MODEL = ModelInfo(
     n_layer=30,

@@ -1,147 +1,149 @@
+"""The folder of shells: what is kept, what goes, and what two users of it do to each other."""
+
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
+import tinymoe
 
-from edgemoe import _native
+import edgemoe
 from edgemoe.errors import StorageError
-from edgemoe.runtime.gguf import shell
-from edgemoe.runtime.gguf.shell import measuring_shell, notes_name, shell_for
+from edgemoe.runtime.gguf.model import GgufModel, open_gguf
+from edgemoe.runtime.gguf.shell import shell_for
 
 
-class Library:
-    """Stands in for the native library: a shell is a file whose text is the model's identity."""
-
-    def __init__(self) -> None:
-        self.written: list[str] = []
-        self.fails = False
-
-    def write(self, model: Any, path: str, *, with_data: bool) -> None:
-        if self.fails:
-            raise StorageError(f"cannot write `{path}`: no space left on device")
-        Path(path).write_text(f"{model}" if with_data else f"{model} empty")
-        self.written.append(path)
-
-    def check(self, model: Any, path: str) -> bool:
-        return os.path.exists(path) and Path(path).read_text() == f"{model}"
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("EDGEMOE_CACHE", str(folder))
+    return folder
 
 
-@pytest.fixture
-def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Library:
-    found = Library()
-    monkeypatch.setattr(_native, "shell_write", found.write)
-    monkeypatch.setattr(_native, "shell_check", found.check)
-    monkeypatch.setenv("EDGEMOE_CACHE", str(tmp_path / "cache"))
-    return found
+def model(folder: Path, n: int) -> GgufModel:
+    path = folder / f"model{n}.gguf"
+    if not path.exists():
+        tinymoe.write(path, "qwen3moe", n_layer=1, n_expert=4, n_used=2)
+        os.utime(path, (n + 1, n + 1))
+    return open_gguf(path)
 
 
-def model(folder: Path, identity: int, *, dense_bytes: int = 1000) -> Any:
-    path = folder / f"model{identity}.gguf"
-    path.touch()
-    info = SimpleNamespace(identity=identity, name=f"model {identity}", dense_bytes=dense_bytes)
-    return SimpleNamespace(path=path, handle=identity, info=info)
+def age(path: Path, seconds: float = 10**6) -> None:
+    """As if it had last been used so long ago."""
+    os.utime(path, (time.time() - seconds,) * 2)
 
 
-def test_a_shell_is_written_once_and_its_progress_is_told(library: Library, tmp_path: Path) -> None:
+def test_a_shell_is_written_once_and_its_progress_is_told(cache: Path, tmp_path: Path) -> None:
     told: list[str] = []
     path = shell_for(model(tmp_path, 7), progress=told.append)
-    assert path.is_relative_to(tmp_path / "cache")
+    written = path.stat().st_ino
+    assert path.is_relative_to(cache)
     assert shell_for(model(tmp_path, 7), progress=told.append) == path
-    assert len(library.written) == len(told) == 1
+    assert path.stat().st_ino == written and len(told) == 1
 
 
-def test_a_shell_that_is_not_whole_is_written_anew(library: Library, tmp_path: Path) -> None:
+def test_a_shell_that_is_not_whole_is_written_anew(tmp_path: Path) -> None:
     path = shell_for(model(tmp_path, 7))
-    path.write_text("half")
-    assert shell_for(model(tmp_path, 7)) == path
-    assert path.read_text() == "7" and len(library.written) == 2
+    whole = path.read_bytes()
+    for damaged in (b"", b"half", whole[: len(whole) // 2], b"x" * len(whole)):
+        path.write_bytes(damaged)
+        assert shell_for(model(tmp_path, 7)) == path
+        assert path.read_bytes() == whole
 
 
-def test_another_version_of_the_model_has_another_shell(library: Library, tmp_path: Path) -> None:
-    assert shell_for(model(tmp_path, 7)) != shell_for(model(tmp_path, 8))
+def test_another_version_of_the_model_has_another_shell(tmp_path: Path) -> None:
+    before = shell_for(model(tmp_path, 7))
+    tinymoe.write(tmp_path / "model7.gguf", "qwen3moe", n_layer=1, n_expert=8, n_used=2)
+    assert shell_for(model(tmp_path, 7)) != before
 
 
-def test_a_full_disk_is_seen_before_writing(library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StorageError, match="free, the dense part of model 7 takes") as caught:
-        shell_for(model(tmp_path, 7, dense_bytes=1 << 60))
-    assert "`EDGEMOE_CACHE`" in caught.value.hint and not library.written
-    library.fails = True
-    with pytest.raises(StorageError, match="no space left") as caught:
-        shell_for(model(tmp_path, 7))
-    assert "`EDGEMOE_CACHE`" in caught.value.hint
-
-
-def test_a_cache_folder_that_cannot_be_made_is_one_clear_error(
-    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("EDGEMOE_CACHE", str(tmp_path / "file"))
     with pytest.raises(StorageError, match="cache folder") as caught:
         shell_for(model(tmp_path, 7))
     assert caught.value.hint
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "shells").touch()
+    monkeypatch.setenv("EDGEMOE_CACHE", str(tmp_path / "home"))
+    with pytest.raises(StorageError, match="cannot make the cache folder") as caught:
+        shell_for(model(tmp_path, 7))
+    assert "`EDGEMOE_CACHE`" in caught.value.hint
 
 
-def test_measuring_uses_the_shell_or_one_that_goes_away(library: Library, tmp_path: Path) -> None:
-    with measuring_shell(model(tmp_path, 7)) as path:
-        assert path.read_text() == "7 empty"
-    assert not path.exists()
-    whole = shell_for(model(tmp_path, 7))
-    with measuring_shell(model(tmp_path, 7)) as path:
-        assert path == whole
-    assert whole.exists()
+def test_measuring_leaves_nothing_but_notes(cache: Path, tmp_path: Path) -> None:
+    with model(tmp_path, 7) as opened:
+        edgemoe.plan(opened, memory="700MiB", ctx=256, measure=False)
+    (notes,) = (cache / "shells").iterdir()
+    assert notes.suffix == ".notes"
+    shell = shell_for(model(tmp_path, 7))
+    assert shell.with_suffix(".notes") == notes  # what was measured survives beside the shell
+    assert len(notes.read_text().splitlines()) > 3
 
 
-def test_shells_of_models_that_are_gone_are_deleted(library: Library, tmp_path: Path) -> None:
-    gone = model(tmp_path, 1)
-    old, kept = shell_for(gone), shell_for(model(tmp_path, 2))
-    for path in (old, kept):
-        os.utime(path, (1000, 1000))
-    gone.path.unlink()
+def test_shells_of_models_that_are_gone_are_deleted_with_all_that_is_theirs(tmp_path: Path) -> None:
+    gone, kept = shell_for(model(tmp_path, 1)), shell_for(model(tmp_path, 2))
+    legacy = [gone.with_suffix(suffix) for suffix in (".json", ".sizes")]  # of older versions
+    for path in legacy:
+        path.write_text("{}")
+    for path in (gone, kept):
+        age(path)
+    (tmp_path / "model1.gguf").unlink()
     shell_for(model(tmp_path, 3))
-    assert not old.exists() and not old.with_suffix(".json").exists()
-    assert kept.exists()
+    assert not any(path.exists() for path in (gone, gone.with_suffix(".notes"), *legacy))
+    assert kept.exists() and kept.with_suffix(".notes").exists()
 
 
-def test_the_least_recently_used_shells_go_when_there_are_many(library: Library, tmp_path: Path) -> None:
+def test_notes_of_no_model_and_no_shell_are_deleted(cache: Path, tmp_path: Path) -> None:
+    folder = shell_for(model(tmp_path, 1)).parent
+    orphans = [folder / "00000000000000aa.notes", folder / "00000000000000ab.sizes"]
+    young = folder / "00000000000000ac.notes"
+    for path in (*orphans, young):
+        path.write_text("edgemoe notes 1\nsource /nowhere/x.gguf\nlibrary none\n")
+    for path in orphans:
+        age(path)
+    mine = folder / "my-own-file.txt"
+    mine.touch()
+    age(mine)
+    shell_for(model(tmp_path, 2))
+    assert not any(path.exists() for path in orphans)
+    assert young.exists() and mine.exists()
+
+
+def test_the_least_recently_used_shells_go_when_there_are_many(tmp_path: Path) -> None:
     shells = [shell_for(model(tmp_path, i)) for i in range(8)]
     for i, path in enumerate(shells):
-        os.utime(path, (1000 + i, 1000 + i))
+        age(path, 10**6 - i)
     shell_for(model(tmp_path, 0))  # used again, so no longer the oldest
     newest = shell_for(model(tmp_path, 99))
     assert [path.exists() for path in shells] == [True, False, True, True, True, True, True, True]
     assert newest.exists()
 
 
-def test_shells_used_lately_stay_however_many(library: Library, tmp_path: Path) -> None:
+def test_shells_used_lately_stay_however_many(tmp_path: Path) -> None:
     """Another process may be about to load one."""
     shells = [shell_for(model(tmp_path, i)) for i in range(12)]
     assert all(path.exists() for path in shells)
 
 
-def test_what_a_dead_process_left_is_deleted_and_what_a_living_one_writes_is_not(
-    library: Library, tmp_path: Path
-) -> None:
+def test_what_a_dead_process_left_is_deleted_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
     folder = shell_for(model(tmp_path, 1)).parent
     left = [folder / "0000000000000005.gguf.tmp123", folder / "0000000000000005.123.measure"]
     living = folder / "0000000000000006.gguf.tmp456"
     for path in (*left, living):
         path.touch()
     for path in left:
-        os.utime(path, (time.time() - 10**6,) * 2)
+        age(path)
     shell_for(model(tmp_path, 2))
     assert not any(path.exists() for path in left) and living.exists()
 
 
-def test_notes_survive_beside_the_shell(library: Library, tmp_path: Path) -> None:
-    subject = model(tmp_path, 7)
-    path = shell_for(subject)
-    notes = json.loads((tmp_path / "cache" / notes_name(subject)).read_text())
-    assert path.with_suffix(".json") == tmp_path / "cache" / notes_name(subject)
-    assert notes["source"] == str(subject.path)
-    assert shell.cache_dir() == tmp_path / "cache"
+def test_a_name_with_a_line_in_it_is_kept_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "a\nb%c"
+    folder.mkdir()
+    shell = shell_for(model(folder, 1))
+    age(shell)
+    shell_for(model(tmp_path, 2))
+    assert shell.exists()  # its model was found: it is not one of those that are gone

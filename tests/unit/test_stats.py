@@ -4,8 +4,8 @@ import json
 from dataclasses import fields, replace
 
 from edgemoe import _abi
-from edgemoe.runtime.load import POLICIES, PREFETCH
-from edgemoe.runtime.engine.stats import READERS, Stats, reading
+from edgemoe.runtime.engine.stats import Stats, reading
+from edgemoe.runtime.setup import POLICIES, PREFETCH, READERS
 
 ZERO = Stats(**{field.name: 0 for field in fields(Stats)})  # type: ignore[arg-type]
 
