@@ -208,8 +208,11 @@ def test_the_margin_grows_with_the_budget() -> None:
 
 
 def test_the_hit_curve_goes_through_what_was_measured() -> None:
-    assert [hit_rate(f) for f in (0, 0.16, 0.32, 0.59, 1)] == pytest.approx([0, 0.24, 0.62, 0.88, 1])
-    assert 0.24 < hit_rate(0.2) < 0.62
+    """Of the shipped policy, by replay of two texts (docs/experiments/hit-curve.md): it was another policy's."""
+    replayed = {0: 0, 0.02: 0.044, 0.05: 0.147, 0.16: 0.452, 0.32: 0.698, 0.5: 0.859, 0.59: 0.913, 0.8: 0.983, 1: 1}
+    for fraction, hits in replayed.items():
+        assert hit_rate(fraction) == pytest.approx(hits, abs=0.02)
+    assert 0.45 < hit_rate(0.2) < 0.70
     assert hit_rate(2) == 1
 
 
