@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .runtime.budget.planner import Plan as Plan
     from .runtime.engine.engine import Engine as Engine
     from .runtime.engine.stats import Stats as Stats
-    from .runtime.find.catalog import find_models as find_models
+    from .runtime.find.local import find_models as find_models
     from .runtime.find.names import resolve as resolve
     from .runtime.formats import open_model as open_model
     from .runtime.load import load as load
@@ -49,7 +49,7 @@ _HOME = {
     "StorageError": ".errors",
     "UnsupportedError": ".errors",
     "UsageError": ".errors",
-    "find_models": ".runtime.find.catalog",
+    "find_models": ".runtime.find.local",
     "Engine": ".runtime.engine.engine",
     "load": ".runtime.load",
     "plan": ".runtime.load",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,45 @@ def test_a_folder_imports_only_what_lies_below_it(folder: str) -> None:
         for name in imports(path):
             assert folder_of(name) in ALLOWED[folder] | {None}, f"{path} imports {name}"
             assert name.split(".")[0] not in {"runtime", "devices", "converters"}, f"{path} imports the bare {name}"
+
+
+def run_time_imports(nodes: Iterable[ast.AST]) -> Iterator[ast.stmt]:
+    """Import statements, also those inside functions, but those for type checkers."""
+    for node in nodes:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield node
+        elif not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)):
+            yield from run_time_imports(ast.iter_child_nodes(node))
+
+
+def test_no_import_goes_round_in_a_circle() -> None:
+    modules = {}
+    for path in (ROOT / "edgemoe").rglob("*.py"):
+        parts = module_name(path)
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    graph: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        here = module_name(path)[:-1]
+        found = set()
+        for node in run_time_imports(ast.parse(path.read_text()).body):
+            if isinstance(node, ast.ImportFrom):
+                base = here[: len(here) - node.level + 1] if node.level else []
+                stem = ".".join([*base, *(node.module.split(".") if node.module else [])])
+                found |= {f"{stem}.{alias.name}" if f"{stem}.{alias.name}" in modules else stem for alias in node.names}
+            elif isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+        graph[name] = (found & modules.keys()) - {name}
+    assert len(graph["edgemoe.runtime.load"]) > 3
+    tuple(graphlib.TopologicalSorter(graph).static_order())  # CycleError names the circle
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "edgemoe").rglob("*.py")), ids=lambda path: path.name)
+def test_files_and_functions_are_of_a_size_to_read(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 600
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert (node.end_lineno or 0) - node.lineno < 80, f"{path}: {node.name}"
 
 
 @pytest.mark.parametrize("folder", sorted(LAZY_FOLDERS))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +16,10 @@ from ..units import format_rate, format_size
 from .generate import find
 from .options import CachePolicyOption, ModelArgument, PrefetchOption, at_least, output_file
 from .status import note
+
+if TYPE_CHECKING:
+    from ..bench.runner import Workload
+    from ..runtime.setup import Setup
 
 _ROWS = (
     # quantity of the report, label, scale, unit
@@ -38,11 +43,81 @@ _ROWS = (
 _TELLING = 0.05  # a run that hardly reads is not bounded by the drive
 
 
-def bench(
-    model: ModelArgument = BUILTIN,
+@dataclasses.dataclass(frozen=True)
+class WorkloadOptions:
+    """What one repetition computes."""
+
+    text: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Text that is decoded and prefilled.", show_default="a bundled one"),
+    ] = None
+    warmup: Annotated[int, typer.Option(metavar="N", help="Tokens decoded before timing begins.")] = 8
+    decode: Annotated[int, typer.Option(metavar="N", help="Tokens decoded one at a time.")] = 128
+    stock_decode: Annotated[int, typer.Option(metavar="N", help="The same for llama.cpp, which may be slow.")] = 24
+    prefill: Annotated[int, typer.Option(metavar="N", help="Tokens of the prefill; 0 leaves it out.")] = 512
+    warm: Annotated[bool, typer.Option("--warm", help="Fill the caches first: steady state, not a cold start.")] = False
+
+    def workload(self) -> Workload:
+        """Raises UsageError."""
+        from ..bench.runner import Workload, passage, read_text
+
+        for option, value, least in (
+            ("--warmup", self.warmup, 0),
+            ("--decode", self.decode, 1),
+            ("--stock-decode", self.stock_decode, 1),
+            ("--prefill", self.prefill, 0),
+        ):
+            at_least(option, value, least)
+        return Workload(
+            text=read_text(self.text) if self.text else passage(),
+            n_warmup=self.warmup,
+            n_decode=self.decode,
+            n_prefill=self.prefill,
+            n_stock_decode=min(self.stock_decode, self.decode),
+            warm=self.warm,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchOptions:
+    """How the engines are opened."""
+
     memory: Annotated[
         str, typer.Option(metavar="SIZE", help="Budget, and the kernel's limit: `6GiB`, `75%`, `auto`.")
-    ] = "auto",
+    ] = "auto"
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="Compute threads.", show_default="physical cores")
+    ] = None
+    ubatch: Annotated[int | None, typer.Option(metavar="N", help="Prefill batch.", show_default="as memory allows")] = (
+        None
+    )
+    policy: CachePolicyOption = "next-use"
+    prefetch: PrefetchOption = "auto"
+    read_limit: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", show_default=False, help="Read at most so many bytes a second: a slower drive."),
+    ] = None
+
+    def setup(self) -> Setup:
+        """Raises UsageError."""
+        from ..runtime.setup import Setup
+
+        at_least("--threads", self.threads, 1)
+        at_least("--ubatch", self.ubatch, 1)
+        return Setup(
+            memory=self.memory,
+            threads=self.threads,
+            n_ubatch=self.ubatch,
+            policy=self.policy.lower(),
+            prefetch=self.prefetch.lower(),
+            read_limit=self.read_limit,
+        )
+
+
+def bench(
+    engine: BenchOptions,
+    work: WorkloadOptions,
+    model: ModelArgument = BUILTIN,
     against: Annotated[
         list[str] | None,
         typer.Option(
@@ -52,29 +127,6 @@ def bench(
             "ONNX export. May be repeated.",
         ),
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Compute threads.", show_default="physical cores")
-    ] = None,
-    text: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Text that is decoded and prefilled.", show_default="a bundled one"),
-    ] = None,
-    warmup: Annotated[int, typer.Option(metavar="N", help="Tokens decoded before timing begins.")] = 8,
-    decode: Annotated[int, typer.Option(metavar="N", help="Tokens decoded one at a time.")] = 128,
-    stock_decode: Annotated[int, typer.Option(metavar="N", help="The same for llama.cpp, which may be slow.")] = 24,
-    prefill: Annotated[int, typer.Option(metavar="N", help="Tokens of the prefill; 0 leaves it out.")] = 512,
-    warm: Annotated[
-        bool, typer.Option("--warm", help="Fill the caches first: steady state, not a cold start.")
-    ] = False,
-    ubatch: Annotated[
-        int | None, typer.Option(metavar="N", help="Prefill batch.", show_default="as memory allows")
-    ] = None,
-    cache_policy: CachePolicyOption = "next-use",
-    prefetch: PrefetchOption = "auto",
-    read_limit: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", show_default=False, help="Read at most so many bytes a second: a slower drive."),
-    ] = None,
     repeat: Annotated[int, typer.Option(metavar="N", help="Repetitions, interleaved; 5 or more say something.")] = 5,
     resident: Annotated[bool, typer.Option(help="Measure compute alone first, for the bound.")] = True,
     json_file: Annotated[
@@ -83,16 +135,8 @@ def bench(
     ] = None,
 ) -> None:
     """Measure decode and prefill from cold caches, each repetition in a fresh process under a memory limit."""
-    for option, value, least in (
-        ("--threads", threads, 1),
-        ("--warmup", warmup, 0),
-        ("--decode", decode, 1),
-        ("--stock-decode", stock_decode, 1),
-        ("--prefill", prefill, 0),
-        ("--ubatch", ubatch, 1),
-        ("--repeat", repeat, 1),
-    ):
-        at_least(option, value, least)
+    at_least("--repeat", repeat, 1)
+    setup, workload = engine.setup(), work.workload()
     others = against or []
     exports = [other for other in others if other not in ("llama.cpp", "off")]
     for other in exports:
@@ -103,28 +147,11 @@ def bench(
     out = output_file(json_file)
 
     from ..bench.compare import compare
-    from ..bench.runner import Workload, passage, read_text
-    from ..runtime.setup import Setup
 
-    workload = Workload(
-        text=read_text(text) if text else passage(),
-        n_warmup=warmup,
-        n_decode=decode,
-        n_prefill=prefill,
-        n_stock_decode=min(stock_decode, decode),
-        warm=warm,
-    )
     report = compare(
         str(find(model)),
         workload,
-        setup=Setup(
-            memory=memory,
-            threads=threads,
-            n_ubatch=ubatch,
-            policy=cache_policy.lower(),
-            prefetch=prefetch.lower(),
-            read_limit=read_limit,
-        ),
+        setup=setup,
         n_repeat=repeat,
         against_stock="llama.cpp" in others,
         against_off="off" in others,

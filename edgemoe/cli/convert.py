@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,35 @@ if TYPE_CHECKING:
     from ..converters.source import Source
 
 
+@dataclasses.dataclass(frozen=True)
+class BitsOptions:
+    """Which bits go where."""
+
+    type_name: Annotated[
+        str | None,
+        typer.Option("--type", metavar="TYPE", help="One type for all experts: `Q4_K`.", show_default="keep, or Q4_K"),
+    ] = None
+    allocation: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A type for each expert, as docs/format.md says.")
+    ] = None
+    bits: Annotated[
+        float | None, typer.Option(metavar="X", help="Mean bits of an expert weight; needs `--calibration`.")
+    ] = None
+    size: Annotated[str | None, typer.Option("--size", metavar="SIZE", help="Size of OUT; needs `--calibration`.")] = (
+        None
+    )
+    calibration: Annotated[
+        str | None, typer.Option(metavar="FILE", help="What `edgemoe calibrate` measured; sharpens every quantization.")
+    ] = None
+    dense_type: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE", help="Type of all other matrices.", show_default="keep, or Q8_0"),
+    ] = None
+    uniform_per_layer: Annotated[
+        bool, typer.Option("--uniform-per-layer", help="Stack the experts, as stock llama.cpp wants them.")
+    ] = False
+
+
 def convert(
     source: Annotated[
         str, typer.Argument(metavar="SRC", show_default=False, help="A GGUF file, or the folder of a checkpoint.")
@@ -28,30 +58,8 @@ def convert(
     out: Annotated[
         str, typer.Argument(metavar="OUT", show_default=False, help="The GGUF file to write; for ONNX, the folder.")
     ],
+    which: BitsOptions,
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="`gguf`, or `onnx` for ONNX Runtime.")] = "gguf",
-    type_name: Annotated[
-        str | None,
-        typer.Option("--type", metavar="TYPE", help="One type for all experts: `Q4_K`.", show_default="keep, or Q4_K"),
-    ] = None,
-    allocation: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A type for each expert, as docs/format.md says.")
-    ] = None,
-    bits: Annotated[
-        float | None, typer.Option(metavar="X", help="Mean bits of an expert weight; needs `--calibration`.")
-    ] = None,
-    size: Annotated[
-        str | None, typer.Option("--size", metavar="SIZE", help="Size of OUT; needs `--calibration`.")
-    ] = None,
-    calibration: Annotated[
-        str | None, typer.Option(metavar="FILE", help="What `edgemoe calibrate` measured; sharpens every quantization.")
-    ] = None,
-    dense_type: Annotated[
-        str | None,
-        typer.Option(metavar="TYPE", help="Type of all other matrices.", show_default="keep, or Q8_0"),
-    ] = None,
-    uniform_per_layer: Annotated[
-        bool, typer.Option("--uniform-per-layer", help="Stack the experts, as stock llama.cpp wants them.")
-    ] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare every tensor with SRC; of a file that exists, do only that.")
     ] = False,
@@ -80,14 +88,9 @@ def convert(
     at_least("--ctx", ctx, 1)
     source_path, out_path = Path(source).expanduser(), Path(out).expanduser()
     if to == "onnx":
-        from .convert_onnx import refuse, to_onnx
-
-        refuse({"--size": size, "--uniform-per-layer": uniform_per_layer, "--verify": verify})
         opened = library.open_source(source_path, pre_tokenizer=pre_tokenizer)
-        asked = {"type_name": type_name, "allocation": allocation, "bits": bits, "calibration": calibration}
-        shape = {"dense_type": dense_type, "n_ctx": ctx, "memory": memory, "threads": threads, "overwrite": overwrite}
-        with _progress(opened) as progress:
-            to_onnx(opened, out_path, asked, shape, progress=progress, json_output=json_output)
+        shape = {"n_ctx": ctx, "memory": memory, "threads": threads, "overwrite": overwrite}
+        _export(opened, out_path, which, shape, verify=verify, json_output=json_output)
         return
     if to != "gguf":
         raise UsageError(f"`{to}` is not a format to convert to", hint="use `gguf` or `onnx`")
@@ -96,13 +99,13 @@ def convert(
     only_verify = verify and out_path.exists() and not overwrite
     opened = library.open_source(source_path, pre_tokenizer=pre_tokenizer)
     options = library.Options(
-        type_name=type_name,
-        uniform_per_layer=uniform_per_layer,
-        dense_type=dense_type,
+        type_name=which.type_name,
+        uniform_per_layer=which.uniform_per_layer,
+        dense_type=which.dense_type,
         memory=memory,
         threads=threads,
         overwrite=overwrite,
-        **_chosen(opened, type_name, allocation, bits, size, calibration, only_verify, uniform_per_layer, dense_type),
+        **_chosen(opened, which, only_verify=only_verify),
     )
     try:
         with _progress(opened) as progress:
@@ -121,26 +124,35 @@ def convert(
         _print(report, converted=not only_verify)
 
 
-def _chosen(
-    source: Source,
-    type_name: str | None,
-    allocation: str | None,
-    bits: float | None,
-    size: str | None,
-    calibration: str | None,
-    only_verify: bool,
-    stacked: bool,
-    dense_type: str | None,
-) -> dict[str, Any]:
+def _export(
+    source: Source, out: Path, which: BitsOptions, shape: dict[str, Any], *, verify: bool, json_output: bool
+) -> None:
+    """To a folder for ONNX Runtime. shape: the other options of the export."""
+    from .convert_onnx import refuse, to_onnx
+
+    refuse({"--size": which.size, "--uniform-per-layer": which.uniform_per_layer, "--verify": verify})
+    asked = {name: getattr(which, name) for name in ("type_name", "allocation", "bits", "calibration")}
+    with _progress(source) as progress:
+        to_onnx(
+            source, out, asked, {**shape, "dense_type": which.dense_type}, progress=progress, json_output=json_output
+        )
+
+
+def _chosen(source: Source, which: BitsOptions, *, only_verify: bool) -> dict[str, Any]:
     """The part of the options that says which bits go where."""
     given = [
         name
-        for name, value in (("--type", type_name), ("--allocation", allocation), ("--bits", bits), ("--size", size))
+        for name, value in (
+            ("--type", which.type_name),
+            ("--allocation", which.allocation),
+            ("--bits", which.bits),
+            ("--size", which.size),
+        )
         if value is not None
     ]
     if len(given) > 1:
         raise UsageError(f"`{given[0]}` and `{given[1]}` contradict each other", hint="give one of them")
-    if (bits is not None or size is not None) and calibration is None:
+    if (which.bits is not None or which.size is not None) and which.calibration is None:
         raise UsageError(
             f"`{given[0]}` needs `--calibration`", hint="`edgemoe calibrate MODEL --text FILE` makes the file"
         )
@@ -149,22 +161,27 @@ def _chosen(
     chosen: dict[str, Any] = {}
     facts: dict[str, Any] = {}
     known = None
-    if calibration is not None:
+    if which.calibration is not None:
         from ..converters import calibration as calibrations
 
-        known = calibrations.load(Path(calibration).expanduser())
+        known = calibrations.load(Path(which.calibration).expanduser())
         chosen["importance"] = known.importance
         facts["calibration"] = {**known.facts, "n_token": known.n_token}
     if only_verify:  # the types are the file's
         return chosen
-    if allocation is not None:
-        chosen["allocation"] = allocations.load(Path(allocation).expanduser())
-    elif known is not None and (bits is not None or size is not None):
+    if which.allocation is not None:
+        chosen["allocation"] = allocations.load(Path(which.allocation).expanduser())
+    elif known is not None and (which.bits is not None or which.size is not None):
         from ..converters.budget import allocation_for
 
-        file_bytes = None if size is None else parse_size(size)
+        file_bytes = None if which.size is None else parse_size(which.size)
         chosen["allocation"] = allocation_for(
-            source, known, bits=bits, file_bytes=file_bytes, stacked=stacked, dense_type=dense_type
+            source,
+            known,
+            bits=which.bits,
+            file_bytes=file_bytes,
+            stacked=which.uniform_per_layer,
+            dense_type=which.dense_type,
         )
     if "allocation" in chosen:
         facts["allocation"] = dict(chosen["allocation"].facts)
@@ -188,8 +205,6 @@ def _progress(source: Source) -> Iterator[Progress | None]:
 
 
 def _both(converted: Report, checked: Report) -> Report:
-    import dataclasses
-
     return dataclasses.replace(converted, check=checked.check)
 
 

@@ -14,8 +14,8 @@ from .options import JsonOption
 from .status import note
 
 if TYPE_CHECKING:
-    from ..runtime.find.catalog import Found
-    from ..runtime.find.survey import Verdict
+    from ..runtime.find.local import Found
+    from ..runtime.judge import Verdict
 
 _WIDTH = 160  # of the table where no terminal says
 
@@ -33,7 +33,7 @@ def models(
     """
     import edgemoe
 
-    from ..runtime.find.survey import judge
+    from ..runtime.judge import judge
 
     parse_memory(memory)
     judged = []

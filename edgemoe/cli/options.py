@@ -170,7 +170,7 @@ def expand(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _lower(value: Any) -> Any:
-    return value.lower() if isinstance(value, str) and not value[:1].isdigit() else value
+    return value.lower() if isinstance(value, str) and value[:1].isalpha() else value
 
 
 def at_least(option: str, value: int | None, least: int) -> None:

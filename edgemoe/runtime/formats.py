@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,10 +14,7 @@ from .budget.planner import Plan
 from .engine.backend import Backend
 from .find.names import resolve
 from .model import Model, ModelInfo
-from .setup import Setup
-
-Progress = Callable[[str], None]
-"""Receives one line of text at the beginning of each step that takes time."""
+from .setup import Progress, Setup
 
 
 class Format(Protocol):

@@ -10,9 +10,9 @@ from typing import Any
 from ..units import parse_memory
 from .budget.planner import Plan, resolve_budget
 from .engine.engine import Engine
-from .formats import Progress, format_of, open_model
+from .formats import format_of, open_model
 from .model import Model
-from .setup import Setup
+from .setup import Progress, Setup
 
 
 def load(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,8 @@ from ..devices.gpu import DEVICES
 from ..errors import UsageError
 from ..units import Memory, parse_memory, parse_size
 
+Progress = Callable[[str], None]
+"""Receives one line of text at the beginning of each step that takes time."""
 POLICIES = ("next-use", "lfru", "lru", "lfu", "mrs")
 """Names of EMOE_POLICY_*, by number."""
 PREFETCH = ("auto", "off", "on")

@@ -19,7 +19,7 @@ from exact_engines import OnGpu, relative_error, stock, streamed
 import edgemoe
 from edgemoe.devices.gpu import Gpu, gpus
 from edgemoe.errors import BudgetError, EdgeMoEError, UnsupportedError, UsageError
-from edgemoe.runtime.engine.usage import remember
+from edgemoe.runtime.engine.rates import remember
 from edgemoe.runtime.formats import open_model
 
 CTX: Any = {"ctx": 512, "n_ubatch": 64, "threads": 1}

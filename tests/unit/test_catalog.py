@@ -10,8 +10,8 @@ import pytest
 from edgemoe import places
 from edgemoe.errors import UsageError
 from edgemoe.places import Place
-from edgemoe.runtime.find.catalog import Found, find_models, is_model_file, split_set
 from edgemoe.runtime.find.hub import choose
+from edgemoe.runtime.find.local import Found, find_models, is_model_file, split_set
 from edgemoe.runtime.find.names import resolve
 
 VARIABLES = ("EDGEMOE_MODELS", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "OLLAMA_MODELS", "LLAMA_CACHE")

@@ -17,7 +17,7 @@ from ...devices.gpu_speed import tier_seconds
 from ...errors import BudgetError, UnsupportedError, UsageError
 from ...paths import read_cached, write_cached
 from ...units import format_exact, format_size, parse_size
-from ..engine.usage import recall
+from ..engine.rates import recall
 from ..model import Model
 from ..setup import Setup
 from .placement import Placement, TierTimes, candidates, layers_that_fit, place

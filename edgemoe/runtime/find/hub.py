@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ...errors import EdgeMoEError, FormatError, StorageError, UsageError
 from ...places import Place, hub_cache
-from .catalog import find_models, is_model_file, model_name, split_set
+from .local import find_models, is_model_file, model_name, split_set
 
 _NAME = re.compile(r"([\w][\w.-]*/[\w][\w.-]*)(?::(.+))?")
 _PREFERRED = "q4_k_m"  # what llama.cpp takes of several, too

@@ -11,7 +11,7 @@ from ...errors import UsageError
 from ...places import BUILTIN, builtin_path
 
 if TYPE_CHECKING:
-    from .catalog import Found
+    from .local import Found
 
 _HUB = "hf:"
 
@@ -38,7 +38,7 @@ def resolve(name: str | os.PathLike[str], *, progress: Callable[[str], None] | N
         return file
     if name.lower() == BUILTIN:
         return _builtin()
-    from .catalog import find_models
+    from .local import find_models
 
     models = find_models()
     matches = _matches(name, models)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ... import _native
-from ..engine import usage
+from ..engine import rates
 from ..model import ModelInfo
 
 
@@ -61,14 +61,14 @@ class NativeBackend:
         _native.engine_trace(self.engine, path, header)
 
     def recall(self, info: ModelInfo) -> None:
-        rates = usage.recall(info)
-        if rates is not None:
-            _native.engine_warm_start(self.engine, rates)
+        known = rates.recall(info)
+        if known is not None:
+            _native.engine_warm_start(self.engine, known)
 
     def remember(self, info: ModelInfo) -> None:
         stats = self.stats()
-        usage.remember(info, stats["n_decode"] + stats["n_prefill"], _native.engine_rates(self.engine))
-        usage.remember_hits(info, stats)
+        rates.remember(info, stats["n_decode"] + stats["n_prefill"], _native.engine_rates(self.engine))
+        rates.remember_hits(info, stats)
 
     def close(self) -> None:
         _native.engine_close(self.engine)

@@ -17,14 +17,14 @@ from ...paths import cache_dir
 from ..budget.gpu_plan import gpu_budget, plan_for_gpu
 from ..budget.placement import Placement
 from ..budget.planner import Plan, Speeds, finish, predict
-from ..engine import usage
-from ..find.catalog import split_set
+from ..engine import rates
+from ..find.local import split_set
 from ..model import Model, ModelInfo
-from ..setup import Setup
+from ..setup import Progress, Setup
 from ..text.prompt import first_rendering_bytes
 from .backend import NativeBackend
 from .model import GgufModel, open_gguf
-from .shell import Progress, shell_for
+from .shell import shell_for
 
 TRACED = True
 
@@ -110,6 +110,6 @@ def _with_speed(model: Model, made: Plan, *, measure: bool) -> Plan:
     device = profile(model.path, model.block_bytes, model.main_type, n_threads=made.n_threads, measure=measure)
     if device.storage is None or device.compute_bytes_per_s is None:
         return made
-    hits = usage.hit_rate(model.info, made.n_slot)
+    hits = rates.hit_rate(model.info, made.n_slot)
     speeds = Speeds(device.storage.bytes_per_s, device.compute_bytes_per_s, hits)
     return replace(made, prediction=predict(model.info, made.fraction, speeds))

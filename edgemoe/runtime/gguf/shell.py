@@ -7,17 +7,14 @@ done in native code (native/src/store), and told here.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from ... import _native
 from ...errors import StorageError
 from ...paths import cache_dir
 from ...units import format_size
+from ..setup import Progress
 from .model import GgufModel
-
-Progress = Callable[[str], None]
-"""Receives one line of text at the beginning of each step that takes time."""
 
 
 def shell_for(model: GgufModel, *, progress: Progress | None = None) -> Path:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import _native
 from ...errors import Cancelled, ContextFullError, NativeError, UnsupportedError, UsageError
-from ..engine import usage
+from ..engine import rates
 from .model import OnnxModel
 from .prepare import ANGLES, PREPARED, session_options, stage
 from .residency import Residency, mappings_of
@@ -323,12 +323,12 @@ class OnnxBackend:
             raise UnsupportedError("traces are not recorded of ONNX exports", hint="trace the GGUF file")
 
     def recall(self, info: ModelInfo) -> None:
-        rates = usage.recall(info)
-        if rates is not None:
-            self.residency.warm_start(rates)
+        known = rates.recall(info)
+        if known is not None:
+            self.residency.warm_start(known)
 
     def remember(self, info: ModelInfo) -> None:
-        usage.remember(info, self._counts["n_decode"] + self._counts["n_prefill"], self.residency.rates())
+        rates.remember(info, self._counts["n_decode"] + self._counts["n_prefill"], self.residency.rates())
 
     def close(self) -> None:
         self._one = None

@@ -8,9 +8,8 @@ from pathlib import Path
 from ... import _native
 from ...errors import UnsupportedError, UsageError
 from ..budget.planner import Plan, choose, finish
-from ..formats import Progress
 from ..model import Model, ModelInfo
-from ..setup import POLICIES, Setup
+from ..setup import POLICIES, Progress, Setup
 from ..text.prompt import first_rendering_bytes
 from .backend import OnnxBackend
 from .model import OnnxModel, export_at, open_export

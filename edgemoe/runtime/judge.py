@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...errors import BudgetError, EdgeMoEError, UnsupportedError
-from ..budget.planner import Plan
-from ..formats import open_model
-from ..load import plan
-from .catalog import Found
+from ..errors import BudgetError, EdgeMoEError, UnsupportedError
+from .budget.planner import Plan
+from .find.local import Found
+from .formats import open_model
+from .load import plan
 
 
 @dataclass(frozen=True)
