@@ -29,8 +29,7 @@ std::optional<uint64_t> number(const fs::path &path) {
 uint64_t statistic(const fs::path &path, const std::string &name) {
     std::ifstream in(path);
     for (std::string line; std::getline(in, line);)
-        if (line.compare(0, name.size() + 1, name + " ") == 0)
-            return strtoull(line.c_str() + name.size(), nullptr, 10);
+        if (line.compare(0, name.size() + 1, name + " ") == 0) return strtoull(line.c_str() + name.size(), nullptr, 10);
     return 0;
 }
 

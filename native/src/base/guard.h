@@ -43,8 +43,9 @@ void check_struct(const T *given, const char *name) {
     if (given->struct_size < sizeof given->struct_size)
         fail(EMOE_ERR_ARGUMENT, "the struct_size of %s is %u: set it to sizeof(%s)", name, given->struct_size, name);
     if (given->struct_size > sizeof(T))
-        fail(EMOE_ERR_ARGUMENT, "%s has %u bytes, this library knows %zu: the caller's header is newer than the library",
-             name, given->struct_size, sizeof(T));
+        fail(EMOE_ERR_ARGUMENT,
+             "%s has %u bytes, this library knows %zu: the caller's header is newer than the library", name,
+             given->struct_size, sizeof(T));
 }
 
 // A copy of a parameter struct, zero where the caller's is too old to have a field.

@@ -47,9 +47,7 @@ emoe_status emoe_engine_can_verify(const emoe_engine *engine, emoe_error *err) {
 uint32_t emoe_engine_n_past(const emoe_engine *engine) { return engine ? engine_of(engine).n_past() : 0; }
 
 emoe_status emoe_engine_rewind(emoe_engine *engine, uint32_t n, emoe_error *err) {
-    return guarded(err, [&] {
-        engine_of(engine).rewind(n);
-    });
+    return guarded(err, [&] { engine_of(engine).rewind(n); });
 }
 
 void emoe_engine_cancel(emoe_engine *engine) {
@@ -61,9 +59,7 @@ void emoe_engine_clear_cancel(emoe_engine *engine) {
 }
 
 emoe_status emoe_engine_set_cache_bytes(emoe_engine *engine, uint64_t cache_bytes, emoe_error *err) {
-    return guarded(err, [&] {
-        engine_of(engine).set_cache_bytes(cache_bytes);
-    });
+    return guarded(err, [&] { engine_of(engine).set_cache_bytes(cache_bytes); });
 }
 
 emoe_status emoe_engine_get_stats(const emoe_engine *engine, emoe_stats *stats, emoe_error *err) {
@@ -122,6 +118,4 @@ void emoe_engine_inject_fault(emoe_engine *engine, uint32_t kind, uint64_t n) {
 
 emoe_text *emoe_engine_text(const emoe_engine *engine) { return engine ? &engine->text : nullptr; }
 
-uint32_t emoe_engine_n_ctx(const emoe_engine *engine) {
-    return engine ? llama_n_ctx(engine->engine->context()) : 0;
-}
+uint32_t emoe_engine_n_ctx(const emoe_engine *engine) { return engine ? llama_n_ctx(engine->engine->context()) : 0; }

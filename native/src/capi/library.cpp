@@ -1,6 +1,6 @@
 // edgemoe.h: the library itself.
-#include "base/machine.h"
 #include "base/guard.h"
+#include "base/machine.h"
 #include "llama/log.h"
 #include "llama/stamp.h"
 

@@ -98,8 +98,7 @@ emoe_status emoe_shell_find(const emoe_model *model, const char *cache_dir, char
     });
 }
 
-emoe_status emoe_shell_make(const emoe_model *model, const char *cache_dir, char *path, uint64_t cap,
-                            emoe_error *err) {
+emoe_status emoe_shell_make(const emoe_model *model, const char *cache_dir, char *path, uint64_t cap, emoe_error *err) {
     return guarded(err, [&] {
         check_pointer(model, "model");
         check_pointer(cache_dir, "cache_dir");
@@ -142,4 +141,3 @@ emoe_status emoe_gpu_experts_speed(const emoe_model *model, uint32_t device, uin
         *ns = GpuTier::measure_ns(*model->index, gpu_device(device), index, n);
     });
 }
-

@@ -1,6 +1,6 @@
 // The eviction policies for hosts that hold experts themselves (edgemoe.h, "eviction policies").
-#include "base/guard.h"
 #include "cache/policy.h"
+#include "base/guard.h"
 
 #include <edgemoe.h>
 

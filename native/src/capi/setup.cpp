@@ -28,8 +28,7 @@ emoe_setup read_setup(const emoe_setup *setup, bool shaped) {
     if (s.kv_type != GGML_TYPE_F16 && s.kv_type != GGML_TYPE_F32 && s.kv_type != GGML_TYPE_Q8_0)
         fail(EMOE_ERR_ARGUMENT, "a KV cache of type %u", s.kv_type);
     if (s.memory_kind > EMOE_BUDGET_AUTO) fail(EMOE_ERR_ARGUMENT, "unknown kind of memory %u", s.memory_kind);
-    if (s.n_threads > k_max_threads)
-        fail(EMOE_ERR_ARGUMENT, "%u threads: at most %u", s.n_threads, k_max_threads);
+    if (s.n_threads > k_max_threads) fail(EMOE_ERR_ARGUMENT, "%u threads: at most %u", s.n_threads, k_max_threads);
     if (s.policy >= k_n_policy) fail(EMOE_ERR_ARGUMENT, "unknown eviction policy %u", s.policy);
     if (s.prefetch > EMOE_PREFETCH_ON) fail(EMOE_ERR_ARGUMENT, "unknown prefetch mode %u", s.prefetch);
     if (s.reader > EMOE_READER_URING) fail(EMOE_ERR_ARGUMENT, "unknown reader %u", s.reader);

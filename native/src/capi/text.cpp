@@ -1,8 +1,8 @@
 // edgemoe.h: text, sampling, constraints and log-probabilities, streams of text.
+#include "llama/text.h"
 #include "base/guard.h"
 #include "capi/handles.h"
 #include "llama/sampler.h"
-#include "llama/text.h"
 #include "text/stream.h"
 
 using namespace emoe;

@@ -16,7 +16,8 @@ constexpr const char *k_cancelled = "cancelled";
 // Tokens at once from which on GPUs compute with kernels for batches.
 constexpr uint32_t k_batched_tokens = 9;
 
-Streamer::Params streamer_params(const ModelIndex &index, const emoe_setup &p, uint64_t cache_bytes, const Placement &placement) {
+Streamer::Params streamer_params(const ModelIndex &index, const emoe_setup &p, uint64_t cache_bytes,
+                                 const Placement &placement) {
     Streamer::Params s;
     s.on_gpu = placement.experts(index.layout);
     s.n_embd = index.n_router_input;

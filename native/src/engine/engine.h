@@ -7,9 +7,9 @@
 #include "llama/interposer.h"
 #include "llama/measure.h"
 #include "llama/shell.h"
+#include "llama/text.h"
 #include "llama/tier.h"
 #include "pipeline/streamer.h"
-#include "llama/text.h"
 
 #include <edgemoe.h>
 

@@ -79,8 +79,8 @@ emoe_layer_info layer_info(const ModelIndex &m, uint32_t index) {
         for (uint32_t e = 0; e < layer.n_expert; e++) count[layer.slice(e, k).type]++;
         auto const most = std::max_element(count.begin(), count.end(),
                                            [](auto const &a, auto const &b) { return a.second < b.second; });
-        types += (types.empty() ? "" : " ") + matrix.role + "=" +
-                 ggml_type_name(static_cast<ggml_type>(most->first)) + (count.size() > 1 ? "+" : "");
+        types += (types.empty() ? "" : " ") + matrix.role + "=" + ggml_type_name(static_cast<ggml_type>(most->first)) +
+                 (count.size() > 1 ? "+" : "");
     }
     i.bits_per_weight = static_cast<float>(8.0 * static_cast<double>(i.expert_bytes) / weights);
     copy_text(i.types, sizeof i.types, types);

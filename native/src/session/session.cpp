@@ -125,8 +125,7 @@ std::vector<int32_t> Session::tokenize(const std::string &text, bool add_special
         tokens.resize(text.size() + 8); // a token is a byte or more, and a few are added
         int64_t n = 0;
         for (int i = 0; i < 2; i++) {
-            n = emoe_text_tokenize(text_, text.data(), text.size(), add_special, 1, tokens.data(),
-                                     tokens.size());
+            n = emoe_text_tokenize(text_, text.data(), text.size(), add_special, 1, tokens.data(), tokens.size());
             if (n <= static_cast<int64_t>(tokens.size())) break;
             tokens.resize(static_cast<size_t>(n));
         }
