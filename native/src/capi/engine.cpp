@@ -118,4 +118,4 @@ void emoe_engine_inject_fault(emoe_engine *engine, uint32_t kind, uint64_t n) {
 
 emoe_text *emoe_engine_text(const emoe_engine *engine) { return engine ? &engine->text : nullptr; }
 
-uint32_t emoe_engine_n_ctx(const emoe_engine *engine) { return engine ? llama_n_ctx(engine->engine->context()) : 0; }
+uint32_t emoe_engine_n_ctx(const emoe_engine *engine) { return engine ? engine_of(engine).n_ctx() : 0; }

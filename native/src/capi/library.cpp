@@ -6,8 +6,6 @@
 
 #include <edgemoe.h>
 
-#include <ggml.h>
-
 #include <string>
 
 using namespace emoe;

@@ -1,6 +1,7 @@
 // edgemoe.h: models, their shells, what contexts of them allocate.
 #include "base/guard.h"
 #include "capi/handles.h"
+#include "llama/devices.h"
 #include "llama/info.h"
 #include "llama/measure.h"
 #include "llama/shell.h"

@@ -2,8 +2,7 @@
 #include "base/guard.h"
 #include "cache/policy.h"
 #include "capi/handles.h"
-
-#include <ggml.h>
+#include "llama/measure.h"
 
 namespace emoe {
 
@@ -24,9 +23,7 @@ void check_shape(const emoe_setup &s) {
 emoe_setup read_setup(const emoe_setup *setup, bool shaped) {
     emoe_setup s = read_struct(setup, "emoe_setup");
     if (s.n_outputs == 0) s.n_outputs = 1;
-    if (s.kv_type == 0) s.kv_type = GGML_TYPE_F16;
-    if (s.kv_type != GGML_TYPE_F16 && s.kv_type != GGML_TYPE_F32 && s.kv_type != GGML_TYPE_Q8_0)
-        fail(EMOE_ERR_ARGUMENT, "a KV cache of type %u", s.kv_type);
+    s.kv_type = kv_type_of(s.kv_type);
     if (s.memory_kind > EMOE_BUDGET_AUTO) fail(EMOE_ERR_ARGUMENT, "unknown kind of memory %u", s.memory_kind);
     if (s.n_threads > k_max_threads) fail(EMOE_ERR_ARGUMENT, "%u threads: at most %u", s.n_threads, k_max_threads);
     if (s.policy >= k_n_policy) fail(EMOE_ERR_ARGUMENT, "unknown eviction policy %u", s.policy);

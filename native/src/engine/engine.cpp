@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "llama/devices.h"
 #include "llama/log.h"
 
 #include <algorithm>

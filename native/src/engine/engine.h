@@ -6,6 +6,7 @@
 #include "llama/index.h"
 #include "llama/interposer.h"
 #include "llama/measure.h"
+#include "llama/owned.h"
 #include "llama/shell.h"
 #include "llama/text.h"
 #include "llama/tier.h"
@@ -20,13 +21,6 @@
 #include <mutex>
 
 namespace emoe {
-
-struct ModelFree {
-    void operator()(llama_model *m) const { llama_model_free(m); }
-};
-struct ContextFree {
-    void operator()(llama_context *c) const { llama_free(c); }
-};
 
 class Engine : public TextModel {
 public:
@@ -50,7 +44,7 @@ public:
     Streamer &streamer() const { return *streamer_; }
 
     const llama_vocab *vocab() const override { return vocab_; }
-    llama_context *context() const { return ctx_.get(); }
+    uint32_t n_ctx() const { return n_ctx_; }
     // Row i of the last decode call as an index for llama_get_logits_ith; -2 when there is none.
     int32_t output_index(uint32_t i) const;
 
@@ -70,8 +64,8 @@ private:
     std::unique_ptr<Streamer> streamer_; // outlives the context, whose graph calls into it
     std::unique_ptr<DenseMover> dense_;
     std::unique_ptr<Interposer> interposer_;
-    std::unique_ptr<llama_model, ModelFree> model_;
-    std::unique_ptr<llama_context, ContextFree> ctx_;
+    LlamaModelPtr model_;
+    LlamaContextPtr ctx_;
     const llama_vocab *vocab_ = nullptr;
     ContextBuffers buffers_;
     WorkSpace work_;

@@ -1,6 +1,7 @@
 #include "llama/gpu.h"
 
 #include "base/error.h"
+#include "llama/devices.h"
 
 #include <algorithm>
 
@@ -11,22 +12,6 @@ bool has_one_type(const ExpertLayer &layer) {
         for (uint32_t e = 1; e < layer.n_expert; e++)
             if (layer.slice(e, m).type != layer.slice(0, m).type) return false;
     return true;
-}
-
-ggml_backend_dev_t gpu_device(uint32_t device) {
-    if (device == 0) return nullptr;
-    if (device > ggml_backend_dev_count())
-        fail(EMOE_ERR_ARGUMENT, "there is no device %u: there are %zu", device - 1, ggml_backend_dev_count());
-    ggml_backend_dev_t const dev = ggml_backend_dev_get(device - 1);
-    enum ggml_backend_dev_type const type = ggml_backend_dev_type(dev);
-    if (type != GGML_BACKEND_DEVICE_TYPE_GPU && type != GGML_BACKEND_DEVICE_TYPE_IGPU)
-        fail(EMOE_ERR_ARGUMENT, "device %u, `%s`, is no GPU", device - 1, ggml_backend_dev_name(dev));
-    return dev;
-}
-
-void load_backend(const std::string &path) {
-    if (!ggml_backend_load(path.c_str()))
-        fail(EMOE_ERR_UNSUPPORTED, "`%s` is not a backend of this ggml (%s)", path.c_str(), ggml_version());
 }
 
 Placement::Placement(const ModelIndex &index, uint32_t device, uint32_t n_gpu_layer, std::vector<uint32_t> tier)

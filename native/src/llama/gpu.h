@@ -1,4 +1,4 @@
-// Accelerators through ggml's public backend API: which there are, and what of a model goes to one.
+// What of a model goes to an accelerator, through ggml's public backend API.
 //
 // Dense weights, KV cache and attention go as a whole. Experts go by layer, the last layers first: a layer whose
 // experts are there is computed by ggml's own kernels, between the dense nodes around it, with no way through the host.
@@ -18,11 +18,6 @@
 #include <vector>
 
 namespace emoe {
-
-// The GPU that emoe_context_params calls `device`, nullptr for 0. Throws EMOE_ERR_ARGUMENT for what is none.
-ggml_backend_dev_t gpu_device(uint32_t device);
-// Registers a backend that is a library of its own (ggml's GGML_BACKEND_DL). Throws EMOE_ERR_UNSUPPORTED.
-void load_backend(const std::string &path);
 
 // One tensor of many experts has one type only: a layer in which some matrix has several stays on the CPU.
 bool has_one_type(const ExpertLayer &layer);

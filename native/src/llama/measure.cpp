@@ -1,13 +1,14 @@
 #include "llama/measure.h"
-#include "pipeline/predictor.h"
 
 #include "base/error.h"
 #include "base/machine.h"
+#include "llama/devices.h"
 #include "llama/gpu.h"
 #include "llama/info.h"
 #include "llama/kernels.h"
 #include "llama/log.h"
 #include "llama/shell.h"
+#include "pipeline/predictor.h"
 
 #include <ggml-cpu.h>
 
@@ -40,6 +41,13 @@ llama_model_params model_params() {
     return p;
 }
 
+uint32_t kv_type_of(uint32_t asked) {
+    if (asked == 0) return GGML_TYPE_F16;
+    if (asked != GGML_TYPE_F16 && asked != GGML_TYPE_F32 && asked != GGML_TYPE_Q8_0)
+        fail(EMOE_ERR_ARGUMENT, "a KV cache of type %u", asked);
+    return asked;
+}
+
 llama_context_params context_params(const emoe_setup &setup) {
     llama_context_params p = llama_context_default_params();
     p.n_ctx = setup.n_ctx;
@@ -56,8 +64,6 @@ llama_context_params context_params(const emoe_setup &setup) {
     p.no_perf = true;
     return p;
 }
-
-const char *gpu_name(uint32_t device) { return device == 0 ? nullptr : ggml_backend_dev_name(gpu_device(device)); }
 
 ContextBuffers parse_buffers(const std::string &log, const char *gpu) {
     ContextBuffers b;

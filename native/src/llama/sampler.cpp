@@ -64,7 +64,7 @@ void Sampler::constrain(const TextModel &model, const emoe_constraint &c) {
             fail(EMOE_ERR_ARGUMENT, "a bias of %g", static_cast<double>(c.bias_values[i]));
         bias.push_back({c.bias_tokens[i], c.bias_values[i]});
     }
-    Handle grammar;
+    LlamaSamplerPtr grammar;
     if (c.grammar) {
         check_grammar(c.grammar);
         AssertionGuard const guard;

@@ -1,7 +1,6 @@
 #include "session/session.h"
 
 #include "base/machine.h"
-#include "llama/chat_template.h"
 
 #include <algorithm>
 
@@ -13,6 +12,22 @@ constexpr size_t k_check_tokens = 32; // computed between two looks at the proce
 // What llama.cpp's tokenizer takes meanwhile for a byte of text: 45 for prose, 205 for blanks without end.
 constexpr uint64_t k_tokenizer_bytes = 210;
 constexpr size_t k_short_text_bytes = 16 << 10; // what the margin bears
+
+// What ends an answer in ChatML, also where the vocabulary has no such token.
+constexpr const char *k_chatml = "chatml", *k_chatml_end = "<|im_end|>";
+
+std::string render_chat(const std::string &source, const emoe_message *messages, uint32_t n_message) {
+    uint64_t n = 0;
+    std::string text;
+    auto const render = [&](emoe_error *err) {
+        return emoe_chat_render(source.c_str(), messages, n_message, text.data(), text.size(), &n, err);
+    };
+    call(render);
+    text.resize(n + 1);
+    call(render);
+    text.resize(n);
+    return text;
+}
 
 std::vector<std::string> stops_of(const emoe_answer_params &p) {
     std::vector<std::string> stop;
