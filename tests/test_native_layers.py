@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 KNOWS_LLAMA = {"llama", "engine"}
 MOST_FILE_LINES = 600
-MOST_FUNCTION_LINES = 80
+MOST_FUNCTION_LINES = 60
 
 OURS = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
 THEIRS = re.compile(r"^#include <((?:ggml|gguf|llama)[^>]*)>", re.MULTILINE)

@@ -42,60 +42,84 @@ Engine::Engine(const ModelIndex &index, const std::string &shell_path, const emo
     load(index, shell_path, cache_bytes);
 }
 
+// What a model is loaded with: its shell, the log lines that say how far llama.cpp has come, and what was mapped before.
+struct Engine::Loading {
+    Loading(const ModelIndex &index, const std::string &shell_path, bool gpu_experts)
+        : path(shell_path), extent(check_shell(index, shell_path, true)), shell(shell_path, extent),
+          log([this, gpu_experts](const std::string &line) {
+              // Printed after the file was opened and its size checked, before it is mapped (see shell.h).
+              if (line.find("loading model tensors") != std::string::npos) shell.shorten();
+              // After the mapping, before the data: what goes to a GPU is copied from it, experts too (filled in
+              // dry_run).
+              if (gpu_experts && line.find("model buffer size") != std::string::npos) shell.lengthen();
+          }),
+          before(mappings_of(shell_path)) {}
+
+    // Where the model under way is mapped, 0 when nobody says; parts: all ranges of it.
+    uintptr_t mapping(std::vector<Range> *parts = nullptr) const {
+        uintptr_t found = 0;
+        for (uintptr_t const m : mappings_of(path, parts))
+            if (std::find(before.begin(), before.end(), m) == before.end()) found = m;
+        return found;
+    }
+    // A progress_callback: the zeros that stand for a GPU's experts are copied from the mapping, and the pages of each
+    // tensor are dropped after it.
+    static bool drop_holes(float progress, void *self) {
+        auto const *l = static_cast<const Loading *>(self);
+        if (progress >= 1.0f) return true; // the last call comes when parts are unmapped already
+        if (uintptr_t const m = l->mapping())
+            release_pages(reinterpret_cast<void *>(m + l->extent.dense_end), l->extent.full_end - l->extent.dense_end);
+        return true;
+    }
+    std::string why() const { return log.last_error("no reason given"); }
+
+    std::string const path;
+    ShellExtent const extent;
+    ShellLoad const shell;
+    LogCapture const log;
+    std::vector<uintptr_t> const before; // mappings of other engines of this process
+};
+
 void Engine::load(const ModelIndex &index, const std::string &shell_path, uint64_t cache_bytes) {
     // One load at a time in this process: the log is process-wide. Between processes the shell is locked.
-    static std::mutex loading;
-    std::lock_guard<std::mutex> const lock(loading);
+    static std::mutex loading_mutex;
+    std::lock_guard<std::mutex> const lock(loading_mutex);
     AssertionGuard const guard;
-
-    ShellExtent const extent = check_shell(index, shell_path, true);
-    ShellLoad const shell(shell_path, extent);
-    LogCapture const log([&shell, this](const std::string &line) {
-        // Printed after the file was opened and its size checked, before it is mapped (see shell.h).
-        if (line.find("loading model tensors") != std::string::npos) shell.shorten();
-        // After the mapping, before the data: what goes to a GPU is copied from it, experts too (filled in dry_run).
-        if (placement_.any_experts() && line.find("model buffer size") != std::string::npos) shell.lengthen();
-    });
-    std::vector<uintptr_t> const before = mappings_of(shell_path); // of other engines of this process
-    llama_model_params mp = model_params();
-    placement_.apply(&mp);
-    // The zeros that stand for a GPU's experts are copied from the mapping: each tensor's pages are dropped after it.
-    struct Hole {
-        const std::string &path;
-        const std::vector<uintptr_t> &before;
-        ShellExtent extent;
-    } hole{shell_path, before, extent};
-    if (placement_.any_experts()) {
-        mp.progress_callback_user_data = &hole;
-        mp.progress_callback = [](float progress, void *user) {
-            auto const *h = static_cast<const Hole *>(user);
-            if (progress >= 1.0f) return true; // the last call comes when parts are unmapped already
-            for (uintptr_t const m : mappings_of(h->path))
-                if (std::find(h->before.begin(), h->before.end(), m) == h->before.end()) {
-                    release_pages(reinterpret_cast<void *>(m + h->extent.dense_end),
-                                  h->extent.full_end - h->extent.dense_end);
-                    break;
-                }
-            return true;
-        };
-    }
-    model_.reset(llama_model_load_from_file(shell_path.c_str(), mp));
-    if (!model_) fail(EMOE_ERR_FORMAT, "llama.cpp refuses the model: %s", log.last_error("no reason given").c_str());
-    vocab_ = llama_model_get_vocab(model_.get());
-
-    uintptr_t mapping = 0;
-    std::vector<Range> parts;
-    for (uintptr_t const m : mappings_of(shell_path, &parts))
-        if (std::find(before.begin(), before.end(), m) == before.end()) mapping = m;
-    dense_ =
-        std::make_unique<DenseMover>(mapping, extent.dense_end, extent.full_end, index.dense_bytes, index.dense.size());
-    if (setup_.device != 0) dense_->set_parts(std::move(parts));
-    gpu_ = std::make_unique<GpuExperts>(index, placement_);
+    Loading const loading(index, shell_path, placement_.any_experts());
+    load_model(index, loading);
     interposer_ = std::make_unique<Interposer>(*streamer_, *dense_, gpu_.get());
     if (!placement_.tier().empty()) {
         tier_ = std::make_unique<GpuTier>(index, placement_.device(), placement_.tier(), setup_.n_ubatch);
         interposer_->scratch().tier = tier_.get();
     }
+    make_context(loading);
+    buffers_ = parse_buffers(loading.log.text(), gpu_name(setup_.device));
+    work_ = WorkSpace(index, setup_, buffers_.compute_bytes);
+    set_cache_bytes(std::max(cache_bytes, streamer_->min_bytes() + work_.extra_bytes(work_.n_ubatch())));
+    dry_run();
+    loading.shell.drop_pages();
+}
+
+void Engine::load_model(const ModelIndex &index, const Loading &loading) {
+    llama_model_params mp = model_params();
+    placement_.apply(&mp);
+    if (placement_.any_experts()) {
+        mp.progress_callback_user_data = const_cast<Loading *>(&loading);
+        mp.progress_callback = Loading::drop_holes;
+    }
+    model_.reset(llama_model_load_from_file(loading.path.c_str(), mp));
+    if (!model_) fail(EMOE_ERR_FORMAT, "llama.cpp refuses the model: %s", loading.why().c_str());
+    vocab_ = llama_model_get_vocab(model_.get());
+    std::vector<Range> parts;
+    uintptr_t const mapping = loading.mapping(&parts);
+    ShellExtent const &extent = loading.extent;
+    dense_ =
+        std::make_unique<DenseMover>(mapping, extent.dense_end, extent.full_end, index.dense_bytes, index.dense.size());
+    if (setup_.device != 0) dense_->set_parts(std::move(parts));
+    gpu_ = std::make_unique<GpuExperts>(index, placement_);
+}
+
+void Engine::make_context(const Loading &loading) {
     llama_context_params cp = context_params(setup_);
     cp.cb_eval = Interposer::on_node;
     cp.cb_eval_user_data = interposer_.get();
@@ -107,14 +131,8 @@ void Engine::load(const ModelIndex &index, const std::string &shell_path, uint64
     cp.abort_callback_data = this;
     ctx_.reset(llama_init_from_model(model_.get(), cp));
     if (!ctx_)
-        fail(EMOE_ERR_MEMORY, "llama.cpp cannot make a context of %u tokens: %s", setup_.n_ctx,
-             log.last_error("no reason given").c_str());
+        fail(EMOE_ERR_MEMORY, "llama.cpp cannot make a context of %u tokens: %s", setup_.n_ctx, loading.why().c_str());
     n_ctx_ = llama_n_ctx(ctx_.get());
-    buffers_ = parse_buffers(log.text(), gpu_name(setup_.device));
-    work_ = WorkSpace(index, setup_, buffers_.compute_bytes);
-    set_cache_bytes(std::max(cache_bytes, streamer_->min_bytes() + work_.extra_bytes(work_.n_ubatch())));
-    dry_run();
-    shell.drop_pages();
 }
 
 // Shows the graph of one token to the interposer: the dense weights move, and what cannot be streamed is found now and

@@ -49,7 +49,10 @@ public:
     int32_t output_index(uint32_t i) const;
 
 private:
+    struct Loading;
     void load(const ModelIndex &index, const std::string &shell_path, uint64_t cache_bytes);
+    void load_model(const ModelIndex &index, const Loading &loading);
+    void make_context(const Loading &loading);
     void dry_run();
     enum class Rounding { batch, columns };
     void run(const int32_t *tokens, uint32_t n, bool want_all, Rounding rounding);
