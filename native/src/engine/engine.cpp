@@ -90,7 +90,7 @@ void Engine::load(const ModelIndex &index, const std::string &shell_path, uint64
     interposer_ = std::make_unique<Interposer>(*streamer_, *dense_, gpu_.get());
     if (!placement_.tier().empty()) {
         tier_ = std::make_unique<GpuTier>(index, placement_.device(), placement_.tier(), setup_.n_ubatch);
-        interposer_->scratch().tier = tier_.get();
+        interposer_->set_tier(tier_.get());
     }
     make_context(loading);
     buffers_ = parse_buffers(loading.log.text(), gpu_name(setup_.device));

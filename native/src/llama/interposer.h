@@ -5,10 +5,12 @@
 // and sums). docs/seam.md lists what this relies on.
 #pragma once
 
+#include "llama/collect.h"
 #include "llama/columns.h"
 #include "llama/dense.h"
 #include "llama/gpu.h"
 #include "llama/kernels.h"
+#include "llama/tier.h"
 #include "pipeline/product.h"
 
 #include <ggml-backend.h>
@@ -38,10 +40,10 @@ public:
     const std::string &violation() const { return violation_; }
     // Why the graph under way cannot be computed column by column.
     const std::string &column_violation() const { return column_violation_; }
-    KernelScratch &scratch() { return scratch_; }
     Columns &columns() { return columns_; }
-    // From the next graph on; null: no more.
-    void set_collector(Collector *collector) { scratch_.collector = collector; }
+    // From the next graph on; null: none. They live as long as they are set.
+    void set_tier(GpuTier *tier) { tier_ = tier; }
+    void set_collector(Collector *collector) { collector_ = collector; }
 
 private:
     struct Site { // one streamed tensor: its product and the op_params that make a node call it
@@ -56,6 +58,8 @@ private:
     };
     static void compute(ggml_tensor *dst, int ith, int nth, void *site);
     void see(ggml_tensor *node);
+    bool see_product(ggml_tensor *node);
+    void take_over(Site &site, ggml_tensor *node);
     Site *site_of(const ggml_tensor *weights);
     void note_buffer(const ggml_tensor *node);
     void note_router(const ggml_tensor *node);
@@ -65,6 +69,8 @@ private:
 
     DenseMover &dense_;
     GpuExperts *gpu_;
+    GpuTier *tier_ = nullptr;
+    Collector *collector_ = nullptr;
     KernelScratch scratch_;
     Columns columns_;
     std::unordered_map<std::string, std::unique_ptr<Site>> sites_; // by tensor name
