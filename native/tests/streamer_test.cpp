@@ -279,7 +279,7 @@ void after_any_failed_read_the_next_graph_is_right(uint32_t kind, bool is_error,
         s.faults().countdown = n % 11;
         bool const ok = compute_graph(s, n_token, random);
         n_failed += ok ? 0 : 1;
-        if (!ok) CHECK(!s.failure().empty());
+        if (!ok) CHECK_EQ(s.failure().status, EMOE_ERR_IO);
         s.faults().countdown = UINT64_MAX;
         CHECK(compute_graph(s, n_token, random));
     }
@@ -294,12 +294,13 @@ void cancelling_ends_a_graph_and_nothing_else() {
     p.reader.bytes_per_s = 200000; // slow enough to be caught in the middle
     Streamer s(model.layout, p);
     std::mt19937 random(4);
-    s.fail_visit("nothing is under way"); // no effect
+    s.fail_visit({EMOE_ERR_CANCELLED, "nothing is under way"}); // no effect
     std::thread other([&s] {
         std::this_thread::sleep_for(std::chrono::milliseconds(30));
-        s.fail_visit("cancelled");
+        s.fail_visit({EMOE_ERR_CANCELLED, "cancelled"});
     });
     CHECK(!compute_graph(s, 30, random));
+    CHECK_EQ(s.failure().status, EMOE_ERR_CANCELLED);
     other.join();
     CHECK(compute_graph(s, 1, random));
 }

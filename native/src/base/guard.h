@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
-#include <new>
 #include <type_traits>
 
 namespace emoe {
@@ -20,15 +19,10 @@ emoe_status guarded(emoe_error *err, F &&f) {
     try {
         f();
         return EMOE_OK;
-    } catch (const Error &e) {
-        say(err, e.what());
-        return e.status;
-    } catch (const std::bad_alloc &) {
-        say(err, "out of memory");
-        return EMOE_ERR_MEMORY;
-    } catch (const std::exception &e) {
-        say(err, e.what());
-        return EMOE_ERR_INTERNAL;
+    } catch (...) {
+        Failure const failure = caught();
+        say(err, failure.message.c_str());
+        return failure.status;
     }
 }
 

@@ -12,10 +12,10 @@ namespace emoe {
 
 namespace {
 
-// What a cancelled visit gives as its reason.
-constexpr const char *k_cancelled = "cancelled";
 // Tokens at once from which on GPUs compute with kernels for batches.
 constexpr uint32_t k_batched_tokens = 9;
+
+Failure cancelled() { return {EMOE_ERR_CANCELLED, "cancelled"}; }
 
 Streamer::Params streamer_params(const ModelIndex &index, const emoe_setup &p, uint64_t cache_bytes,
                                  const Placement &placement) {
@@ -125,7 +125,7 @@ void Engine::make_context(const Loading &loading) {
     cp.cb_eval_user_data = interposer_.get();
     cp.abort_callback = [](void *self) {
         auto const *engine = static_cast<const Engine *>(self);
-        return engine->dry_ || engine->streamer_->failed() || !engine->interposer_->violation().empty() ||
+        return engine->dry_ || engine->streamer_->failed() || engine->interposer_->failure() ||
                !engine->interposer_->column_violation().empty();
     };
     cp.abort_callback_data = this;
@@ -153,17 +153,16 @@ void Engine::dry_run() {
         streamer_->begin_batch(n);
         (void)llama_decode(ctx_.get(), llama_batch_get_one(tokens.data(), static_cast<int32_t>(n)));
         llama_synchronize(ctx_.get());
-        std::string const failure = streamer_->failed() ? streamer_->failure() : "";
+        Failure const failure = streamer_->failure();
         streamer_->end_batch();
-        if (!failure.empty()) fail(EMOE_ERR_IO, "%s", failure.c_str());
-        if (!on_gpu || !interposer_->violation().empty()) break;
+        if (failure) failure.raise();
+        if (!on_gpu || interposer_->failure()) break;
     }
     llama_memory_clear(llama_get_memory(ctx_.get()), true);
     interposer_->columns().end();
     dry_ = false;
     interposer_->begin_graph();
-    if (!interposer_->violation().empty())
-        fail(EMOE_ERR_UNSUPPORTED, "this model cannot be streamed: %s", interposer_->violation().c_str());
+    if (interposer_->failure()) interposer_->failure().raise();
     if (gpu_->n_missing() != 0)
         fail(EMOE_ERR_UNSUPPORTED, "this model cannot be streamed: its graph leaves out experts of the GPU");
     if (interposer_->n_rewritten() == 0 && !placement_.any_experts())
@@ -207,7 +206,7 @@ void Engine::run(const int32_t *tokens, uint32_t n, bool want_all, Rounding roun
     uint64_t const extra = work_.extra_bytes(n);
     if (extra != 0) lend(extra);
     streamer_->begin_batch(n);
-    if (cancelled_.load()) streamer_->fail_visit(k_cancelled); // between the last call and this one's begin_batch
+    if (cancelled_.load()) streamer_->fail_visit(cancelled()); // between the last call and this one's begin_batch
     uint64_t const t0 = now_ns();
     try {
         for (uint32_t done = 0; done < n; done += n_ubatch) {
@@ -256,13 +255,8 @@ void Engine::compute(const int32_t *tokens, uint32_t n, bool want_all, bool want
     if (rounding == Rounding::columns) interposer_->columns().begin(n_past_);
     int const rc = llama_decode(ctx_.get(), batch);
     interposer_->columns().end();
-    if (streamer_->failed()) {
-        std::string const why = streamer_->failure();
-        if (why == k_cancelled) fail(EMOE_ERR_CANCELLED, "cancelled");
-        fail(EMOE_ERR_IO, "an expert could not be read: %s", why.c_str());
-    }
-    if (!interposer_->violation().empty())
-        fail(EMOE_ERR_UNSUPPORTED, "this model cannot be streamed: %s", interposer_->violation().c_str());
+    if (Failure const failure = streamer_->failure()) failure.raise();
+    if (interposer_->failure()) interposer_->failure().raise();
     if (!interposer_->column_violation().empty())
         fail(EMOE_ERR_UNSUPPORTED, "this model cannot verify drafts: %s", interposer_->column_violation().c_str());
     if (rc == 1) fail(EMOE_ERR_CONTEXT, "no room for %u tokens in the KV cache of %u", n, n_ctx_);
@@ -304,7 +298,7 @@ const float *Engine::logits(uint32_t i) const {
 
 void Engine::cancel() {
     cancelled_.store(true);
-    streamer_->fail_visit(k_cancelled);
+    streamer_->fail_visit(cancelled());
 }
 
 void Engine::clear_cancel() {

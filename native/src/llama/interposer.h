@@ -5,6 +5,7 @@
 // and sums). docs/seam.md lists what this relies on.
 #pragma once
 
+#include "base/error.h"
 #include "llama/collect.h"
 #include "llama/columns.h"
 #include "llama/dense.h"
@@ -36,8 +37,8 @@ public:
     // What is in them is dead by then, since every graph shares them.
     void release_work();
     uint32_t n_rewritten() const { return n_rewritten_; }
-    // Why the model cannot be streamed, empty when it can.
-    const std::string &violation() const { return violation_; }
+    // Why the model cannot be streamed; none when it can.
+    const Failure &failure() const { return failure_; }
     // Why the graph under way cannot be computed column by column.
     const std::string &column_violation() const { return column_violation_; }
     Columns &columns() { return columns_; }
@@ -58,6 +59,7 @@ private:
     };
     static void compute(ggml_tensor *dst, int ith, int nth, void *site);
     void see(ggml_tensor *node);
+    void refuse(const std::string &why); // the model; the first reason counts
     bool see_product(ggml_tensor *node);
     void take_over(Site &site, ggml_tensor *node);
     Site *site_of(const ggml_tensor *weights);
@@ -88,7 +90,7 @@ private:
         nullptr; // for a collector: the last layer's expert outputs, as far as the graph has come
     uint32_t outputs_layer_ = 0;
     uint32_t n_rewritten_ = 0;
-    std::string violation_;
+    Failure failure_;
     std::string column_violation_;
 };
 

@@ -191,8 +191,8 @@ bool ExpertProduct::on_gpu(uint32_t rank, uint32_t token) const {
 void ExpertProduct::look_ahead() {
     try {
         if (matrix_ == 0 && tier) tier->begin(layer_, dst->src[1], streamer_.gpu_rows());
-    } catch (std::exception const &error) { // llama.cpp's threads are around us
-        streamer_.fail_visit(error.what());
+    } catch (...) { // llama.cpp's threads are around us
+        streamer_.fail_visit(caught());
     }
     streamer_.look_ahead(routing_);
 }
@@ -200,8 +200,8 @@ void ExpertProduct::look_ahead() {
 void ExpertProduct::last() {
     try {
         tier->finish(dst);
-    } catch (std::exception const &error) {
-        streamer_.fail_visit(error.what());
+    } catch (...) {
+        streamer_.fail_visit(caught());
     }
 }
 

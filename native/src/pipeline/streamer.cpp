@@ -1,7 +1,6 @@
 #include "pipeline/streamer.h"
 
 #include "base/clock.h"
-#include "base/error.h"
 
 #include <algorithm>
 
@@ -74,7 +73,7 @@ void Streamer::begin_batch(uint32_t n_token) {
     in_batch_ = true;
     n_batch_token_ = n_token;
     reads_ahead_ = governor_.reads_ahead(n_token);
-    failure_.clear();
+    failure_ = Failure{};
     failed_.store(false, std::memory_order_release);
     apply_budget();
     batch_begin_ns_ = now_ns();
@@ -97,12 +96,12 @@ void Streamer::end_batch() {
     apply_budget();
 }
 
-std::string Streamer::failure() const {
+Failure Streamer::failure() const {
     std::lock_guard<std::mutex> lock(mutex_);
     return failure_;
 }
 
-void Streamer::fail_visit(const std::string &why) {
+void Streamer::fail_visit(const Failure &why) {
     std::lock_guard<std::mutex> lock(mutex_);
     if (!in_batch_ || failed_.load(std::memory_order_relaxed)) return;
     failure_ = why;
@@ -235,7 +234,7 @@ void Streamer::on_read(uint64_t tag, const std::string &error) {
     // A read ahead that went wrong is nobody's failure yet: whoever needs the expert reads it again.
     bool const matters = !ahead || cache_->at(id).pinned;
     if (!error.empty() && matters && in_batch_ && !failed_.load(std::memory_order_relaxed)) {
-        failure_ = error;
+        failure_ = {EMOE_ERR_IO, "an expert could not be read: " + error};
         failed_.store(true, std::memory_order_release);
     }
     bool const on = error.empty() && !failed_.load(std::memory_order_relaxed);

@@ -13,6 +13,7 @@
 // *streams*: hits stay, the others pass one matrix at a time through the remaining slots, each byte still read once.
 #pragma once
 
+#include "base/error.h"
 #include "cache/cache.h"
 #include "io/reader.h"
 #include "pipeline/governor.h"
@@ -105,8 +106,8 @@ public:
     void begin_batch(uint32_t n_token = 1);
     void end_batch();
     bool failed() const { return failed_.load(std::memory_order_acquire); }
-    std::string failure() const;
-    void fail_visit(const std::string &why); // any thread: cancels the visit, wakes the waiting
+    Failure failure() const;
+    void fail_visit(const Failure &why); // any thread: cancels the visit, wakes the waiting
 
     void set_cache_bytes(uint64_t bytes); // any thread
     StreamerStats stats() const;          // any thread
@@ -171,7 +172,7 @@ private:
     bool reads_ahead_ = false; // this batch
     uint32_t n_batch_token_ = 0;
     uint64_t batch_begin_ns_ = 0, batch_drive_ns_ = 0;
-    std::string failure_;
+    Failure failure_;
     std::atomic<bool> failed_{false};
     uint32_t n_in_flight_ = 0; // given to the reader
     uint64_t drive_since_ns_ = 0;
