@@ -80,7 +80,7 @@ public:
         n_prepare = 5;
         n_chunk = 2;
     }
-    bool plan(uint32_t) override {
+    bool begin(uint32_t) override {
         Routing &r = routing_;
         r.ids = reinterpret_cast<const uint8_t *>(ids_.data());
         r.n_rank = k_n_used;
@@ -316,7 +316,7 @@ void budgets_change_while_computing() {
         while (!stop) {
             s.set_cache_bytes(slot * (4 + random() % 21));
             (void)s.stats();
-            (void)s.resident(1);
+            (void)s.n_cached(1);
             std::this_thread::sleep_for(std::chrono::microseconds(200));
         }
     });
@@ -371,7 +371,7 @@ bool has_uring() {
     class Nobody final : public ReadSink {
         void on_read(uint64_t, const std::string &) override {}
     } nobody;
-    FaultPlan faults;
+    Faults faults;
     return make_uring_reader(ReaderParams{}, faults, nobody) != nullptr;
 }
 

@@ -98,7 +98,7 @@ std::vector<fs::path> folders(const std::string &root) {
 
 std::vector<CgroupLimit> cgroup_limits(const std::string &root) {
     static constexpr struct {
-        const char *limit, *usage, *inactive;
+        const char *limit, *used, *inactive;
     } k_versions[] = {{"memory.max", "memory.current", "inactive_file"},
                       {"memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"}};
     std::vector<CgroupLimit> limits;
@@ -106,7 +106,7 @@ std::vector<CgroupLimit> cgroup_limits(const std::string &root) {
         for (auto const &names : k_versions) {
             std::optional<uint64_t> const limit = number(folder / names.limit);
             if (!limit || *limit >= k_unlimited) continue;
-            uint64_t const used = number(folder / names.usage).value_or(0);
+            uint64_t const used = number(folder / names.used).value_or(0);
             uint64_t const idle = statistic(folder / "memory.stat", names.inactive);
             limits.push_back({*limit, used - std::min(used, idle)});
         }

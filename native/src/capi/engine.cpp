@@ -70,7 +70,7 @@ emoe_status emoe_engine_get_stats(const emoe_engine *engine, emoe_stats *stats, 
 }
 
 uint32_t emoe_engine_resident(const emoe_engine *engine, uint32_t index) {
-    return engine ? engine_of(engine).streamer().resident(index) : 0;
+    return engine ? engine_of(engine).streamer().n_cached(index) : 0;
 }
 
 uint32_t emoe_engine_experts(const emoe_engine *engine, uint32_t index, uint8_t *states, uint32_t cap) {
@@ -111,9 +111,9 @@ emoe_status emoe_engine_trace(emoe_engine *engine, const char *path, const char 
 
 void emoe_engine_inject_fault(emoe_engine *engine, uint32_t kind, uint64_t n) {
     if (!engine) return;
-    FaultPlan &plan = engine_of(engine).streamer().faults();
-    plan.kind.store(kind);
-    plan.countdown.store(n);
+    Faults &faults = engine_of(engine).streamer().faults();
+    faults.kind.store(kind);
+    faults.countdown.store(n);
 }
 
 emoe_text *emoe_engine_text(const emoe_engine *engine) { return engine ? &engine->text : nullptr; }

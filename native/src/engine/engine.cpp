@@ -18,9 +18,9 @@ constexpr uint32_t k_batched_tokens = 9;
 Failure cancelled() { return {EMOE_ERR_CANCELLED, "cancelled"}; }
 
 Streamer::Params streamer_params(const ModelIndex &index, const emoe_setup &p, uint64_t cache_bytes,
-                                 const Placement &placement) {
+                                 const GpuParts &gpu_parts) {
     Streamer::Params s;
-    s.on_gpu = placement.experts(index.layout);
+    s.on_gpu = gpu_parts.experts(index.layout);
     s.n_embd = index.n_router_input;
     s.prefetch = static_cast<PrefetchMode>(p.prefetch);
     s.cache_bytes = cache_bytes;
@@ -35,9 +35,9 @@ Streamer::Params streamer_params(const ModelIndex &index, const emoe_setup &p, u
 } // namespace
 
 Engine::Engine(const ModelIndex &index, const std::string &shell_path, const emoe_setup &setup, uint64_t cache_bytes)
-    : setup_(setup), placement_(index, setup.device, setup.n_gpu_layer,
+    : setup_(setup), gpu_parts_(index, setup.device, setup.n_gpu_layer,
                                 std::vector<uint32_t>(setup.gpu_experts, setup.gpu_experts + setup.n_gpu_expert)),
-      streamer_(std::make_unique<Streamer>(index.layout, streamer_params(index, setup, cache_bytes, placement_))) {
+      streamer_(std::make_unique<Streamer>(index.layout, streamer_params(index, setup, cache_bytes, gpu_parts_))) {
     check_unchanged(index); // the streamer has opened the files by name, the index is from before
     load(index, shell_path, cache_bytes);
 }
@@ -85,11 +85,11 @@ void Engine::load(const ModelIndex &index, const std::string &shell_path, uint64
     static std::mutex loading_mutex;
     std::lock_guard<std::mutex> const lock(loading_mutex);
     AssertionGuard const guard;
-    Loading const loading(index, shell_path, placement_.any_experts());
+    Loading const loading(index, shell_path, gpu_parts_.any_experts());
     load_model(index, loading);
     interposer_ = std::make_unique<Interposer>(*streamer_, *dense_, gpu_.get());
-    if (!placement_.tier().empty()) {
-        tier_ = std::make_unique<GpuTier>(index, placement_.device(), placement_.tier(), setup_.n_ubatch);
+    if (!gpu_parts_.tier().empty()) {
+        tier_ = std::make_unique<GpuTier>(index, gpu_parts_.device(), gpu_parts_.tier(), setup_.n_ubatch);
         interposer_->set_tier(tier_.get());
     }
     make_context(loading);
@@ -102,8 +102,8 @@ void Engine::load(const ModelIndex &index, const std::string &shell_path, uint64
 
 void Engine::load_model(const ModelIndex &index, const Loading &loading) {
     llama_model_params mp = model_params();
-    placement_.apply(&mp);
-    if (placement_.any_experts()) {
+    gpu_parts_.apply(&mp);
+    if (gpu_parts_.any_experts()) {
         mp.progress_callback_user_data = const_cast<Loading *>(&loading);
         mp.progress_callback = Loading::drop_holes;
     }
@@ -116,7 +116,7 @@ void Engine::load_model(const ModelIndex &index, const Loading &loading) {
     dense_ =
         std::make_unique<DenseMover>(mapping, extent.dense_end, extent.full_end, index.dense_bytes, index.dense.size());
     if (setup_.device != 0) dense_->set_parts(std::move(parts));
-    gpu_ = std::make_unique<GpuExperts>(index, placement_);
+    gpu_ = std::make_unique<GpuExperts>(index, gpu_parts_);
 }
 
 void Engine::make_context(const Loading &loading) {
@@ -165,7 +165,7 @@ void Engine::dry_run() {
     if (interposer_->failure()) interposer_->failure().raise();
     if (gpu_->n_missing() != 0)
         fail(EMOE_ERR_UNSUPPORTED, "this model cannot be streamed: its graph leaves out experts of the GPU");
-    if (interposer_->n_rewritten() == 0 && !placement_.any_experts())
+    if (interposer_->n_rewritten() == 0 && !gpu_parts_.any_experts())
         fail(EMOE_ERR_UNSUPPORTED, "this model cannot be streamed: its graph never multiplies by its experts");
 }
 
@@ -231,14 +231,14 @@ void Engine::run(const int32_t *tokens, uint32_t n, bool want_all, Rounding roun
 
 void Engine::set_cache_bytes(uint64_t bytes) {
     require_cache_bytes(bytes, streamer_->min_bytes() + work_.extra_bytes(work_.n_ubatch()));
-    std::lock_guard<std::mutex> const lock(budget_mutex_);
+    std::lock_guard<std::mutex> const lock(cache_mutex_);
     cache_bytes_ = bytes;
     streamer_->set_cache_bytes(bytes - lent_bytes_);
 }
 
 void Engine::lend(uint64_t bytes) {
     if (bytes == 0) interposer_->release_work();
-    std::lock_guard<std::mutex> const lock(budget_mutex_);
+    std::lock_guard<std::mutex> const lock(cache_mutex_);
     lent_bytes_ = bytes;
     streamer_->set_cache_bytes(cache_bytes_ - bytes);
 }

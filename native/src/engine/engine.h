@@ -61,7 +61,7 @@ private:
     void lend(uint64_t bytes); // cache bytes to the work space of a large batch, 0: all back
 
     emoe_setup const setup_; // but its pointers, which were valid while it was made
-    Placement placement_;
+    GpuParts gpu_parts_;
     std::unique_ptr<GpuExperts> gpu_;
     std::unique_ptr<GpuTier> tier_;
     std::unique_ptr<Streamer> streamer_; // outlives the context, whose graph calls into it
@@ -79,7 +79,7 @@ private:
     bool dry_ = false; // the graph is only looked at
     std::atomic<bool> cancelled_{false};
     bool keeps_cancel_ = false;
-    std::mutex budget_mutex_; // guards the next two
+    std::mutex cache_mutex_; // guards the next two
     uint64_t cache_bytes_ = 0;
     uint64_t lent_bytes_ = 0;
     std::vector<int8_t> wanted_; // scratch: which tokens' logits

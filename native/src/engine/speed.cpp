@@ -91,7 +91,7 @@ private:
     std::vector<uint64_t> begun_ns_;
     std::mutex mutex_;
     std::condition_variable done_;
-    FaultPlan faults_;
+    Faults faults_;
     std::unique_ptr<Reader> reader_;
 };
 

@@ -20,7 +20,7 @@ constexpr uint32_t k_batched_rows = 8;
 // ggml's batched kernels work on groups of this many weight rows: chunks are cut at multiples.
 constexpr uint32_t k_row_group = 64;
 constexpr uint32_t k_few_group = 16; // the same where rows are computed one by one
-// Activations that one thread quantizes while it plans: a microsecond, less than it takes to share them.
+// Activations that one thread quantizes while it begins a product: a microsecond, less than it takes to share them.
 constexpr int64_t k_at_once = 4096;
 
 } // namespace
@@ -125,7 +125,7 @@ bool can_compute(ggml_type type) {
            (traits->vec_dot_type == GGML_TYPE_F32 || ggml_get_type_traits_cpu(traits->vec_dot_type)->from_float);
 }
 
-bool ExpertProduct::plan(uint32_t n_thread) {
+bool ExpertProduct::begin(uint32_t n_thread) {
     ggml_tensor const *activations = dst->src[1];
     ggml_tensor const *ids = dst->src[2];
     Routing &routing = routing_;

@@ -82,7 +82,7 @@ public:
     GpuTier *tier = nullptr;        // computes some of the layer's experts beside us
     Collector *collector = nullptr; // of calibration: is told what experts meet and give
 
-    bool plan(uint32_t n_thread) override;
+    bool begin(uint32_t n_thread) override;
     void look_ahead() override;
     void prepare(uint32_t item) override;
     void compute(uint32_t expert_index, uint32_t chunk, uint32_t thread) override;

@@ -144,9 +144,9 @@ emoe_context_sizes measure_context(const ModelIndex &index, const std::string &s
     ShellLoad const shell(shell_path, check_shell(index, shell_path, false));
     LogCapture const log;
     uint64_t const before = resident_bytes();
-    Placement placement(index, setup.device, setup.n_gpu_layer);
+    GpuParts gpu_parts(index, setup.device, setup.n_gpu_layer);
     llama_model_params mp = model_params();
-    placement.apply(&mp);
+    gpu_parts.apply(&mp);
     mp.no_alloc = true;
     mp.load_mode = LLAMA_LOAD_MODE_NONE;
     llama_model *model = llama_model_load_from_file(shell_path.c_str(), mp);
@@ -183,10 +183,10 @@ emoe_context_sizes measure_context(const ModelIndex &index, const std::string &s
         padding += pad(t.type);
     }
     for (uint32_t l = 0; l < index.layout.layers.size(); l++)
-        for (uint32_t m = 0; placement.on_gpu(l) && m < index.layout.layers[l].matrices.size(); m++)
+        for (uint32_t m = 0; gpu_parts.on_gpu(l) && m < index.layout.layers[l].matrices.size(); m++)
             padding += pad(static_cast<ggml_type>(index.layout.layers[l].slice(0, m).type));
     sizes.gpu_dense_bytes = index.dense_bytes - host;
-    sizes.gpu_bytes = sizes.gpu_dense_bytes + (tied ? host : 0) + b.gpu_bytes + placement.expert_bytes() + padding;
+    sizes.gpu_bytes = sizes.gpu_dense_bytes + (tied ? host : 0) + b.gpu_bytes + gpu_parts.expert_bytes() + padding;
     return sizes;
 }
 
