@@ -60,7 +60,9 @@ def code_of(path: Path) -> str:
 def functions(path: Path) -> Iterator[tuple[str, int]]:
     """Heads of the functions that a file defines, in classes too, and their lines from the head to the last brace."""
     code = code_of(path)
-    code = re.sub(r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*", lambda m: re.sub(r"[^\n]", " ", m.group()), code, flags=re.MULTILINE)
+    code = re.sub(
+        r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*", lambda m: re.sub(r"[^\n]", " ", m.group()), code, flags=re.MULTILINE
+    )
     opened: list[tuple[bool, str, int]] = []  # is a function, its head, where the head begins
     head_at = 0
     for at, sign in enumerate(code):
@@ -149,3 +151,11 @@ def test_functions_are_found_and_measured(tmp_path: Path) -> None:
         "} // namespace n\n"
     )
     assert [(head.split("(")[0], n) for head, n in functions(path)] == [("int f", 1), ("A::A", 7)]
+
+
+def test_every_function_of_the_header_is_called_with_nonsense() -> None:
+    header = (NATIVE / "include" / "edgemoe.h").read_text()
+    declared = set(re.findall(r"\bEMOE_API\b[^;(]*?\b(emoe_\w+)\(", header))
+    assert len(declared) > 100
+    called = "".join((NATIVE / "tests" / f"handles_{part}.cpp").read_text() for part in ("test", "gguf"))
+    assert not {name for name in declared if f"{name}(" not in called}

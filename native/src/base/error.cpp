@@ -23,6 +23,8 @@ Failure caught() {
         return {e.status, e.what()};
     } catch (const std::bad_alloc &) {
         return {EMOE_ERR_MEMORY, "out of memory"};
+    } catch (const std::length_error &) { // of a container: more than any memory
+        return {EMOE_ERR_MEMORY, "out of memory"};
     } catch (const std::exception &e) {
         return {EMOE_ERR_INTERNAL, e.what()};
     } catch (...) {

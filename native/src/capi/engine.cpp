@@ -70,14 +70,19 @@ emoe_status emoe_engine_get_stats(const emoe_engine *engine, emoe_stats *stats, 
 }
 
 uint32_t emoe_engine_resident(const emoe_engine *engine, uint32_t index) {
-    return engine ? engine_of(engine).streamer().n_cached(index) : 0;
+    uint32_t n = 0;
+    (void)guarded(nullptr, [&] { n = engine_of(engine).streamer().n_cached(index); });
+    return n;
 }
 
 uint32_t emoe_engine_experts(const emoe_engine *engine, uint32_t index, uint8_t *states, uint32_t cap) {
-    if (!engine) return 0;
-    std::vector<uint8_t> const found = engine_of(engine).streamer().expert_states(index);
-    if (states && found.size() <= cap) std::copy(found.begin(), found.end(), states);
-    return static_cast<uint32_t>(found.size());
+    uint32_t n = 0;
+    (void)guarded(nullptr, [&] {
+        std::vector<uint8_t> const found = engine_of(engine).streamer().expert_states(index);
+        if (states && found.size() <= cap) std::copy(found.begin(), found.end(), states);
+        n = static_cast<uint32_t>(found.size());
+    });
+    return n;
 }
 
 emoe_status emoe_engine_accuracy(const emoe_engine *engine, uint32_t index, emoe_accuracy *accuracy, emoe_error *err) {
@@ -93,14 +98,20 @@ emoe_status emoe_engine_accuracy(const emoe_engine *engine, uint32_t index, emoe
 }
 
 uint64_t emoe_engine_rates(const emoe_engine *engine, float *rates, uint64_t cap) {
-    if (!engine) return 0;
-    std::vector<float> const found = engine_of(engine).streamer().rates();
-    if (rates && found.size() <= cap) std::copy(found.begin(), found.end(), rates);
-    return found.size();
+    uint64_t n = 0;
+    (void)guarded(nullptr, [&] {
+        std::vector<float> const found = engine_of(engine).streamer().rates();
+        if (rates && found.size() <= cap) std::copy(found.begin(), found.end(), rates);
+        n = found.size();
+    });
+    return n;
 }
 
 void emoe_engine_warm_start(emoe_engine *engine, const float *rates, uint64_t n) {
-    if (engine && rates) engine_of(engine).streamer().warm_start(std::vector<float>(rates, rates + n));
+    (void)guarded(nullptr, [&] {
+        Streamer &streamer = engine_of(engine).streamer();
+        if (rates && n == streamer.layout().n_expert_total) streamer.warm_start(std::vector<float>(rates, rates + n));
+    });
 }
 
 emoe_status emoe_engine_trace(emoe_engine *engine, const char *path, const char *header, emoe_error *err) {

@@ -65,10 +65,14 @@ emoe_status emoe_model_get_layer(const emoe_model *model, uint32_t index, emoe_l
 }
 
 int64_t emoe_model_meta(const emoe_model *model, const char *key, char *buf, uint64_t buf_bytes) {
-    std::string text;
-    if (!model || !key || !meta_text(model->index->meta.get(), key, &text)) return -1;
-    if (buf && buf_bytes > 0) snprintf(buf, buf_bytes, "%s", text.c_str());
-    return static_cast<int64_t>(text.size());
+    int64_t n = -1;
+    (void)guarded(nullptr, [&] {
+        std::string text;
+        if (!model || !key || !meta_text(model->index->meta.get(), key, &text)) return;
+        if (buf && buf_bytes > 0) snprintf(buf, buf_bytes, "%s", text.c_str());
+        n = static_cast<int64_t>(text.size());
+    });
+    return n;
 }
 
 emoe_status emoe_shell_write(const emoe_model *model, const char *path, uint32_t with_data, emoe_error *err) {

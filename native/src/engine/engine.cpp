@@ -194,11 +194,11 @@ void Engine::run(const int32_t *tokens, uint32_t n, bool want_all, Rounding roun
     if (want_all && (n > setup_.n_outputs || n > n_ubatch))
         fail(EMOE_ERR_ARGUMENT, "logits of %u tokens were asked for, but the engine was opened for %u at a time", n,
              std::min(setup_.n_outputs, n_ubatch));
+    if (n > n_ctx_ - n_past_)
+        fail(EMOE_ERR_CONTEXT, "%u tokens do not fit: the context holds %u and has %u", n, n_ctx_, n_past_);
     for (uint32_t i = 0; i < n; i++)
         if (tokens[i] < 0 || static_cast<uint32_t>(tokens[i]) >= n_vocab)
             fail(EMOE_ERR_ARGUMENT, "token %d is not in the vocabulary of %u", tokens[i], n_vocab);
-    if (n > n_ctx_ - n_past_)
-        fail(EMOE_ERR_CONTEXT, "%u tokens do not fit: the context holds %u and has %u", n, n_ctx_, n_past_);
 
     uint32_t const begin = n_past_;
     if (!keeps_cancel_) cancelled_.store(false);

@@ -56,7 +56,7 @@ Streamer::Streamer(Layout layout, const Params &params)
         for (uint32_t e = 0; e < layout_.layers[l].n_expert; e++) layer_of_[layout_.layers[l].first + e] = l;
     PolicyShape const shape = layout_.shape();
     cache_ = std::make_unique<ExpertCache>(slot_classes(layout_, on_gpu_), make_policy(params.policy, shape));
-    cache_->set_bytes(params.cache_bytes);
+    cache_->set_bytes(std::max(params.cache_bytes, cache_->min_bytes()));
     if (params.n_embd != 0 && params.prefetch != PrefetchMode::off)
         predictor_ = std::make_unique<Predictor>(shape, params.n_embd);
     ReaderParams reader = params.reader;

@@ -65,7 +65,7 @@ constexpr uint8_t k_state_cached = EMOE_EXPERT_RESIDENT, k_state_used = EMOE_EXP
 class Streamer final : public ReadSink {
 public:
     struct Params {
-        uint64_t cache_bytes = 0;
+        uint64_t cache_bytes = 0; // raised to the least that works
         PolicyKind policy = PolicyKind::next_use;
         PrefetchMode prefetch = PrefetchMode::automatic;
         ReaderParams reader;
