@@ -29,8 +29,9 @@
 struct options {
     const char *model, *cache, *system, *prompt, *chat_template;
     int raw, tokens;
-    emoe_session_params session;
+    emoe_setup setup;
     emoe_answer_params answer;
+    emoe_sampler_params sampler;
     const char *stop[MAX_STOP];
 };
 
@@ -47,10 +48,10 @@ static double number(const char *flag, const char *text) {
 
 static struct options parse(int argc, char **argv) {
     struct options o = {.cache = "edgemoe-cache"};
-    o.session.struct_size = sizeof o.session;
+    o.setup.struct_size = sizeof o.setup;
     o.answer.struct_size = sizeof o.answer;
-    o.answer.sampler = (emoe_sampler_params){
-        .struct_size = sizeof o.answer.sampler, .top_k = 40, .top_p = 0.95f, .min_p = 0.05f, .repeat_penalty = 1};
+    o.sampler = (emoe_sampler_params){
+        .struct_size = sizeof o.sampler, .top_k = 40, .top_p = 0.95f, .min_p = 0.05f, .repeat_penalty = 1};
     const char *place[3] = {0};
     int n_place = 0;
     for (int i = 1; i < argc; i++) {
@@ -70,19 +71,19 @@ static struct options parse(int argc, char **argv) {
             else if (strcmp(a, "--max-tokens") == 0)
                 o.answer.max_tokens = (uint32_t)number(a, v);
             else if (strcmp(a, "--temp") == 0)
-                o.answer.sampler.temp = (float)number(a, v);
+                o.sampler.temp = (float)number(a, v);
             else if (strcmp(a, "--top-k") == 0)
-                o.answer.sampler.top_k = (int32_t)number(a, v);
+                o.sampler.top_k = (int32_t)number(a, v);
             else if (strcmp(a, "--top-p") == 0)
-                o.answer.sampler.top_p = (float)number(a, v);
+                o.sampler.top_p = (float)number(a, v);
             else if (strcmp(a, "--min-p") == 0)
-                o.answer.sampler.min_p = (float)number(a, v);
+                o.sampler.min_p = (float)number(a, v);
             else if (strcmp(a, "--seed") == 0)
-                o.answer.sampler.seed = (uint32_t)number(a, v);
+                o.sampler.seed = (uint32_t)number(a, v);
             else if (strcmp(a, "--ctx") == 0)
-                o.session.n_ctx = (uint32_t)number(a, v);
+                o.setup.n_ctx = (uint32_t)number(a, v);
             else if (strcmp(a, "--threads") == 0)
-                o.session.n_threads = (uint32_t)number(a, v);
+                o.setup.n_threads = (uint32_t)number(a, v);
             else if (strcmp(a, "--stop") == 0 && o.answer.n_stop < MAX_STOP)
                 o.stop[o.answer.n_stop++] = v;
             else
@@ -99,7 +100,7 @@ static struct options parse(int argc, char **argv) {
         exit(2);
     }
     o.model = place[0];
-    o.session.budget_bytes = (uint64_t)(number("BUDGET_MIB", place[1]) * (double)MIB);
+    o.setup.memory = (uint64_t)(number("BUDGET_MIB", place[1]) * (double)MIB);
     o.prompt = place[2];
     return o;
 }
@@ -159,6 +160,7 @@ int main(int argc, char **argv) {
     sleep_at_barriers(argv);
     struct options o = parse(argc, argv);
     o.answer.stop = o.stop;
+    o.answer.sampler = &o.sampler;
 
     sigset_t set;
     sigemptyset(&set);
@@ -168,7 +170,7 @@ int main(int argc, char **argv) {
     emoe_error err = {{0}};
     emoe_plan plan = {.struct_size = sizeof plan};
     emoe_session *session = NULL;
-    emoe_status status = emoe_session_open(o.model, o.cache, &o.session, &session, &plan, &err);
+    emoe_status status = emoe_session_open(o.model, o.cache, &o.setup, &session, &plan, &err);
     if (status == EMOE_ERR_MEMORY && plan.smallest_bytes != 0)
         fprintf(stderr, "embed: the smallest budget is %" PRIu64 " MiB\n", (plan.smallest_bytes + MIB - 1) / MIB);
     if (status != EMOE_OK) return fail("cannot open the model", &err);

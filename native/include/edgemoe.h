@@ -79,23 +79,23 @@ EMOE_API void emoe_set_log_level(uint32_t level);
 /* What is asked for. Zeros, but for struct_size and memory, are good defaults. */
 typedef struct emoe_setup {
     uint32_t struct_size;
-    uint32_t memory_kind;      /* EMOE_BUDGET_*: how `memory` is to be read */
-    uint64_t memory;           /* of the whole process: bytes, or millionths of what this process may use */
-    uint64_t process_bytes;    /* what the process takes without the model, if it will be more than it takes now */
-    uint64_t later_bytes;      /* what it will take after loading, out of the cache (a template engine) */
-    uint32_t n_ctx;            /* tokens the KV cache holds; 0: 4096, or less where the budget is small */
-    uint32_t n_ubatch;         /* most tokens computed at once in prefill; 0: chosen */
-    uint32_t n_threads;        /* compute threads; 0: the physical cores */
-    uint32_t n_outputs;        /* rows of logits kept per decode call; 0: 1, for generation */
-    uint32_t kv_type;          /* ggml_type of the KV cache: 0 or 1 = F16 (exact), 8 = Q8_0 (lossy) */
-    uint32_t policy;           /* EMOE_POLICY_* */
-    uint32_t prefetch;         /* EMOE_PREFETCH_* */
-    uint32_t reader;           /* EMOE_READER_* */
-    uint32_t buffered;         /* 1: do not try O_DIRECT */
-    uint32_t n_read_lane;      /* reads under way at once; 0 = 4 */
-    uint64_t read_bytes_per_s; /* throttle of the reader for experiments; 0 = none */
-    uint32_t device;           /* 0: the CPU; else 1 + index of a GPU (emoe_device_get): dense weights and KV cache */
-    uint32_t n_gpu_layer;      /* mixture layers whose experts are computed there too, the last ones, at most */
+    uint32_t memory_kind;        /* EMOE_BUDGET_*: how `memory` is to be read */
+    uint64_t memory;             /* of the whole process: bytes, or millionths of what this process may use */
+    uint64_t process_bytes;      /* what the process takes without the model, if it will be more than it takes now */
+    uint64_t later_bytes;        /* what it will take after loading, out of the cache (a template engine) */
+    uint32_t n_ctx;              /* tokens the KV cache holds; 0: 4096, or less where the budget is small */
+    uint32_t n_ubatch;           /* most tokens computed at once in prefill; 0: chosen */
+    uint32_t n_threads;          /* compute threads; 0: the physical cores */
+    uint32_t n_outputs;          /* rows of logits kept per decode call; 0: 1, for generation */
+    uint32_t kv_type;            /* ggml_type of the KV cache: 0 or 1 = F16 (exact), 8 = Q8_0 (lossy) */
+    uint32_t policy;             /* EMOE_POLICY_* */
+    uint32_t prefetch;           /* EMOE_PREFETCH_* */
+    uint32_t reader;             /* EMOE_READER_* */
+    uint32_t buffered;           /* 1: do not try O_DIRECT */
+    uint32_t n_read_lane;        /* reads under way at once; 0 = 4 */
+    uint64_t read_bytes_per_s;   /* throttle of the reader for experiments; 0 = none */
+    uint32_t device;             /* 0: the CPU; else 1 + index of a GPU (emoe_device_get): dense weights and KV cache */
+    uint32_t n_gpu_layer;        /* mixture layers whose experts are computed there too, the last ones, at most */
     const uint32_t *gpu_experts; /* experts that the GPU holds and computes beside the CPU, in layers that are not its
                                     own: numbered through all layers, ascending. Only read during the call */
     uint64_t n_gpu_expert;
@@ -292,12 +292,12 @@ typedef struct emoe_speeds {
 } emoe_speeds;
 typedef struct emoe_prediction {
     uint32_t struct_size;
-    uint32_t disk_bound;    /* 1: the drive decides, 0: the processor */
-    double low_tok_s;       /* decode, when routing has no locality */
-    double high_tok_s;      /* with that of a trained model on text, or as measured */
+    uint32_t disk_bound;     /* 1: the drive decides, 0: the processor */
+    double low_tok_s;        /* decode, when routing has no locality */
+    double high_tok_s;       /* with that of a trained model on text, or as measured */
     uint64_t low_miss_bytes; /* read a token, in either case */
     uint64_t high_miss_bytes;
-    double hit_rate;        /* expected in the second */
+    double hit_rate; /* expected in the second */
 } emoe_prediction;
 /* Decode speed of a model of which a fraction (0 to 1) of the experts fits. */
 EMOE_API emoe_status emoe_plan_predict(const emoe_model_info *info, double fraction, const emoe_speeds *speeds,

@@ -88,7 +88,7 @@ std::vector<ReadRequest> all_reads(const File &file, Buffer &buffer) {
 // Both engines go through everything; g_kind is the one under test.
 ReaderKind g_kind = ReaderKind::threads;
 
-std::unique_ptr<Reader> open_reader(uint32_t n_lane, FaultPlan &faults, ReadSink &sink) {
+std::unique_ptr<Reader> open_reader(uint32_t n_lane, Faults &faults, ReadSink &sink) {
     ReaderParams params;
     params.kind = g_kind;
     params.n_lane = n_lane;
@@ -100,7 +100,7 @@ void reads_arrive_whole(bool buffered) {
     File const file(f.path, buffered);
     Buffer buffer;
     Results results;
-    FaultPlan faults;
+    Faults faults;
     auto const reader = open_reader(4, faults, results);
     CHECK(reader->kind() == g_kind);
     auto const requests = all_reads(file, buffer);
@@ -118,12 +118,12 @@ void one_fault_at_every_read(uint32_t kind, bool is_error) {
     TestFile const f;
     File file(f.path, false);
     for (uint64_t n = 0; n < k_n_read; n++) {
-        FaultPlan plan;
-        plan.kind = kind;
-        plan.countdown = n;
+        Faults faults;
+        faults.kind = kind;
+        faults.countdown = n;
         Buffer buffer;
         Results results;
-        auto const reader = open_reader(2, plan, results);
+        auto const reader = open_reader(2, faults, results);
         auto const requests = all_reads(file, buffer);
         reader->submit(requests.data(), requests.size());
         results.wait(k_n_read);
@@ -144,7 +144,7 @@ void a_file_that_ended_early_is_an_error() {
     if (truncate(f.path, 5 * k_read + 10) != 0) abort();
     Buffer buffer;
     Results results;
-    FaultPlan faults;
+    Faults faults;
     auto const reader = open_reader(3, faults, results);
     auto const requests = all_reads(file, buffer);
     reader->submit(requests.data(), requests.size());
@@ -156,13 +156,13 @@ void a_file_that_ended_early_is_an_error() {
 void closing_drops_what_has_not_begun() {
     TestFile const f;
     File file(f.path, false);
-    FaultPlan plan;
-    plan.kind = EMOE_FAULT_DELAY;
-    plan.countdown = 0;
+    Faults faults;
+    faults.kind = EMOE_FAULT_DELAY;
+    faults.countdown = 0;
     Buffer buffer;
     Results results;
     {
-        auto const reader = open_reader(1, plan, results);
+        auto const reader = open_reader(1, faults, results);
         auto const requests = all_reads(file, buffer);
         reader->submit(requests.data(), requests.size());
     }
@@ -186,7 +186,7 @@ int main() {
     missing_file_is_one_clear_error();
     for (ReaderKind kind : {ReaderKind::threads, ReaderKind::uring}) {
         g_kind = kind;
-        FaultPlan faults;
+        Faults faults;
         Results results;
         if (kind == ReaderKind::uring && !make_uring_reader(ReaderParams{}, faults, results)) {
             fprintf(stderr, "io_uring is not allowed here: only the thread engine was tested\n");

@@ -80,7 +80,7 @@ public:
         n_prepare = 5;
         n_chunk = 2;
     }
-    bool plan(uint32_t) override {
+    bool begin(uint32_t) override {
         Routing &r = routing_;
         r.ids = reinterpret_cast<const uint8_t *>(ids_.data());
         r.n_rank = k_n_used;
@@ -279,7 +279,7 @@ void after_any_failed_read_the_next_graph_is_right(uint32_t kind, bool is_error,
         s.faults().countdown = n % 11;
         bool const ok = compute_graph(s, n_token, random);
         n_failed += ok ? 0 : 1;
-        if (!ok) CHECK(!s.failure().empty());
+        if (!ok) CHECK_EQ(s.failure().status, EMOE_ERR_IO);
         s.faults().countdown = UINT64_MAX;
         CHECK(compute_graph(s, n_token, random));
     }
@@ -294,12 +294,13 @@ void cancelling_ends_a_graph_and_nothing_else() {
     p.reader.bytes_per_s = 200000; // slow enough to be caught in the middle
     Streamer s(model.layout, p);
     std::mt19937 random(4);
-    s.fail_visit("nothing is under way"); // no effect
+    s.fail_visit({EMOE_ERR_CANCELLED, "nothing is under way"}); // no effect
     std::thread other([&s] {
         std::this_thread::sleep_for(std::chrono::milliseconds(30));
-        s.fail_visit("cancelled");
+        s.fail_visit({EMOE_ERR_CANCELLED, "cancelled"});
     });
     CHECK(!compute_graph(s, 30, random));
+    CHECK_EQ(s.failure().status, EMOE_ERR_CANCELLED);
     other.join();
     CHECK(compute_graph(s, 1, random));
 }
@@ -315,7 +316,7 @@ void budgets_change_while_computing() {
         while (!stop) {
             s.set_cache_bytes(slot * (4 + random() % 21));
             (void)s.stats();
-            (void)s.resident(1);
+            (void)s.n_cached(1);
             std::this_thread::sleep_for(std::chrono::microseconds(200));
         }
     });
@@ -370,7 +371,7 @@ bool has_uring() {
     class Nobody final : public ReadSink {
         void on_read(uint64_t, const std::string &) override {}
     } nobody;
-    FaultPlan faults;
+    Faults faults;
     return make_uring_reader(ReaderParams{}, faults, nobody) != nullptr;
 }
 

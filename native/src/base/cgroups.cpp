@@ -29,8 +29,7 @@ std::optional<uint64_t> number(const fs::path &path) {
 uint64_t statistic(const fs::path &path, const std::string &name) {
     std::ifstream in(path);
     for (std::string line; std::getline(in, line);)
-        if (line.compare(0, name.size() + 1, name + " ") == 0)
-            return strtoull(line.c_str() + name.size(), nullptr, 10);
+        if (line.compare(0, name.size() + 1, name + " ") == 0) return strtoull(line.c_str() + name.size(), nullptr, 10);
     return 0;
 }
 
@@ -99,7 +98,7 @@ std::vector<fs::path> folders(const std::string &root) {
 
 std::vector<CgroupLimit> cgroup_limits(const std::string &root) {
     static constexpr struct {
-        const char *limit, *usage, *inactive;
+        const char *limit, *used, *inactive;
     } k_versions[] = {{"memory.max", "memory.current", "inactive_file"},
                       {"memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"}};
     std::vector<CgroupLimit> limits;
@@ -107,7 +106,7 @@ std::vector<CgroupLimit> cgroup_limits(const std::string &root) {
         for (auto const &names : k_versions) {
             std::optional<uint64_t> const limit = number(folder / names.limit);
             if (!limit || *limit >= k_unlimited) continue;
-            uint64_t const used = number(folder / names.usage).value_or(0);
+            uint64_t const used = number(folder / names.used).value_or(0);
             uint64_t const idle = statistic(folder / "memory.stat", names.inactive);
             limits.push_back({*limit, used - std::min(used, idle)});
         }

@@ -1,4 +1,4 @@
-// Failures inside the library: thrown as Error, turned into an emoe_status at the C boundary (capi.cpp).
+// Failures inside the library: thrown as Error, turned into an emoe_status at the C boundary (base/guard.h).
 #pragma once
 
 #include <edgemoe.h>
@@ -16,6 +16,17 @@ public:
 
 // printf-style; messages are lower case, name the value, and end without a full stop.
 [[noreturn]] void fail(emoe_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+// A failure that is told later: where it happens nothing may be thrown (a reader's thread, llama.cpp's callbacks).
+struct Failure {
+    emoe_status status = EMOE_OK;
+    std::string message;
+
+    explicit operator bool() const { return status != EMOE_OK; }
+    [[noreturn]] void raise() const { throw Error(status, message); }
+};
+// Of the exception that is being handled.
+Failure caught();
 
 // "No such file or directory" for an errno value, thread-safe.
 std::string os_message(int error_number);

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
-#include <new>
 #include <type_traits>
 
 namespace emoe {
@@ -20,15 +19,10 @@ emoe_status guarded(emoe_error *err, F &&f) {
     try {
         f();
         return EMOE_OK;
-    } catch (const Error &e) {
-        say(err, e.what());
-        return e.status;
-    } catch (const std::bad_alloc &) {
-        say(err, "out of memory");
-        return EMOE_ERR_MEMORY;
-    } catch (const std::exception &e) {
-        say(err, e.what());
-        return EMOE_ERR_INTERNAL;
+    } catch (...) {
+        Failure const failure = caught();
+        say(err, failure.message.c_str());
+        return failure.status;
     }
 }
 
@@ -43,8 +37,9 @@ void check_struct(const T *given, const char *name) {
     if (given->struct_size < sizeof given->struct_size)
         fail(EMOE_ERR_ARGUMENT, "the struct_size of %s is %u: set it to sizeof(%s)", name, given->struct_size, name);
     if (given->struct_size > sizeof(T))
-        fail(EMOE_ERR_ARGUMENT, "%s has %u bytes, this library knows %zu: the caller's header is newer than the library",
-             name, given->struct_size, sizeof(T));
+        fail(EMOE_ERR_ARGUMENT,
+             "%s has %u bytes, this library knows %zu: the caller's header is newer than the library", name,
+             given->struct_size, sizeof(T));
 }
 
 // A copy of a parameter struct, zero where the caller's is too old to have a field.

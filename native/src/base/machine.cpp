@@ -100,8 +100,8 @@ uint32_t physical_cores() {
         std::set<std::string> cores;
         for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
             if (!CPU_ISSET(cpu, &allowed)) continue;
-            std::string const siblings = file_text("/sys/devices/system/cpu/cpu" + std::to_string(cpu) +
-                                                   "/topology/thread_siblings_list");
+            std::string const siblings =
+                file_text("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
             // No topology in this container: every CPU counts.
             cores.insert(siblings.empty() ? "cpu" + std::to_string(cpu) : siblings);
         }

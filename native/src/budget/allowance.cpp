@@ -4,10 +4,17 @@
 
 namespace emoe {
 
+namespace {
+
+// As a signed number: what is more than any memory is only more.
+int64_t as_signed(uint64_t bytes) { return static_cast<int64_t>(std::min(bytes, uint64_t{1} << 60)); }
+
+} // namespace
+
 Allowance::Allowance(const emoe_plan &plan, const emoe_model_info &model, uint64_t untouched_bytes, Resize resize,
                      Resident resident)
     : plan_(plan), model_(model), resize_(std::move(resize)), resident_(std::move(resident)),
-      fixed_bytes_(static_cast<int64_t>(resident_() + untouched_bytes)) {
+      fixed_bytes_(as_signed(resident_()) + as_signed(untouched_bytes)) {
     spend(plan.budget_bytes);
 }
 
@@ -32,34 +39,34 @@ void Allowance::warn(uint32_t level) {
 void Allowance::check() {
     std::lock_guard<std::recursive_mutex> const lock(mutex_);
     auto const margin = static_cast<int64_t>(margin_bytes(plan_.budget_bytes));
-    int64_t const excess = static_cast<int64_t>(resident_()) - (static_cast<int64_t>(plan_.budget_bytes) - margin);
+    int64_t const excess = as_signed(resident_()) - (as_signed(plan_.budget_bytes) - margin);
     if (excess > margin / 2) grow(excess);
 }
 
 uint64_t Allowance::give_way(uint64_t n_bytes, const char *what) {
     std::lock_guard<std::recursive_mutex> const lock(mutex_);
     // Not what the cache has: where every expert fits, there may be room beside it.
-    int64_t const left = static_cast<int64_t>(plan_.budget_bytes - plan_.margin_bytes) - fixed_bytes_;
+    int64_t const left = as_signed(plan_.budget_bytes - plan_.margin_bytes) - fixed_bytes_;
     int64_t const spare =
         left - static_cast<int64_t>(cache_min_bytes(plan_)) + static_cast<int64_t>(plan_.margin_bytes / 2);
-    if (static_cast<int64_t>(n_bytes) > spare) {
-        uint64_t const needed = plan_.budget_bytes + static_cast<uint64_t>(static_cast<int64_t>(n_bytes) - spare);
+    if (as_signed(n_bytes) > spare) {
+        uint64_t const needed = plan_.budget_bytes + static_cast<uint64_t>(as_signed(n_bytes) - spare);
         throw BudgetError(needed, std::string(what) + " takes up to " + format_bytes(n_bytes) + ", the budget leaves " +
                                       format_bytes(static_cast<uint64_t>(std::max<int64_t>(0, spare))) +
                                       ": a budget of " + format_bytes(needed) + " would do");
     }
-    grow(static_cast<int64_t>(n_bytes));
+    grow(as_signed(n_bytes));
     return resident_();
 }
 
 void Allowance::take_back(uint64_t before, uint64_t n_bytes) {
     std::lock_guard<std::recursive_mutex> const lock(mutex_);
-    grow(static_cast<int64_t>(resident_()) - static_cast<int64_t>(before) - static_cast<int64_t>(n_bytes));
+    grow(as_signed(resident_()) - as_signed(before) - as_signed(n_bytes));
 }
 
 uint64_t Allowance::allowed_cache(uint64_t budget_bytes) const {
     uint64_t const least = cache_min_bytes(plan_), margin = margin_bytes(budget_bytes);
-    int64_t const left = static_cast<int64_t>(budget_bytes) - static_cast<int64_t>(margin) - fixed_bytes_;
+    int64_t const left = as_signed(budget_bytes) - as_signed(margin) - fixed_bytes_;
     // What the plan could only estimate may eat half of the margin.
     if (left < static_cast<int64_t>(least) - static_cast<int64_t>(margin / 2)) {
         uint64_t const smallest = static_cast<uint64_t>(std::max<int64_t>(0, fixed_bytes_)) + least + margin;

@@ -135,18 +135,18 @@ Bounds bounds_of(const emoe_model_info &model, const Sizes &sizes, const Budget 
     };
 }
 
-uint64_t budget_bytes(uint32_t kind, uint64_t value, uint64_t resident_bytes, const Machine &m) {
+uint64_t budget_bytes(uint32_t kind, uint64_t value, uint64_t enough_bytes, const Machine &m) {
     switch (kind) {
     case EMOE_BUDGET_SHARE:
         return static_cast<uint64_t>(static_cast<double>(m.limit_bytes) * static_cast<double>(value) / k_million);
     case EMOE_BUDGET_AUTO: {
         // What this process has already is part of its budget.
         double const free = static_cast<double>(m.available_bytes + m.process.resident_bytes);
-        return std::min(static_cast<uint64_t>(free * k_auto_share), resident_bytes);
+        return std::min(static_cast<uint64_t>(free * k_auto_share), enough_bytes);
     }
     default:
         if (value == 0) fail(EMOE_ERR_ARGUMENT, "a memory budget of 0 bytes holds nothing");
-        if (m.limit_bytes != 0 && value > m.limit_bytes && m.limit_bytes < resident_bytes)
+        if (m.limit_bytes != 0 && value > m.limit_bytes && m.limit_bytes < enough_bytes)
             fail(EMOE_ERR_ARGUMENT, "a budget of %s is more than this process may use, %s", format_bytes(value).c_str(),
                  format_bytes(m.limit_bytes).c_str());
         return value;
@@ -166,7 +166,7 @@ emoe_plan make_plan(const emoe_model_info &model, const Sizes &sizes, const Budg
         throw BudgetError(bounds.smallest_bytes, "a budget of " + format_bytes(budget.bytes) + " is too small for " +
                                                      model.name + ": it needs " + format_bytes(bounds.smallest_bytes));
     chosen->smallest_bytes = bounds.smallest_bytes;
-    chosen->resident_bytes = bounds.resident_bytes;
+    chosen->resident_bytes = bounds.enough_bytes;
     return *chosen;
 }
 

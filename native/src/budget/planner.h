@@ -33,13 +33,13 @@ public:
 // What does not depend on the budget's bytes.
 struct Bounds {
     uint64_t smallest_bytes; // the smallest budget that works, whole MiB
-    uint64_t resident_bytes; // the one in which every expert fits and stays, with the longest context and largest batch
+    uint64_t enough_bytes;   // the one in which every expert fits and stays, with the longest context and largest batch
 };
 Bounds bounds_of(const emoe_model_info &model, const Sizes &sizes, const Budget &budget);
 
-// Bytes of a budget as it was asked for, when every expert fits in resident_bytes. Throws EMOE_ERR_ARGUMENT when that is
+// Bytes of a budget as it was asked for, when every expert fits in enough_bytes. Throws EMOE_ERR_ARGUMENT when that is
 // more than this process may use and the model could use it.
-uint64_t budget_bytes(uint32_t kind, uint64_t value, uint64_t resident_bytes, const Machine &machine);
+uint64_t budget_bytes(uint32_t kind, uint64_t value, uint64_t enough_bytes, const Machine &machine);
 
 // Throws BudgetError. bounds: of the same model and sizes.
 emoe_plan make_plan(const emoe_model_info &model, const Sizes &sizes, const Budget &budget, const Bounds &bounds);

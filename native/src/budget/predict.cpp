@@ -34,6 +34,7 @@ Case reckon(double token_bytes, double hits, double compute_s, double disk_bytes
 } // namespace
 
 double hit_rate(double fraction) {
+    if (!(fraction > 0)) return 0;
     for (size_t i = 1; i < std::size(k_hits); i++) {
         Point const &a = k_hits[i - 1], &b = k_hits[i];
         if (fraction <= b.fraction)

@@ -32,6 +32,14 @@ Allowance &allowance_of(const emoe_allowance *allowance) {
     return *allowance->allowance;
 }
 
+// A model as a host describes it.
+emoe_model_info read_info(const emoe_model_info *info) {
+    emoe_model_info model = read_struct(info, "emoe_model_info");
+    if (model.slot_bytes == 0) fail(EMOE_ERR_ARGUMENT, "a model without experts");
+    model.name[sizeof model.name - 1] = 0;
+    return model;
+}
+
 // A failure of the host's own callback: it knows what went wrong.
 void check_callback(emoe_status status) {
     if (status != EMOE_OK) throw Error(status, "the host's callback failed");
@@ -59,11 +67,10 @@ emoe_status emoe_plan_make(const emoe_model *model, const char *cache_dir, const
 emoe_status emoe_plan_choose(const emoe_model_info *info, emoe_sizes_fn sizes, void *user, const emoe_setup *setup,
                              emoe_plan *plan, emoe_error *err) {
     return guarded(err, [&] {
-        emoe_model_info const model = read_struct(info, "emoe_model_info");
+        emoe_model_info const model = read_info(info);
         if (!sizes) fail(EMOE_ERR_ARGUMENT, "sizes is null");
         check_struct(plan, "emoe_plan");
         emoe_setup const s = read_setup(setup, false);
-        if (model.slot_bytes == 0) fail(EMOE_ERR_ARGUMENT, "a model without experts");
         Sizes const ask = [&](uint32_t n_ctx, uint32_t n_ubatch) {
             emoe_context_sizes found = {};
             found.struct_size = sizeof found;
@@ -85,7 +92,7 @@ emoe_status emoe_budget_bytes(uint32_t memory_kind, uint64_t memory, uint64_t re
                               emoe_error *err) {
     return guarded(err, [&] {
         check_pointer(bytes, "bytes");
-        if (memory_kind > EMOE_BUDGET_AUTO) fail(EMOE_ERR_ARGUMENT, "unknown kind of memory %u", memory_kind);
+        check_memory(memory_kind, memory);
         *bytes = budget_bytes(memory_kind, memory, resident_bytes, machine());
     });
 }
@@ -115,7 +122,7 @@ emoe_status emoe_allowance_open(const emoe_plan *plan, const emoe_model_info *in
         if (!resize) fail(EMOE_ERR_ARGUMENT, "resize is null");
         auto made = std::make_unique<emoe_allowance>();
         made->allowance = std::make_unique<Allowance>(
-            read_struct(plan, "emoe_plan"), read_struct(info, "emoe_model_info"), untouched_bytes,
+            read_struct(plan, "emoe_plan"), read_info(info), untouched_bytes,
             [resize, user](uint64_t bytes) { check_callback(resize(user, bytes)); },
             resident ? Allowance::Resident([resident, user] { return resident(user); }) : resident_bytes);
         *out = made.release();

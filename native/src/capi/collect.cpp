@@ -6,9 +6,7 @@ using namespace emoe;
 
 uint64_t emoe_collect_bytes(const emoe_engine *engine, uint32_t n_sample) {
     uint64_t n = 0;
-    (void)guarded(nullptr, [&] {
-        n = Collector::bytes(engine_of(engine).streamer().layout(), n_sample);
-    });
+    (void)guarded(nullptr, [&] { n = Collector::bytes(engine_of(engine).streamer().layout(), n_sample); });
     return n;
 }
 

@@ -47,9 +47,7 @@ emoe_status emoe_engine_can_verify(const emoe_engine *engine, emoe_error *err) {
 uint32_t emoe_engine_n_past(const emoe_engine *engine) { return engine ? engine_of(engine).n_past() : 0; }
 
 emoe_status emoe_engine_rewind(emoe_engine *engine, uint32_t n, emoe_error *err) {
-    return guarded(err, [&] {
-        engine_of(engine).rewind(n);
-    });
+    return guarded(err, [&] { engine_of(engine).rewind(n); });
 }
 
 void emoe_engine_cancel(emoe_engine *engine) {
@@ -61,9 +59,7 @@ void emoe_engine_clear_cancel(emoe_engine *engine) {
 }
 
 emoe_status emoe_engine_set_cache_bytes(emoe_engine *engine, uint64_t cache_bytes, emoe_error *err) {
-    return guarded(err, [&] {
-        engine_of(engine).set_cache_bytes(cache_bytes);
-    });
+    return guarded(err, [&] { engine_of(engine).set_cache_bytes(cache_bytes); });
 }
 
 emoe_status emoe_engine_get_stats(const emoe_engine *engine, emoe_stats *stats, emoe_error *err) {
@@ -74,14 +70,19 @@ emoe_status emoe_engine_get_stats(const emoe_engine *engine, emoe_stats *stats, 
 }
 
 uint32_t emoe_engine_resident(const emoe_engine *engine, uint32_t index) {
-    return engine ? engine_of(engine).streamer().resident(index) : 0;
+    uint32_t n = 0;
+    (void)guarded(nullptr, [&] { n = engine_of(engine).streamer().n_cached(index); });
+    return n;
 }
 
 uint32_t emoe_engine_experts(const emoe_engine *engine, uint32_t index, uint8_t *states, uint32_t cap) {
-    if (!engine) return 0;
-    std::vector<uint8_t> const found = engine_of(engine).streamer().expert_states(index);
-    if (states && found.size() <= cap) std::copy(found.begin(), found.end(), states);
-    return static_cast<uint32_t>(found.size());
+    uint32_t n = 0;
+    (void)guarded(nullptr, [&] {
+        std::vector<uint8_t> const found = engine_of(engine).streamer().expert_states(index);
+        if (states && found.size() <= cap) std::copy(found.begin(), found.end(), states);
+        n = static_cast<uint32_t>(found.size());
+    });
+    return n;
 }
 
 emoe_status emoe_engine_accuracy(const emoe_engine *engine, uint32_t index, emoe_accuracy *accuracy, emoe_error *err) {
@@ -97,14 +98,20 @@ emoe_status emoe_engine_accuracy(const emoe_engine *engine, uint32_t index, emoe
 }
 
 uint64_t emoe_engine_rates(const emoe_engine *engine, float *rates, uint64_t cap) {
-    if (!engine) return 0;
-    std::vector<float> const found = engine_of(engine).streamer().rates();
-    if (rates && found.size() <= cap) std::copy(found.begin(), found.end(), rates);
-    return found.size();
+    uint64_t n = 0;
+    (void)guarded(nullptr, [&] {
+        std::vector<float> const found = engine_of(engine).streamer().rates();
+        if (rates && found.size() <= cap) std::copy(found.begin(), found.end(), rates);
+        n = found.size();
+    });
+    return n;
 }
 
 void emoe_engine_warm_start(emoe_engine *engine, const float *rates, uint64_t n) {
-    if (engine && rates) engine_of(engine).streamer().warm_start(std::vector<float>(rates, rates + n));
+    (void)guarded(nullptr, [&] {
+        Streamer &streamer = engine_of(engine).streamer();
+        if (rates && n == streamer.layout().n_expert_total) streamer.warm_start(std::vector<float>(rates, rates + n));
+    });
 }
 
 emoe_status emoe_engine_trace(emoe_engine *engine, const char *path, const char *header, emoe_error *err) {
@@ -115,13 +122,11 @@ emoe_status emoe_engine_trace(emoe_engine *engine, const char *path, const char 
 
 void emoe_engine_inject_fault(emoe_engine *engine, uint32_t kind, uint64_t n) {
     if (!engine) return;
-    FaultPlan &plan = engine_of(engine).streamer().faults();
-    plan.kind.store(kind);
-    plan.countdown.store(n);
+    Faults &faults = engine_of(engine).streamer().faults();
+    faults.kind.store(kind);
+    faults.countdown.store(n);
 }
 
 emoe_text *emoe_engine_text(const emoe_engine *engine) { return engine ? &engine->text : nullptr; }
 
-uint32_t emoe_engine_n_ctx(const emoe_engine *engine) {
-    return engine ? llama_n_ctx(engine->engine->context()) : 0;
-}
+uint32_t emoe_engine_n_ctx(const emoe_engine *engine) { return engine ? engine_of(engine).n_ctx() : 0; }

@@ -38,4 +38,7 @@ inline Engine &engine_of(const emoe_engine *engine) {
 // them in one place. shaped: n_ctx, n_ubatch and n_threads must be given.
 emoe_setup read_setup(const emoe_setup *setup, bool shaped);
 
+// How a budget is asked for. Throws EMOE_ERR_ARGUMENT.
+void check_memory(uint32_t kind, uint64_t memory);
+
 } // namespace emoe

@@ -1,12 +1,10 @@
 // edgemoe.h: the library itself.
-#include "base/machine.h"
 #include "base/guard.h"
+#include "base/machine.h"
 #include "llama/log.h"
 #include "llama/stamp.h"
 
 #include <edgemoe.h>
-
-#include <ggml.h>
 
 #include <string>
 

@@ -1,6 +1,7 @@
 // edgemoe.h: models, their shells, what contexts of them allocate.
 #include "base/guard.h"
 #include "capi/handles.h"
+#include "llama/devices.h"
 #include "llama/info.h"
 #include "llama/measure.h"
 #include "llama/shell.h"
@@ -64,10 +65,14 @@ emoe_status emoe_model_get_layer(const emoe_model *model, uint32_t index, emoe_l
 }
 
 int64_t emoe_model_meta(const emoe_model *model, const char *key, char *buf, uint64_t buf_bytes) {
-    std::string text;
-    if (!model || !key || !meta_text(model->index->meta.get(), key, &text)) return -1;
-    if (buf && buf_bytes > 0) snprintf(buf, buf_bytes, "%s", text.c_str());
-    return static_cast<int64_t>(text.size());
+    int64_t n = -1;
+    (void)guarded(nullptr, [&] {
+        std::string text;
+        if (!model || !key || !meta_text(model->index->meta.get(), key, &text)) return;
+        if (buf && buf_bytes > 0) snprintf(buf, buf_bytes, "%s", text.c_str());
+        n = static_cast<int64_t>(text.size());
+    });
+    return n;
 }
 
 emoe_status emoe_shell_write(const emoe_model *model, const char *path, uint32_t with_data, emoe_error *err) {
@@ -98,8 +103,7 @@ emoe_status emoe_shell_find(const emoe_model *model, const char *cache_dir, char
     });
 }
 
-emoe_status emoe_shell_make(const emoe_model *model, const char *cache_dir, char *path, uint64_t cap,
-                            emoe_error *err) {
+emoe_status emoe_shell_make(const emoe_model *model, const char *cache_dir, char *path, uint64_t cap, emoe_error *err) {
     return guarded(err, [&] {
         check_pointer(model, "model");
         check_pointer(cache_dir, "cache_dir");
@@ -142,4 +146,3 @@ emoe_status emoe_gpu_experts_speed(const emoe_model *model, uint32_t device, uin
         *ns = GpuTier::measure_ns(*model->index, gpu_device(device), index, n);
     });
 }
-

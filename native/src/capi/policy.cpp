@@ -1,6 +1,5 @@
 // The eviction policies for hosts that hold experts themselves (edgemoe.h, "eviction policies").
-#include "base/guard.h"
-#include "cache/policy.h"
+#include "capi/shape.h"
 
 #include <edgemoe.h>
 
@@ -19,14 +18,10 @@ struct emoe_policy {
 emoe_status emoe_policy_open(uint32_t kind, const uint32_t *n_expert, uint32_t n_layer, uint32_t n_expert_used,
                              emoe_policy **out, emoe_error *err) {
     return guarded(err, [&] {
-        check_pointer(n_expert, "n_expert");
         check_pointer(out, "out");
         if (kind >= k_n_policy) fail(EMOE_ERR_ARGUMENT, "unknown eviction policy %u", kind);
-        if (n_layer == 0 || n_expert_used == 0) fail(EMOE_ERR_ARGUMENT, "a policy for no experts");
         auto made = std::make_unique<emoe_policy>();
-        made->shape.n_expert_used = n_expert_used;
-        made->shape.first.push_back(0);
-        for (uint32_t i = 0; i < n_layer; i++) made->shape.first.push_back(made->shape.first.back() + n_expert[i]);
+        made->shape = read_shape(n_expert, n_layer, n_expert_used);
         made->policy = make_policy(static_cast<PolicyKind>(kind), made->shape);
         *out = made.release();
     });
@@ -38,6 +33,12 @@ emoe_status emoe_policy_visit(emoe_policy *policy, uint32_t layer, uint32_t n_to
                               const uint32_t *n_row, const float *weight, uint32_t n_use, emoe_error *err) {
     return guarded(err, [&] {
         check_pointer(policy, "policy");
+        if (n_use != 0) {
+            check_pointer(experts, "experts");
+            check_pointer(n_row, "n_row");
+            check_pointer(weight, "weight");
+        }
+        if (n_token == 0) fail(EMOE_ERR_ARGUMENT, "a batch of no tokens");
         if (layer >= policy->shape.n_layer()) fail(EMOE_ERR_ARGUMENT, "there is no layer %u", layer);
         uint32_t const first = policy->shape.first[layer];
         policy->uses.clear();
@@ -70,5 +71,6 @@ uint64_t emoe_policy_rates(const emoe_policy *policy, float *rates, uint64_t cap
 }
 
 void emoe_policy_warm_start(emoe_policy *policy, const float *rates, uint64_t n) {
-    if (policy && rates) policy->policy->warm_start(std::vector<float>(rates, rates + n));
+    if (policy && rates && n == policy->shape.n_expert())
+        policy->policy->warm_start(std::vector<float>(rates, rates + n));
 }

@@ -1,14 +1,27 @@
 // emoe_replay of edgemoe.h: recorded routing as arrays, checked, to what pipeline/replay.h plays.
 #include "pipeline/replay.h"
 
-#include "base/error.h"
-#include "base/guard.h"
+#include "capi/shape.h"
 
 #include <edgemoe.h>
 
 #include <algorithm>
 
 using namespace emoe;
+
+namespace {
+
+void check_visits(const emoe_replay_params &p) {
+    if (p.n_visit == 0) return;
+    check_pointer(p.layer, "layer");
+    check_pointer(p.n_token, "n_token");
+    check_pointer(p.n_use, "n_use");
+    check_pointer(p.expert, "expert");
+    check_pointer(p.n_row, "n_row");
+    check_pointer(p.weight, "weight");
+}
+
+} // namespace
 
 emoe_status emoe_replay(const emoe_replay_params *params, uint64_t *n_use, uint64_t *n_miss, emoe_error *err) {
     return guarded(err, [&] {
@@ -17,11 +30,9 @@ emoe_status emoe_replay(const emoe_replay_params *params, uint64_t *n_use, uint6
         emoe_replay_params const p = read_struct(params, "emoe_replay_params");
         bool const belady = p.policy == EMOE_REPLAY_BELADY;
         if (!belady && p.policy >= k_n_policy) fail(EMOE_ERR_ARGUMENT, "unknown eviction policy %u", p.policy);
-        if (p.n_layer == 0 || p.n_slot == 0) fail(EMOE_ERR_ARGUMENT, "no layers or no slots to replay with");
-        PolicyShape shape;
-        shape.n_expert_used = p.n_expert_used;
-        shape.first.push_back(0);
-        for (uint32_t l = 0; l < p.n_layer; l++) shape.first.push_back(shape.first.back() + p.n_expert[l]);
+        if (p.n_slot == 0) fail(EMOE_ERR_ARGUMENT, "no slots to replay with");
+        PolicyShape const shape = read_shape(p.n_expert, p.n_layer, p.n_expert_used);
+        check_visits(p);
         std::vector<RecordedVisit> visits(p.n_visit);
         std::vector<Use> uses;
         for (uint64_t v = 0; v < p.n_visit; v++) {

@@ -1,8 +1,8 @@
 // The session of edgemoe.h implemented: checks of arguments, exceptions to statuses, nothing else.
+#include "session/session.h"
 #include "base/guard.h"
 #include "capi/handles.h"
 #include "llama/chat_template.h"
-#include "session/session.h"
 
 #include <algorithm>
 #include <cstring>

@@ -2,8 +2,7 @@
 #include "base/guard.h"
 #include "cache/policy.h"
 #include "capi/handles.h"
-
-#include <ggml.h>
+#include "llama/measure.h"
 
 namespace emoe {
 
@@ -11,9 +10,11 @@ namespace {
 
 constexpr uint32_t k_max_threads = 512; // of ggml
 constexpr uint32_t k_max_lanes = 64;
+constexpr uint64_t k_million = 1000000;
 
 void check_shape(const emoe_setup &s) {
     if (s.n_ctx == 0) fail(EMOE_ERR_ARGUMENT, "a context of 0 tokens");
+    if (s.n_ctx > INT32_MAX) fail(EMOE_ERR_ARGUMENT, "a context of %u tokens", s.n_ctx);
     if (s.n_ubatch == 0 || s.n_ubatch > s.n_ctx)
         fail(EMOE_ERR_ARGUMENT, "batches of %u tokens in a context of %u", s.n_ubatch, s.n_ctx);
     if (s.n_threads == 0) fail(EMOE_ERR_ARGUMENT, "0 threads");
@@ -21,15 +22,19 @@ void check_shape(const emoe_setup &s) {
 
 } // namespace
 
+void check_memory(uint32_t kind, uint64_t memory) {
+    if (kind > EMOE_BUDGET_AUTO) fail(EMOE_ERR_ARGUMENT, "unknown kind of memory %u", kind);
+    if (kind == EMOE_BUDGET_SHARE && memory > k_million)
+        fail(EMOE_ERR_ARGUMENT, "%llu millionths of what this process may use",
+             static_cast<unsigned long long>(memory));
+}
+
 emoe_setup read_setup(const emoe_setup *setup, bool shaped) {
     emoe_setup s = read_struct(setup, "emoe_setup");
     if (s.n_outputs == 0) s.n_outputs = 1;
-    if (s.kv_type == 0) s.kv_type = GGML_TYPE_F16;
-    if (s.kv_type != GGML_TYPE_F16 && s.kv_type != GGML_TYPE_F32 && s.kv_type != GGML_TYPE_Q8_0)
-        fail(EMOE_ERR_ARGUMENT, "a KV cache of type %u", s.kv_type);
-    if (s.memory_kind > EMOE_BUDGET_AUTO) fail(EMOE_ERR_ARGUMENT, "unknown kind of memory %u", s.memory_kind);
-    if (s.n_threads > k_max_threads)
-        fail(EMOE_ERR_ARGUMENT, "%u threads: at most %u", s.n_threads, k_max_threads);
+    s.kv_type = kv_type_of(s.kv_type);
+    check_memory(s.memory_kind, s.memory);
+    if (s.n_threads > k_max_threads) fail(EMOE_ERR_ARGUMENT, "%u threads: at most %u", s.n_threads, k_max_threads);
     if (s.policy >= k_n_policy) fail(EMOE_ERR_ARGUMENT, "unknown eviction policy %u", s.policy);
     if (s.prefetch > EMOE_PREFETCH_ON) fail(EMOE_ERR_ARGUMENT, "unknown prefetch mode %u", s.prefetch);
     if (s.reader > EMOE_READER_URING) fail(EMOE_ERR_ARGUMENT, "unknown reader %u", s.reader);

@@ -1,8 +1,8 @@
 // edgemoe.h: text, sampling, constraints and log-probabilities, streams of text.
+#include "llama/text.h"
 #include "base/guard.h"
 #include "capi/handles.h"
 #include "llama/sampler.h"
-#include "llama/text.h"
 #include "text/stream.h"
 
 using namespace emoe;
@@ -61,17 +61,12 @@ int64_t emoe_text_piece(const emoe_text *text, int32_t token, uint32_t special, 
     return n;
 }
 
-uint32_t emoe_text_is_eog(const emoe_text *text, int32_t token) {
-    if (!text || token < 0 || token >= llama_vocab_n_tokens(text->model->vocab())) return 0;
-    return llama_vocab_is_eog(text->model->vocab(), token) ? 1 : 0;
-}
+uint32_t emoe_text_is_eog(const emoe_text *text, int32_t token) { return text && is_eog(*text->model, token) ? 1 : 0; }
 
-int32_t emoe_text_bos(const emoe_text *text) { return text ? llama_vocab_bos(text->model->vocab()) : -1; }
-int32_t emoe_text_eos(const emoe_text *text) { return text ? llama_vocab_eos(text->model->vocab()) : -1; }
+int32_t emoe_text_bos(const emoe_text *text) { return text ? bos(*text->model) : -1; }
+int32_t emoe_text_eos(const emoe_text *text) { return text ? eos(*text->model) : -1; }
 
-uint32_t emoe_text_n_vocab(const emoe_text *text) {
-    return text ? static_cast<uint32_t>(llama_vocab_n_tokens(text->model->vocab())) : 0;
-}
+uint32_t emoe_text_n_vocab(const emoe_text *text) { return text ? n_vocab(*text->model) : 0; }
 
 emoe_status emoe_sampler_open(const emoe_sampler_params *params, emoe_sampler **out, emoe_error *err) {
     return guarded(err, [&] {

@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "llama/devices.h"
 #include "llama/log.h"
 
 #include <algorithm>
@@ -11,14 +12,15 @@ namespace emoe {
 
 namespace {
 
-// What a cancelled visit gives as its reason.
-constexpr const char *k_cancelled = "cancelled";
 // Tokens at once from which on GPUs compute with kernels for batches.
 constexpr uint32_t k_batched_tokens = 9;
 
-Streamer::Params streamer_params(const ModelIndex &index, const emoe_setup &p, uint64_t cache_bytes, const Placement &placement) {
+Failure cancelled() { return {EMOE_ERR_CANCELLED, "cancelled"}; }
+
+Streamer::Params streamer_params(const ModelIndex &index, const emoe_setup &p, uint64_t cache_bytes,
+                                 const GpuParts &gpu_parts) {
     Streamer::Params s;
-    s.on_gpu = placement.experts(index.layout);
+    s.on_gpu = gpu_parts.experts(index.layout);
     s.n_embd = index.n_router_input;
     s.prefetch = static_cast<PrefetchMode>(p.prefetch);
     s.cache_bytes = cache_bytes;
@@ -33,86 +35,104 @@ Streamer::Params streamer_params(const ModelIndex &index, const emoe_setup &p, u
 } // namespace
 
 Engine::Engine(const ModelIndex &index, const std::string &shell_path, const emoe_setup &setup, uint64_t cache_bytes)
-    : setup_(setup), placement_(index, setup.device, setup.n_gpu_layer,
+    : setup_(setup), gpu_parts_(index, setup.device, setup.n_gpu_layer,
                                 std::vector<uint32_t>(setup.gpu_experts, setup.gpu_experts + setup.n_gpu_expert)),
-      streamer_(std::make_unique<Streamer>(index.layout, streamer_params(index, setup, cache_bytes, placement_))) {
+      streamer_(std::make_unique<Streamer>(index.layout, streamer_params(index, setup, cache_bytes, gpu_parts_))) {
     check_unchanged(index); // the streamer has opened the files by name, the index is from before
     load(index, shell_path, cache_bytes);
 }
 
+// What a model is loaded with: its shell, the log lines that say how far llama.cpp has come, and what was mapped before.
+struct Engine::Loading {
+    Loading(const ModelIndex &index, const std::string &shell_path, bool gpu_experts)
+        : path(shell_path), extent(check_shell(index, shell_path, true)), shell(shell_path, extent),
+          log([this, gpu_experts](const std::string &line) {
+              // Printed after the file was opened and its size checked, before it is mapped (see shell.h).
+              if (line.find("loading model tensors") != std::string::npos) shell.shorten();
+              // After the mapping, before the data: what goes to a GPU is copied from it, experts too (filled in
+              // dry_run).
+              if (gpu_experts && line.find("model buffer size") != std::string::npos) shell.lengthen();
+          }),
+          before(mappings_of(shell_path)) {}
+
+    // Where the model under way is mapped, 0 when nobody says; parts: all ranges of it.
+    uintptr_t mapping(std::vector<Range> *parts = nullptr) const {
+        uintptr_t found = 0;
+        for (uintptr_t const m : mappings_of(path, parts))
+            if (std::find(before.begin(), before.end(), m) == before.end()) found = m;
+        return found;
+    }
+    // A progress_callback: the zeros that stand for a GPU's experts are copied from the mapping, and the pages of each
+    // tensor are dropped after it.
+    static bool drop_holes(float progress, void *self) {
+        auto const *l = static_cast<const Loading *>(self);
+        if (progress >= 1.0f) return true; // the last call comes when parts are unmapped already
+        if (uintptr_t const m = l->mapping())
+            release_pages(reinterpret_cast<void *>(m + l->extent.dense_end), l->extent.full_end - l->extent.dense_end);
+        return true;
+    }
+    std::string why() const { return log.last_error("no reason given"); }
+
+    std::string const path;
+    ShellExtent const extent;
+    ShellLoad const shell;
+    LogCapture const log;
+    std::vector<uintptr_t> const before; // mappings of other engines of this process
+};
+
 void Engine::load(const ModelIndex &index, const std::string &shell_path, uint64_t cache_bytes) {
     // One load at a time in this process: the log is process-wide. Between processes the shell is locked.
-    static std::mutex loading;
-    std::lock_guard<std::mutex> const lock(loading);
+    static std::mutex loading_mutex;
+    std::lock_guard<std::mutex> const lock(loading_mutex);
     AssertionGuard const guard;
-
-    ShellExtent const extent = check_shell(index, shell_path, true);
-    ShellLoad const shell(shell_path, extent);
-    LogCapture const log([&shell, this](const std::string &line) {
-        // Printed after the file was opened and its size checked, before it is mapped (see shell.h).
-        if (line.find("loading model tensors") != std::string::npos) shell.shorten();
-        // After the mapping, before the data: what goes to a GPU is copied from it, experts too (filled in dry_run).
-        if (placement_.any_experts() && line.find("model buffer size") != std::string::npos) shell.lengthen();
-    });
-    std::vector<uintptr_t> const before = mappings_of(shell_path); // of other engines of this process
-    llama_model_params mp = model_params();
-    placement_.apply(&mp);
-    // The zeros that stand for a GPU's experts are copied from the mapping: each tensor's pages are dropped after it.
-    struct Hole {
-        const std::string &path;
-        const std::vector<uintptr_t> &before;
-        ShellExtent extent;
-    } hole{shell_path, before, extent};
-    if (placement_.any_experts()) {
-        mp.progress_callback_user_data = &hole;
-        mp.progress_callback = [](float progress, void *user) {
-            auto const *h = static_cast<const Hole *>(user);
-            if (progress >= 1.0f) return true; // the last call comes when parts are unmapped already
-            for (uintptr_t const m : mappings_of(h->path))
-                if (std::find(h->before.begin(), h->before.end(), m) == h->before.end()) {
-                    release_pages(reinterpret_cast<void *>(m + h->extent.dense_end),
-                                  h->extent.full_end - h->extent.dense_end);
-                    break;
-                }
-            return true;
-        };
+    Loading const loading(index, shell_path, gpu_parts_.any_experts());
+    load_model(index, loading);
+    interposer_ = std::make_unique<Interposer>(*streamer_, *dense_, gpu_.get());
+    if (!gpu_parts_.tier().empty()) {
+        tier_ = std::make_unique<GpuTier>(index, gpu_parts_.device(), gpu_parts_.tier(), setup_.n_ubatch);
+        interposer_->set_tier(tier_.get());
     }
-    model_.reset(llama_model_load_from_file(shell_path.c_str(), mp));
-    if (!model_) fail(EMOE_ERR_FORMAT, "llama.cpp refuses the model: %s", log.last_error("no reason given").c_str());
-    vocab_ = llama_model_get_vocab(model_.get());
+    make_context(loading);
+    buffers_ = parse_buffers(loading.log.text(), gpu_name(setup_.device));
+    work_ = WorkSpace(index, setup_, buffers_.compute_bytes);
+    set_cache_bytes(std::max(cache_bytes, streamer_->min_bytes() + work_.extra_bytes(work_.n_ubatch())));
+    dry_run();
+    loading.shell.drop_pages();
+}
 
-    uintptr_t mapping = 0;
+void Engine::load_model(const ModelIndex &index, const Loading &loading) {
+    llama_model_params mp = model_params();
+    gpu_parts_.apply(&mp);
+    if (gpu_parts_.any_experts()) {
+        mp.progress_callback_user_data = const_cast<Loading *>(&loading);
+        mp.progress_callback = Loading::drop_holes;
+    }
+    model_.reset(llama_model_load_from_file(loading.path.c_str(), mp));
+    if (!model_) fail(EMOE_ERR_FORMAT, "llama.cpp refuses the model: %s", loading.why().c_str());
+    vocab_ = llama_model_get_vocab(model_.get());
     std::vector<Range> parts;
-    for (uintptr_t const m : mappings_of(shell_path, &parts))
-        if (std::find(before.begin(), before.end(), m) == before.end()) mapping = m;
+    uintptr_t const mapping = loading.mapping(&parts);
+    ShellExtent const &extent = loading.extent;
     dense_ =
         std::make_unique<DenseMover>(mapping, extent.dense_end, extent.full_end, index.dense_bytes, index.dense.size());
     if (setup_.device != 0) dense_->set_parts(std::move(parts));
-    gpu_ = std::make_unique<GpuExperts>(index, placement_);
-    interposer_ = std::make_unique<Interposer>(*streamer_, *dense_, gpu_.get());
-    if (!placement_.tier().empty()) {
-        tier_ = std::make_unique<GpuTier>(index, placement_.device(), placement_.tier(), setup_.n_ubatch);
-        interposer_->scratch().tier = tier_.get();
-    }
+    gpu_ = std::make_unique<GpuExperts>(index, gpu_parts_);
+}
+
+void Engine::make_context(const Loading &loading) {
     llama_context_params cp = context_params(setup_);
     cp.cb_eval = Interposer::on_node;
     cp.cb_eval_user_data = interposer_.get();
     cp.abort_callback = [](void *self) {
         auto const *engine = static_cast<const Engine *>(self);
-        return engine->dry_ || engine->streamer_->failed() || !engine->interposer_->violation().empty() ||
+        return engine->dry_ || engine->streamer_->failed() || engine->interposer_->failure() ||
                !engine->interposer_->column_violation().empty();
     };
     cp.abort_callback_data = this;
     ctx_.reset(llama_init_from_model(model_.get(), cp));
     if (!ctx_)
-        fail(EMOE_ERR_MEMORY, "llama.cpp cannot make a context of %u tokens: %s", setup_.n_ctx,
-             log.last_error("no reason given").c_str());
+        fail(EMOE_ERR_MEMORY, "llama.cpp cannot make a context of %u tokens: %s", setup_.n_ctx, loading.why().c_str());
     n_ctx_ = llama_n_ctx(ctx_.get());
-    buffers_ = parse_buffers(log.text(), gpu_name(setup_.device));
-    work_ = WorkSpace(index, setup_, buffers_.compute_bytes);
-    set_cache_bytes(std::max(cache_bytes, streamer_->min_bytes() + work_.extra_bytes(work_.n_ubatch())));
-    dry_run();
-    shell.drop_pages();
 }
 
 // Shows the graph of one token to the interposer: the dense weights move, and what cannot be streamed is found now and
@@ -133,20 +153,19 @@ void Engine::dry_run() {
         streamer_->begin_batch(n);
         (void)llama_decode(ctx_.get(), llama_batch_get_one(tokens.data(), static_cast<int32_t>(n)));
         llama_synchronize(ctx_.get());
-        std::string const failure = streamer_->failed() ? streamer_->failure() : "";
+        Failure const failure = streamer_->failure();
         streamer_->end_batch();
-        if (!failure.empty()) fail(EMOE_ERR_IO, "%s", failure.c_str());
-        if (!on_gpu || !interposer_->violation().empty()) break;
+        if (failure) failure.raise();
+        if (!on_gpu || interposer_->failure()) break;
     }
     llama_memory_clear(llama_get_memory(ctx_.get()), true);
     interposer_->columns().end();
     dry_ = false;
     interposer_->begin_graph();
-    if (!interposer_->violation().empty())
-        fail(EMOE_ERR_UNSUPPORTED, "this model cannot be streamed: %s", interposer_->violation().c_str());
+    if (interposer_->failure()) interposer_->failure().raise();
     if (gpu_->n_missing() != 0)
         fail(EMOE_ERR_UNSUPPORTED, "this model cannot be streamed: its graph leaves out experts of the GPU");
-    if (interposer_->n_rewritten() == 0 && !placement_.any_experts())
+    if (interposer_->n_rewritten() == 0 && !gpu_parts_.any_experts())
         fail(EMOE_ERR_UNSUPPORTED, "this model cannot be streamed: its graph never multiplies by its experts");
 }
 
@@ -175,11 +194,11 @@ void Engine::run(const int32_t *tokens, uint32_t n, bool want_all, Rounding roun
     if (want_all && (n > setup_.n_outputs || n > n_ubatch))
         fail(EMOE_ERR_ARGUMENT, "logits of %u tokens were asked for, but the engine was opened for %u at a time", n,
              std::min(setup_.n_outputs, n_ubatch));
+    if (n > n_ctx_ - n_past_)
+        fail(EMOE_ERR_CONTEXT, "%u tokens do not fit: the context holds %u and has %u", n, n_ctx_, n_past_);
     for (uint32_t i = 0; i < n; i++)
         if (tokens[i] < 0 || static_cast<uint32_t>(tokens[i]) >= n_vocab)
             fail(EMOE_ERR_ARGUMENT, "token %d is not in the vocabulary of %u", tokens[i], n_vocab);
-    if (n > n_ctx_ - n_past_)
-        fail(EMOE_ERR_CONTEXT, "%u tokens do not fit: the context holds %u and has %u", n, n_ctx_, n_past_);
 
     uint32_t const begin = n_past_;
     if (!keeps_cancel_) cancelled_.store(false);
@@ -187,7 +206,7 @@ void Engine::run(const int32_t *tokens, uint32_t n, bool want_all, Rounding roun
     uint64_t const extra = work_.extra_bytes(n);
     if (extra != 0) lend(extra);
     streamer_->begin_batch(n);
-    if (cancelled_.load()) streamer_->fail_visit(k_cancelled); // between the last call and this one's begin_batch
+    if (cancelled_.load()) streamer_->fail_visit(cancelled()); // between the last call and this one's begin_batch
     uint64_t const t0 = now_ns();
     try {
         for (uint32_t done = 0; done < n; done += n_ubatch) {
@@ -212,14 +231,14 @@ void Engine::run(const int32_t *tokens, uint32_t n, bool want_all, Rounding roun
 
 void Engine::set_cache_bytes(uint64_t bytes) {
     require_cache_bytes(bytes, streamer_->min_bytes() + work_.extra_bytes(work_.n_ubatch()));
-    std::lock_guard<std::mutex> const lock(budget_mutex_);
+    std::lock_guard<std::mutex> const lock(cache_mutex_);
     cache_bytes_ = bytes;
     streamer_->set_cache_bytes(bytes - lent_bytes_);
 }
 
 void Engine::lend(uint64_t bytes) {
     if (bytes == 0) interposer_->release_work();
-    std::lock_guard<std::mutex> const lock(budget_mutex_);
+    std::lock_guard<std::mutex> const lock(cache_mutex_);
     lent_bytes_ = bytes;
     streamer_->set_cache_bytes(cache_bytes_ - bytes);
 }
@@ -236,13 +255,8 @@ void Engine::compute(const int32_t *tokens, uint32_t n, bool want_all, bool want
     if (rounding == Rounding::columns) interposer_->columns().begin(n_past_);
     int const rc = llama_decode(ctx_.get(), batch);
     interposer_->columns().end();
-    if (streamer_->failed()) {
-        std::string const why = streamer_->failure();
-        if (why == k_cancelled) fail(EMOE_ERR_CANCELLED, "cancelled");
-        fail(EMOE_ERR_IO, "an expert could not be read: %s", why.c_str());
-    }
-    if (!interposer_->violation().empty())
-        fail(EMOE_ERR_UNSUPPORTED, "this model cannot be streamed: %s", interposer_->violation().c_str());
+    if (Failure const failure = streamer_->failure()) failure.raise();
+    if (interposer_->failure()) interposer_->failure().raise();
     if (!interposer_->column_violation().empty())
         fail(EMOE_ERR_UNSUPPORTED, "this model cannot verify drafts: %s", interposer_->column_violation().c_str());
     if (rc == 1) fail(EMOE_ERR_CONTEXT, "no room for %u tokens in the KV cache of %u", n, n_ctx_);
@@ -284,7 +298,7 @@ const float *Engine::logits(uint32_t i) const {
 
 void Engine::cancel() {
     cancelled_.store(true);
-    streamer_->fail_visit(k_cancelled);
+    streamer_->fail_visit(cancelled());
 }
 
 void Engine::clear_cancel() {

@@ -6,10 +6,11 @@
 #include "llama/index.h"
 #include "llama/interposer.h"
 #include "llama/measure.h"
+#include "llama/owned.h"
 #include "llama/shell.h"
+#include "llama/text.h"
 #include "llama/tier.h"
 #include "pipeline/streamer.h"
-#include "llama/text.h"
 
 #include <edgemoe.h>
 
@@ -20,13 +21,6 @@
 #include <mutex>
 
 namespace emoe {
-
-struct ModelFree {
-    void operator()(llama_model *m) const { llama_model_free(m); }
-};
-struct ContextFree {
-    void operator()(llama_context *c) const { llama_free(c); }
-};
 
 class Engine : public TextModel {
 public:
@@ -50,12 +44,15 @@ public:
     Streamer &streamer() const { return *streamer_; }
 
     const llama_vocab *vocab() const override { return vocab_; }
-    llama_context *context() const { return ctx_.get(); }
+    uint32_t n_ctx() const { return n_ctx_; }
     // Row i of the last decode call as an index for llama_get_logits_ith; -2 when there is none.
     int32_t output_index(uint32_t i) const;
 
 private:
+    struct Loading;
     void load(const ModelIndex &index, const std::string &shell_path, uint64_t cache_bytes);
+    void load_model(const ModelIndex &index, const Loading &loading);
+    void make_context(const Loading &loading);
     void dry_run();
     enum class Rounding { batch, columns };
     void run(const int32_t *tokens, uint32_t n, bool want_all, Rounding rounding);
@@ -64,14 +61,14 @@ private:
     void lend(uint64_t bytes); // cache bytes to the work space of a large batch, 0: all back
 
     emoe_setup const setup_; // but its pointers, which were valid while it was made
-    Placement placement_;
+    GpuParts gpu_parts_;
     std::unique_ptr<GpuExperts> gpu_;
     std::unique_ptr<GpuTier> tier_;
     std::unique_ptr<Streamer> streamer_; // outlives the context, whose graph calls into it
     std::unique_ptr<DenseMover> dense_;
     std::unique_ptr<Interposer> interposer_;
-    std::unique_ptr<llama_model, ModelFree> model_;
-    std::unique_ptr<llama_context, ContextFree> ctx_;
+    LlamaModelPtr model_;
+    LlamaContextPtr ctx_;
     const llama_vocab *vocab_ = nullptr;
     ContextBuffers buffers_;
     WorkSpace work_;
@@ -82,7 +79,7 @@ private:
     bool dry_ = false; // the graph is only looked at
     std::atomic<bool> cancelled_{false};
     bool keeps_cancel_ = false;
-    std::mutex budget_mutex_; // guards the next two
+    std::mutex cache_mutex_; // guards the next two
     uint64_t cache_bytes_ = 0;
     uint64_t lent_bytes_ = 0;
     std::vector<int8_t> wanted_; // scratch: which tokens' logits

@@ -91,14 +91,14 @@ private:
     std::vector<uint64_t> begun_ns_;
     std::mutex mutex_;
     std::condition_variable done_;
-    FaultPlan faults_;
+    Faults faults_;
     std::unique_ptr<Reader> reader_;
 };
 
 } // namespace
 
 emoe_storage_speed measure_storage(const std::string &path, uint64_t block_bytes, uint32_t n_lane, uint64_t max_bytes,
-                     uint64_t max_ns) {
+                                   uint64_t max_ns) {
     emoe_storage_speed speed = {};
     File file(path, false);
     if (file.size() == 0) fail(EMOE_ERR_FORMAT, "`%s` is empty", path.c_str());

@@ -35,7 +35,7 @@ bool ReadProgress::advance(int64_t result, std::string *error) {
     return false;
 }
 
-int64_t FaultPlan::distort(int64_t result, uint32_t bytes) {
+int64_t Faults::distort(int64_t result, uint32_t bytes) {
     uint64_t left = countdown.load(std::memory_order_relaxed);
     if (left == UINT64_MAX) return result;
     while (left != UINT64_MAX && !countdown.compare_exchange_weak(left, left == 0 ? UINT64_MAX : left - 1)) {
@@ -51,7 +51,7 @@ int64_t FaultPlan::distort(int64_t result, uint32_t bytes) {
     }
 }
 
-std::unique_ptr<Reader> make_reader(const ReaderParams &params, FaultPlan &faults, ReadSink &sink) {
+std::unique_ptr<Reader> make_reader(const ReaderParams &params, Faults &faults, ReadSink &sink) {
     if (params.kind == ReaderKind::threads || params.bytes_per_s != 0) return make_thread_reader(params, faults, sink);
     std::unique_ptr<Reader> reader = make_uring_reader(params, faults, sink);
     if (!reader && params.kind == ReaderKind::uring) fail(EMOE_ERR_UNSUPPORTED, "this system does not allow io_uring");
@@ -62,7 +62,7 @@ namespace {
 
 class ThreadReader final : public Reader {
 public:
-    ThreadReader(const ReaderParams &params, FaultPlan &faults, ReadSink &sink)
+    ThreadReader(const ReaderParams &params, Faults &faults, ReadSink &sink)
         : sink_(sink), faults_(faults), bytes_per_s_(params.bytes_per_s) {
         lanes_.reserve(params.n_lane);
         for (uint32_t i = 0; i < params.n_lane; i++) lanes_.emplace_back([this] { run(); });
@@ -93,7 +93,7 @@ private:
     void throttle(uint32_t bytes);
 
     ReadSink &sink_;
-    FaultPlan &faults_;
+    Faults &faults_;
     uint64_t const bytes_per_s_;
     std::mutex mutex_; // guards queue_, stop_, free_at_ns_
     std::condition_variable wake_;
@@ -141,7 +141,7 @@ void ThreadReader::throttle(uint32_t bytes) {
 
 } // namespace
 
-std::unique_ptr<Reader> make_thread_reader(const ReaderParams &params, FaultPlan &faults, ReadSink &sink) {
+std::unique_ptr<Reader> make_thread_reader(const ReaderParams &params, Faults &faults, ReadSink &sink) {
     return std::make_unique<ThreadReader>(params, faults, sink);
 }
 

@@ -31,8 +31,8 @@ public:
     virtual void on_read(uint64_t tag, const std::string &error) = 0;
 };
 
-// When and how a read goes wrong: the reader's fault-injecting twin is the reader with a plan.
-struct FaultPlan {
+// When and how a read goes wrong: the reader's fault-injecting twin is the reader with some.
+struct Faults {
     std::atomic<uint32_t> kind{0};               // EMOE_FAULT_*
     std::atomic<uint64_t> countdown{UINT64_MAX}; // the read that finds 0 goes wrong
     // What a read of `bytes` that returned `result` shall be taken to have returned.
@@ -79,10 +79,10 @@ private:
 };
 
 // Throws EMOE_ERR_UNSUPPORTED when io_uring is asked for by name and the kernel does not allow it.
-std::unique_ptr<Reader> make_reader(const ReaderParams &params, FaultPlan &faults, ReadSink &sink);
+std::unique_ptr<Reader> make_reader(const ReaderParams &params, Faults &faults, ReadSink &sink);
 
 // The engines. make_uring_reader returns nullptr where the kernel has no io_uring or forbids it.
-std::unique_ptr<Reader> make_thread_reader(const ReaderParams &params, FaultPlan &faults, ReadSink &sink);
-std::unique_ptr<Reader> make_uring_reader(const ReaderParams &params, FaultPlan &faults, ReadSink &sink);
+std::unique_ptr<Reader> make_thread_reader(const ReaderParams &params, Faults &faults, ReadSink &sink);
+std::unique_ptr<Reader> make_uring_reader(const ReaderParams &params, Faults &faults, ReadSink &sink);
 
 } // namespace emoe

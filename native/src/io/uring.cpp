@@ -37,7 +37,7 @@ constexpr uint64_t k_stop = UINT64_MAX; // user_data of the no-op that wakes the
 
 class UringReader final : public Reader {
 public:
-    UringReader(const ReaderParams &params, FaultPlan &faults, ReadSink &sink)
+    UringReader(const ReaderParams &params, Faults &faults, ReadSink &sink)
         : sink_(sink), faults_(faults), n_lane_(params.n_lane), slots_(params.n_lane) {
         for (uint32_t i = 0; i < n_lane_; i++) free_.push_back(n_lane_ - 1 - i);
     }
@@ -61,7 +61,7 @@ private:
     void push(uint32_t slot);
 
     ReadSink &sink_;
-    FaultPlan &faults_;
+    Faults &faults_;
     uint32_t const n_lane_;
     int fd_ = -1;
     void *rings_ = nullptr;
@@ -219,7 +219,7 @@ void UringReader::sleep_for_completions() {
 
 } // namespace
 
-std::unique_ptr<Reader> make_uring_reader(const ReaderParams &params, FaultPlan &faults, ReadSink &sink) {
+std::unique_ptr<Reader> make_uring_reader(const ReaderParams &params, Faults &faults, ReadSink &sink) {
     auto reader = std::make_unique<UringReader>(params, faults, sink);
     if (!reader->open()) return nullptr;
     return reader;
@@ -230,7 +230,7 @@ std::unique_ptr<Reader> make_uring_reader(const ReaderParams &params, FaultPlan 
 #else
 
 namespace emoe {
-std::unique_ptr<Reader> make_uring_reader(const ReaderParams &, FaultPlan &, ReadSink &) { return nullptr; }
+std::unique_ptr<Reader> make_uring_reader(const ReaderParams &, Faults &, ReadSink &) { return nullptr; }
 } // namespace emoe
 
 #endif

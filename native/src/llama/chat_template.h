@@ -10,8 +10,4 @@ namespace emoe {
 // source: Jinja text of a file, or a name that llama.cpp knows. Throws EMOE_ERR_UNSUPPORTED when it is not recognised.
 std::string render_chat(const std::string &source, const emoe_message *messages, uint32_t n_message);
 
-// What ends an answer in ChatML, also where the vocabulary has no such token.
-constexpr const char *k_chatml = "chatml";
-constexpr const char *k_chatml_end = "<|im_end|>";
-
 } // namespace emoe

@@ -1,6 +1,7 @@
 #include "llama/gpu.h"
 
 #include "base/error.h"
+#include "llama/devices.h"
 
 #include <algorithm>
 
@@ -13,23 +14,7 @@ bool has_one_type(const ExpertLayer &layer) {
     return true;
 }
 
-ggml_backend_dev_t gpu_device(uint32_t device) {
-    if (device == 0) return nullptr;
-    if (device > ggml_backend_dev_count())
-        fail(EMOE_ERR_ARGUMENT, "there is no device %u: there are %zu", device - 1, ggml_backend_dev_count());
-    ggml_backend_dev_t const dev = ggml_backend_dev_get(device - 1);
-    enum ggml_backend_dev_type const type = ggml_backend_dev_type(dev);
-    if (type != GGML_BACKEND_DEVICE_TYPE_GPU && type != GGML_BACKEND_DEVICE_TYPE_IGPU)
-        fail(EMOE_ERR_ARGUMENT, "device %u, `%s`, is no GPU", device - 1, ggml_backend_dev_name(dev));
-    return dev;
-}
-
-void load_backend(const std::string &path) {
-    if (!ggml_backend_load(path.c_str()))
-        fail(EMOE_ERR_UNSUPPORTED, "`%s` is not a backend of this ggml (%s)", path.c_str(), ggml_version());
-}
-
-Placement::Placement(const ModelIndex &index, uint32_t device, uint32_t n_gpu_layer, std::vector<uint32_t> tier)
+GpuParts::GpuParts(const ModelIndex &index, uint32_t device, uint32_t n_gpu_layer, std::vector<uint32_t> tier)
     : on_gpu_(index.layout.layers.size(), 0), tier_(std::move(tier)) {
     devices_[0] = gpu_device(device);
     for (size_t i = 0; i < tier_.size(); i++)
@@ -53,7 +38,7 @@ Placement::Placement(const ModelIndex &index, uint32_t device, uint32_t n_gpu_la
     overrides_.push_back({nullptr, nullptr});
 }
 
-std::vector<uint8_t> Placement::experts(const Layout &layout) const {
+std::vector<uint8_t> GpuParts::experts(const Layout &layout) const {
     std::vector<uint8_t> on_gpu;
     if (expert_bytes_ == 0 && tier_.empty()) return on_gpu;
     on_gpu.resize(layout.n_expert_total, 0);
@@ -66,9 +51,9 @@ std::vector<uint8_t> Placement::experts(const Layout &layout) const {
     return on_gpu;
 }
 
-bool Placement::any_experts() const { return expert_bytes_ != 0; }
+bool GpuParts::any_experts() const { return expert_bytes_ != 0; }
 
-void Placement::apply(llama_model_params *params) {
+void GpuParts::apply(llama_model_params *params) {
     if (!devices_[0]) return;
     params->devices = devices_;
     params->n_gpu_layers = 1 << 20; // all
@@ -77,9 +62,9 @@ void Placement::apply(llama_model_params *params) {
     params->tensor_buft_overrides = overrides_.data();
 }
 
-GpuExperts::GpuExperts(const ModelIndex &index, const Placement &placement) : layout_(index.layout) {
+GpuExperts::GpuExperts(const ModelIndex &index, const GpuParts &gpu_parts) : layout_(index.layout) {
     for (uint32_t l = 0; l < layout_.layers.size(); l++) {
-        if (!placement.on_gpu(l)) continue;
+        if (!gpu_parts.on_gpu(l)) continue;
         for (uint32_t m = 0; m < layout_.layers[l].matrices.size(); m++)
             stacks_.emplace(layout_.layers[l].matrices[m].name, Stack{&layout_.layers[l], m});
     }

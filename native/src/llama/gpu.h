@@ -1,4 +1,4 @@
-// Accelerators through ggml's public backend API: which there are, and what of a model goes to one.
+// What of a model goes to an accelerator, through ggml's public backend API.
 //
 // Dense weights, KV cache and attention go as a whole. Experts go by layer, the last layers first: a layer whose
 // experts are there is computed by ggml's own kernels, between the dense nodes around it, with no way through the host.
@@ -19,20 +19,15 @@
 
 namespace emoe {
 
-// The GPU that emoe_context_params calls `device`, nullptr for 0. Throws EMOE_ERR_ARGUMENT for what is none.
-ggml_backend_dev_t gpu_device(uint32_t device);
-// Registers a backend that is a library of its own (ggml's GGML_BACKEND_DL). Throws EMOE_ERR_UNSUPPORTED.
-void load_backend(const std::string &path);
-
 // One tensor of many experts has one type only: a layer in which some matrix has several stays on the CPU.
 bool has_one_type(const ExpertLayer &layer);
 
 // Where a model's parts go; must live until llama.cpp has loaded the model.
-class Placement {
+class GpuParts {
 public:
     // device: see gpu_device. n_gpu_layer: layers whose experts go there, at most.
     // tier: experts of other layers that go there one by one (see tier.h), ascending. Throws EMOE_ERR_ARGUMENT.
-    Placement(const ModelIndex &index, uint32_t device, uint32_t n_gpu_layer, std::vector<uint32_t> tier = {});
+    GpuParts(const ModelIndex &index, uint32_t device, uint32_t n_gpu_layer, std::vector<uint32_t> tier = {});
     void apply(llama_model_params *params);
     bool on_gpu(uint32_t layer) const { return on_gpu_[layer] != 0; } // of the layout
     ggml_backend_dev_t device() const { return devices_[0]; }
@@ -66,7 +61,7 @@ private:
 // them: the shell has no bytes of experts.
 class GpuExperts {
 public:
-    GpuExperts(const ModelIndex &index, const Placement &placement);
+    GpuExperts(const ModelIndex &index, const GpuParts &gpu_parts);
     // True when the weights are experts of ours on the GPU; they are filled then. Throws EMOE_ERR_IO.
     bool visit(ggml_tensor *weights);
     // Matrices that no graph has shown yet.

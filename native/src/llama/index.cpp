@@ -282,6 +282,90 @@ void add_layers(ModelIndex *index, const std::vector<TensorInfo> &tensors) {
     }
 }
 
+// The headers of all files of a set: metadata, tensors, identity.
+std::vector<TensorInfo> read_headers(const std::string &path, ModelIndex *index) {
+    uint64_t bytes = 0;
+    GgufPtr given = open_gguf(path, &bytes);
+    std::vector<std::string> const &paths = index->layout.paths = split_set(path, given.get());
+    index->identity = identity_of(paths);
+    std::vector<TensorInfo> tensors;
+    for (size_t i = 0; i < paths.size(); i++) {
+        GgufPtr g = paths[i] == path ? std::move(given) : open_gguf(paths[i], &bytes);
+        if (paths[i] == path) bytes = File(path, true).size();
+        if (paths.size() > 1 &&
+            (split_number(g.get(), "split.no") != i || split_number(g.get(), "split.count") != paths.size()))
+            fail(EMOE_ERR_FORMAT, "`%s` says it is part %u of %u, not %zu of %zu: the files are not of one set",
+                 paths[i].c_str(), split_number(g.get(), "split.no") + 1u, split_number(g.get(), "split.count"), i + 1,
+                 paths.size());
+        collect_tensors(g.get(), static_cast<uint16_t>(i), paths[i], bytes, &tensors);
+        index->file_bytes += bytes;
+        if (i == 0) index->meta = std::move(g);
+    }
+    int64_t const count_key = gguf_find_key(index->meta.get(), "split.tensors.count");
+    if (paths.size() > 1 && count_key >= 0 && gguf_get_kv_type(index->meta.get(), count_key) == GGUF_TYPE_INT32 &&
+        gguf_get_val_i32(index->meta.get(), count_key) != static_cast<int64_t>(tensors.size()))
+        fail(EMOE_ERR_FORMAT, "the split set of `%s` holds %zu tensors, its header says %d", path.c_str(),
+             tensors.size(), gguf_get_val_i32(index->meta.get(), count_key));
+    return tensors;
+}
+
+// Takes the experts out; the rest is the index's dense part.
+std::vector<TensorInfo> take_experts(std::vector<TensorInfo> tensors, const std::string &path, ModelIndex *index) {
+    uint64_t const format = meta_number(index->meta.get(), k_key_format);
+    if (format > k_format_version)
+        fail(EMOE_ERR_UNSUPPORTED, "`%s` has version %llu of the per-expert format, this build reads version %llu",
+             path.c_str(), static_cast<unsigned long long>(format), static_cast<unsigned long long>(k_format_version));
+    bool untied = false;
+    std::vector<TensorInfo> experts;
+    for (TensorInfo &t : tensors) {
+        ExpertName name;
+        untied = untied || t.name == "output.weight";
+        bool const named = parse_expert_name(t.name, &name);
+        bool const single = named && name.expert >= 0 && t.ne[2] == 1 && t.ne[3] == 1;
+        if (single && format == 0)
+            fail(EMOE_ERR_FORMAT, "`%s` holds one expert, but the file does not say of which version (key `%s`)",
+                 t.name.c_str(), k_key_format);
+        if (single || (named && name.expert < 0 && t.ne[2] > 1)) {
+            index->expert_bytes += t.bytes;
+            experts.push_back(std::move(t));
+        } else {
+            index->dense_bytes += t.bytes;
+            index->dense.push_back(std::move(t));
+        }
+    }
+    if (experts.empty())
+        fail(EMOE_ERR_UNSUPPORTED, "`%s` is a dense model (%s): it has no routed experts to stream", path.c_str(),
+             index->architecture.c_str());
+    index->dense_token_bytes = index->dense_bytes;
+    for (TensorInfo const &t : index->dense)
+        if (untied && t.name == "token_embd.weight") index->dense_token_bytes -= t.bytes;
+    return experts;
+}
+
+// Length of a router's input; 0 when the layers differ or have none by the usual name.
+uint32_t router_input_of(const std::vector<TensorInfo> &dense) {
+    uint32_t found = 0;
+    for (TensorInfo const &t : dense) {
+        uint32_t block = 0;
+        if (!parse_router_name(t.name, &block)) continue;
+        auto const n = static_cast<uint32_t>(t.ne[0]);
+        if (found != 0 && found != n) return 0;
+        found = n;
+    }
+    return found;
+}
+
+void place_for_files(ModelIndex *index) {
+    index->alignment = 512;
+    index->direct_io = true;
+    for (std::string const &path : index->layout.paths) {
+        File const file(path, false);
+        index->alignment = std::max(index->alignment, file.alignment());
+        index->direct_io = index->direct_io && file.direct();
+    }
+    place_experts(&index->layout, index->alignment);
+}
+
 } // namespace
 
 bool parse_router_name(const std::string &name, uint32_t *block) {
@@ -335,87 +419,18 @@ void check_unchanged(const ModelIndex &index) {
 std::unique_ptr<ModelIndex> index_model(const std::string &path) {
     AssertionGuard const guard;
     auto index = std::make_unique<ModelIndex>();
-    uint64_t bytes = 0;
-    GgufPtr given = open_gguf(path, &bytes);
-    Layout &layout = index->layout;
-    layout.paths = split_set(path, given.get());
-    index->identity = identity_of(layout.paths);
-    std::vector<TensorInfo> tensors;
-    for (size_t i = 0; i < layout.paths.size(); i++) {
-        GgufPtr g = layout.paths[i] == path ? std::move(given) : open_gguf(layout.paths[i], &bytes);
-        if (layout.paths[i] == path) bytes = File(path, true).size();
-        if (layout.paths.size() > 1 &&
-            (split_number(g.get(), "split.no") != i || split_number(g.get(), "split.count") != layout.paths.size()))
-            fail(EMOE_ERR_FORMAT, "`%s` says it is part %u of %u, not %zu of %zu: the files are not of one set",
-                 layout.paths[i].c_str(), split_number(g.get(), "split.no") + 1u, split_number(g.get(), "split.count"),
-                 i + 1, layout.paths.size());
-        collect_tensors(g.get(), static_cast<uint16_t>(i), layout.paths[i], bytes, &tensors);
-        index->file_bytes += bytes;
-        if (i == 0) index->meta = std::move(g);
-    }
-    int64_t const count_key = gguf_find_key(index->meta.get(), "split.tensors.count");
-    if (layout.paths.size() > 1 && count_key >= 0 &&
-        gguf_get_kv_type(index->meta.get(), count_key) == GGUF_TYPE_INT32 &&
-        gguf_get_val_i32(index->meta.get(), count_key) != static_cast<int64_t>(tensors.size()))
-        fail(EMOE_ERR_FORMAT, "the split set of `%s` holds %zu tensors, its header says %d", path.c_str(),
-             tensors.size(), gguf_get_val_i32(index->meta.get(), count_key));
-
+    std::vector<TensorInfo> tensors = read_headers(path, index.get());
     if (!meta_text(index->meta.get(), "general.architecture", &index->architecture))
         fail(EMOE_ERR_FORMAT, "`%s` does not name its architecture (key `general.architecture`)", path.c_str());
     if (!meta_text(index->meta.get(), "general.name", &index->name)) index->name = path.substr(path.rfind('/') + 1);
-
-    uint64_t const format = meta_number(index->meta.get(), k_key_format);
-    if (format > k_format_version)
-        fail(EMOE_ERR_UNSUPPORTED, "`%s` has version %llu of the per-expert format, this build reads version %llu",
-             path.c_str(), static_cast<unsigned long long>(format), static_cast<unsigned long long>(k_format_version));
-    bool untied = false;
-    std::vector<TensorInfo> experts;
-    for (TensorInfo &t : tensors) {
-        ExpertName name;
-        untied = untied || t.name == "output.weight";
-        bool const named = parse_expert_name(t.name, &name);
-        bool const single = named && name.expert >= 0 && t.ne[2] == 1 && t.ne[3] == 1;
-        if (single && format == 0)
-            fail(EMOE_ERR_FORMAT, "`%s` holds one expert, but the file does not say of which version (key `%s`)",
-                 t.name.c_str(), k_key_format);
-        if (single || (named && name.expert < 0 && t.ne[2] > 1)) {
-            index->expert_bytes += t.bytes;
-            experts.push_back(std::move(t));
-        } else {
-            index->dense_bytes += t.bytes;
-            index->dense.push_back(std::move(t));
-        }
-    }
-    if (experts.empty())
-        fail(EMOE_ERR_UNSUPPORTED, "`%s` is a dense model (%s): it has no routed experts to stream", path.c_str(),
-             index->architecture.c_str());
-    index->dense_token_bytes = index->dense_bytes;
-    for (TensorInfo const &t : index->dense)
-        if (untied && t.name == "token_embd.weight") index->dense_token_bytes -= t.bytes;
-
-    add_layers(index.get(), experts);
-    for (TensorInfo const &t : index->dense) {
-        uint32_t block = 0;
-        if (!parse_router_name(t.name, &block)) continue;
-        auto const n = static_cast<uint32_t>(t.ne[0]);
-        if (index->n_router_input != 0 && index->n_router_input != n) {
-            index->n_router_input = 0;
-            break;
-        }
-        index->n_router_input = n;
-    }
+    add_layers(index.get(), take_experts(std::move(tensors), path, index.get()));
+    index->n_router_input = router_input_of(index->dense);
+    Layout &layout = index->layout;
     layout.n_expert_used = static_cast<uint32_t>(index->number("expert_used_count", 0));
     if (layout.n_expert_used == 0)
         fail(EMOE_ERR_FORMAT, "`%s` does not say how many experts a token uses (key `%s.expert_used_count`)",
              path.c_str(), index->architecture.c_str());
-    index->alignment = 512;
-    index->direct_io = true;
-    for (std::string const &p : layout.paths) {
-        File const file(p, false);
-        index->alignment = std::max(index->alignment, file.alignment());
-        index->direct_io = index->direct_io && file.direct();
-    }
-    place_experts(&layout, index->alignment);
+    place_for_files(index.get());
     for (ExpertLayer const &layer : layout.layers) {
         uint64_t bytes_of_layer = 0;
         for (Slice const &s : layer.slices) bytes_of_layer += s.bytes;

@@ -79,8 +79,8 @@ emoe_layer_info layer_info(const ModelIndex &m, uint32_t index) {
         for (uint32_t e = 0; e < layer.n_expert; e++) count[layer.slice(e, k).type]++;
         auto const most = std::max_element(count.begin(), count.end(),
                                            [](auto const &a, auto const &b) { return a.second < b.second; });
-        types += (types.empty() ? "" : " ") + matrix.role + "=" +
-                 ggml_type_name(static_cast<ggml_type>(most->first)) + (count.size() > 1 ? "+" : "");
+        types += (types.empty() ? "" : " ") + matrix.role + "=" + ggml_type_name(static_cast<ggml_type>(most->first)) +
+                 (count.size() > 1 ? "+" : "");
     }
     i.bits_per_weight = static_cast<float>(8.0 * static_cast<double>(i.expert_bytes) / weights);
     copy_text(i.types, sizeof i.types, types);
@@ -91,9 +91,9 @@ emoe_layer_info layer_info(const ModelIndex &m, uint32_t index) {
 emoe_model_info host_info(const ModelIndex &m, const emoe_setup &setup) {
     emoe_model_info info = model_info(m);
     if (setup.device == 0 || (setup.n_gpu_layer == 0 && setup.n_gpu_expert == 0)) return info;
-    Placement const placement(m, setup.device, setup.n_gpu_layer,
-                              std::vector<uint32_t>(setup.gpu_experts, setup.gpu_experts + setup.n_gpu_expert));
-    std::vector<uint8_t> const on_gpu = placement.experts(m.layout);
+    GpuParts const gpu_parts(m, setup.device, setup.n_gpu_layer,
+                             std::vector<uint32_t>(setup.gpu_experts, setup.gpu_experts + setup.n_gpu_expert));
+    std::vector<uint8_t> const on_gpu = gpu_parts.experts(m.layout);
     uint64_t expert_bytes = 0, slot_bytes = 0, n_gone = 0;
     for (ExpertLayer const &layer : m.layout.layers) {
         auto const first = on_gpu.begin() + layer.first;

@@ -1,6 +1,5 @@
 #include "llama/interposer.h"
 
-#include "base/error.h"
 #include "llama/index.h"
 
 #include <algorithm>
@@ -95,86 +94,99 @@ void Interposer::see_router(const ggml_tensor *node) {
     ggml_tensor const *factor = node->src[1];
     if (node->op == GGML_OP_MUL && factor->type == GGML_TYPE_F32 && factor->ne[0] == 1 &&
         factor->ne[1] == node->ne[1] && factor->ne[2] == node->ne[2])
-        scratch_.collector->set_router(outputs_layer_, factor);
+        collector_->set_router(outputs_layer_, factor);
     outputs_ = node;
+}
+
+void Interposer::refuse(const std::string &why) {
+    if (!failure_) failure_ = {EMOE_ERR_UNSUPPORTED, "this model cannot be streamed: " + why};
 }
 
 void Interposer::see(ggml_tensor *node) {
     note_buffer(node);
     if (outputs_ && node->src[0] == outputs_) see_router(node);
     if (node->view_src) dense_.visit_view(node);
-    // A reused graph brings the same nodes again, already CUSTOM: they are recognised by their weights.
-    if ((node->op == GGML_OP_MUL_MAT_ID || node->op == GGML_OP_CUSTOM) && node->src[0] && node->src[1]) {
-        try {
-            if (gpu_ && gpu_->visit(node->src[0])) return;
-        } catch (std::exception const &error) { // llama.cpp is between us and who asked
-            if (violation_.empty()) violation_ = error.what();
-            return;
-        }
-        if (Site *site = site_of(node->src[0])) {
-            bool const fits = node->type == GGML_TYPE_F32 && node->src[1]->type == GGML_TYPE_F32 && node->src[2] &&
-                              node->src[2]->type == GGML_TYPE_I32 && node->src[1]->nb[0] == sizeof(float) &&
-                              node->src[1]->ne[3] == 1;
-            if (!fits) {
-                if (violation_.empty())
-                    violation_ =
-                        std::string("the product by `") + ggml_get_name(node->src[0]) + "` has an unknown form";
-                return; // the abort callback ends the computation before it comes to this node
-            }
-            if (!site->product.arm() && violation_.empty())
-                violation_ = std::string("`") + ggml_get_name(node->src[0]) + "` is used twice in one graph";
-            site->work.dst = node;
-            Router const &router = routers_.at(site->block);
-            // A router on a GPU has its input there: the copy that our product gets is the same in the common block.
-            site->work.router_input = router.input && !on_host(router.input) ? node->src[1] : router.input;
-            site->work.router_weights = router.weights && on_host(router.weights) ? router.weights : nullptr;
-            node->op = GGML_OP_CUSTOM;
-            memcpy(node->op_params, site->op_params, sizeof site->op_params);
-            n_rewritten_++;
-            if (scratch_.collector && scratch_.collector->is_down(site->layer, site->matrix)) {
-                outputs_ = node;
-                outputs_layer_ = site->layer;
-                scratch_.collector->set_router(site->layer, nullptr);
-            }
-            for (int i = 1; i < GGML_MAX_SRC && node->src[i]; i++) dense_.visit(node->src[i]);
-            if (scratch_.tier && scratch_.tier->has(site->layer)) see_tier(*site, node);
-            return;
-        }
-    }
+    if (see_product(node)) return;
     for (int i = 0; i < GGML_MAX_SRC; i++) {
         ggml_tensor *source = node->src[i];
         if (!source || !source->data) continue;
-        if (dense_.is_hole(source) && violation_.empty())
-            violation_ = std::string("`") + ggml_get_name(source->view_src ? source->view_src : source) +
-                         "` is used by " + ggml_op_desc(node) + ", not by the common mixture block";
+        if (dense_.is_hole(source))
+            refuse(std::string("`") + ggml_get_name(source->view_src ? source->view_src : source) + "` is used by " +
+                   ggml_op_desc(node) + ", not by the common mixture block");
         if (!source->view_src) dense_.visit(source);
     }
     note_router(node);
     columns_.see(node, &column_violation_);
 }
 
+// True for a product by experts: ours, the GPU's, or one that cannot be computed.
+bool Interposer::see_product(ggml_tensor *node) {
+    // A reused graph brings the same nodes again, already CUSTOM: they are recognised by their weights.
+    if ((node->op != GGML_OP_MUL_MAT_ID && node->op != GGML_OP_CUSTOM) || !node->src[0] || !node->src[1]) return false;
+    try {
+        if (gpu_ && gpu_->visit(node->src[0])) return true;
+    } catch (...) { // llama.cpp is between us and who asked
+        Failure const failure = caught();
+        if (failure.status == EMOE_ERR_UNSUPPORTED)
+            refuse(failure.message);
+        else if (!failure_)
+            failure_ = failure;
+        return true;
+    }
+    Site *site = site_of(node->src[0]);
+    if (!site) return false;
+    bool const fits = node->type == GGML_TYPE_F32 && node->src[1]->type == GGML_TYPE_F32 && node->src[2] &&
+                      node->src[2]->type == GGML_TYPE_I32 && node->src[1]->nb[0] == sizeof(float) &&
+                      node->src[1]->ne[3] == 1;
+    if (fits)
+        take_over(*site, node);
+    else // the abort callback ends the computation before it comes to this node
+        refuse(std::string("the product by `") + ggml_get_name(node->src[0]) + "` has an unknown form");
+    return true;
+}
+
+void Interposer::take_over(Site &site, ggml_tensor *node) {
+    if (!site.product.arm()) refuse(std::string("`") + ggml_get_name(node->src[0]) + "` is used twice in one graph");
+    Router const &router = routers_.at(site.block);
+    site.work.dst = node;
+    // A router on a GPU has its input there: the copy that our product gets is the same in the common block.
+    site.work.router_input = router.input && !on_host(router.input) ? node->src[1] : router.input;
+    site.work.router_weights = router.weights && on_host(router.weights) ? router.weights : nullptr;
+    site.work.tier = tier_ && tier_->has(site.layer) ? tier_ : nullptr;
+    site.work.collector = collector_;
+    node->op = GGML_OP_CUSTOM;
+    memcpy(node->op_params, site.op_params, sizeof site.op_params);
+    n_rewritten_++;
+    if (collector_ && collector_->is_down(site.layer, site.matrix)) {
+        outputs_ = node;
+        outputs_layer_ = site.layer;
+        collector_->set_router(site.layer, nullptr);
+    }
+    for (int i = 1; i < GGML_MAX_SRC && node->src[i]; i++) dense_.visit(node->src[i]);
+    if (site.work.tier) see_tier(site, node);
+}
+
 // The GPU's experts are computed by a graph of our own, which must say what llama.cpp's says.
 void Interposer::see_tier(const Site &site, const ggml_tensor *node) {
     ExpertLayer const &layer = streamer_.layout().layers[site.layer];
-    auto const refuse = [&](const char *why) {
-        if (violation_.empty())
-            violation_ = "experts of layer " + std::to_string(layer.layer) + " cannot be on a GPU one by one: " + why;
+    auto const refuse_layer = [&](const char *why) {
+        refuse("experts of layer " + std::to_string(layer.layer) + " cannot be on a GPU one by one: " + why);
     };
     if (layer.matrices[site.matrix].role != "down") {
-        if (node->src[1]->ne[1] != 1) refuse("they multiply other rows than their router does");
+        if (node->src[1]->ne[1] != 1) refuse_layer("they multiply other rows than their router does");
         return;
     }
     ggml_tensor const *glu = node->src[1];
     if (glu->op != GGML_OP_GLU || !glu->src[0] || !glu->src[1])
-        return refuse("what is between their products is unknown");
+        return refuse_layer("what is between their products is unknown");
     auto const role = [&](const ggml_tensor *t) -> std::string {
         Site const *from = t->src[0] ? site_of(t->src[0]) : nullptr;
         return from && from->layer == site.layer ? layer.matrices[from->matrix].role : "";
     };
     std::string const a = role(glu->src[0]), b = role(glu->src[1]);
     if (!(a == "gate" && b == "up") && !(a == "up" && b == "gate"))
-        return refuse("what is between their products is unknown");
-    scratch_.tier->set_activation(site.layer, glu, a == "gate");
+        return refuse_layer("what is between their products is unknown");
+    tier_->set_activation(site.layer, glu, a == "gate");
 }
 
 // Prediction and traces want the router's input and its weights for the chosen experts. Where a graph names them

@@ -5,10 +5,13 @@
 // and sums). docs/seam.md lists what this relies on.
 #pragma once
 
+#include "base/error.h"
+#include "llama/collect.h"
 #include "llama/columns.h"
 #include "llama/dense.h"
 #include "llama/gpu.h"
 #include "llama/kernels.h"
+#include "llama/tier.h"
 #include "pipeline/product.h"
 
 #include <ggml-backend.h>
@@ -34,14 +37,14 @@ public:
     // What is in them is dead by then, since every graph shares them.
     void release_work();
     uint32_t n_rewritten() const { return n_rewritten_; }
-    // Why the model cannot be streamed, empty when it can.
-    const std::string &violation() const { return violation_; }
+    // Why the model cannot be streamed; none when it can.
+    const Failure &failure() const { return failure_; }
     // Why the graph under way cannot be computed column by column.
     const std::string &column_violation() const { return column_violation_; }
-    KernelScratch &scratch() { return scratch_; }
     Columns &columns() { return columns_; }
-    // From the next graph on; null: no more.
-    void set_collector(Collector *collector) { scratch_.collector = collector; }
+    // From the next graph on; null: none. They live as long as they are set.
+    void set_tier(GpuTier *tier) { tier_ = tier; }
+    void set_collector(Collector *collector) { collector_ = collector; }
 
 private:
     struct Site { // one streamed tensor: its product and the op_params that make a node call it
@@ -56,6 +59,9 @@ private:
     };
     static void compute(ggml_tensor *dst, int ith, int nth, void *site);
     void see(ggml_tensor *node);
+    void refuse(const std::string &why); // the model; the first reason counts
+    bool see_product(ggml_tensor *node);
+    void take_over(Site &site, ggml_tensor *node);
     Site *site_of(const ggml_tensor *weights);
     void note_buffer(const ggml_tensor *node);
     void note_router(const ggml_tensor *node);
@@ -65,6 +71,8 @@ private:
 
     DenseMover &dense_;
     GpuExperts *gpu_;
+    GpuTier *tier_ = nullptr;
+    Collector *collector_ = nullptr;
     KernelScratch scratch_;
     Columns columns_;
     std::unordered_map<std::string, std::unique_ptr<Site>> sites_; // by tensor name
@@ -82,7 +90,7 @@ private:
         nullptr; // for a collector: the last layer's expert outputs, as far as the graph has come
     uint32_t outputs_layer_ = 0;
     uint32_t n_rewritten_ = 0;
-    std::string violation_;
+    Failure failure_;
     std::string column_violation_;
 };
 

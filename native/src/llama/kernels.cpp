@@ -1,6 +1,8 @@
 #include "llama/kernels.h"
 
 #include "base/error.h"
+#include "llama/collect.h"
+#include "llama/tier.h"
 
 #include <ggml-cpu.h>
 
@@ -18,7 +20,7 @@ constexpr uint32_t k_batched_rows = 8;
 // ggml's batched kernels work on groups of this many weight rows: chunks are cut at multiples.
 constexpr uint32_t k_row_group = 64;
 constexpr uint32_t k_few_group = 16; // the same where rows are computed one by one
-// Activations that one thread quantizes while it plans: a microsecond, less than it takes to share them.
+// Activations that one thread quantizes while it begins a product: a microsecond, less than it takes to share them.
 constexpr int64_t k_at_once = 4096;
 
 } // namespace
@@ -87,7 +89,7 @@ void KernelScratch::reserve_threads(uint32_t n) {
 }
 
 void KernelScratch::release() {
-    source = nullptr;
+    held = Held{};
     for (Buffer const &q : quantized) q.release();
     for (auto const &b : batched_)
         for (Buffer const *part : {&b->gathered, &b->result, &b->work}) part->release();
@@ -123,7 +125,7 @@ bool can_compute(ggml_type type) {
            (traits->vec_dot_type == GGML_TYPE_F32 || ggml_get_type_traits_cpu(traits->vec_dot_type)->from_float);
 }
 
-bool ExpertProduct::plan(uint32_t n_thread) {
+bool ExpertProduct::begin(uint32_t n_thread) {
     ggml_tensor const *activations = dst->src[1];
     ggml_tensor const *ids = dst->src[2];
     Routing &routing = routing_;
@@ -140,7 +142,7 @@ bool ExpertProduct::plan(uint32_t n_thread) {
     if (router_weights && ggml_nelements(router_weights) == int64_t{routing.n_rank} * routing.n_token)
         routing.weights = static_cast<const float *>(router_weights->data);
     if (!streamer_.begin_product(layer_, matrix_, routing)) return false;
-    if (scratch_.collector && matrix_ == 0) scratch_.collector->begin_layer(layer_, activations, routing);
+    if (collector && matrix_ == 0) collector->begin_layer(layer_, activations, routing);
 
     n_type_ = 0;
     uint32_t most_rows = 0;
@@ -153,7 +155,7 @@ bool ExpertProduct::plan(uint32_t n_thread) {
     }
     n_activation_ = static_cast<uint32_t>(activations->ne[1] * activations->ne[2]);
     bool const is_last = matrix_ + 1 == streamer_.layout().layers[layer_].matrices.size();
-    has_last = is_last && scratch_.tier && scratch_.tier->has(layer_) && !streamer_.gpu_rows().empty();
+    has_last = is_last && tier && !streamer_.gpu_rows().empty();
     n_segment_ = n_activation_ < 2 * n_thread ? n_thread : 1;
     n_prepare = 0;
     for (uint32_t i = 0; i < n_type_; i++) {
@@ -161,17 +163,17 @@ bool ExpertProduct::plan(uint32_t n_thread) {
         row_bytes_[i] = ggml_row_size(vec_dot_types_[i], activations->ne[0]);
         quantized_[i] = scratch_.quantized[vec_dot_types_[i]].reserve(row_bytes_[i] * n_activation_);
     }
-    bool const done =
-        scratch_.source == activations && scratch_.visit == streamer_.visit() &&
-        std::equal(vec_dot_types_, vec_dot_types_ + n_type_, scratch_.types, scratch_.types + scratch_.n_type);
+    KernelScratch::Held &held = scratch_.held;
+    bool const done = held.source == activations && held.visit == streamer_.visit() &&
+                      std::equal(vec_dot_types_, vec_dot_types_ + n_type_, held.types, held.types + held.n_type);
     if (!done && n_type_ > 0 && (n_type_ > 1 || vec_dot_types_[0] != GGML_TYPE_F32))
         n_prepare = n_type_ * n_activation_ * n_segment_;
     if (n_prepare * activations->ne[0] <= k_at_once * n_segment_) // sooner done than shared
         for (; n_prepare > 0; n_prepare--) prepare(n_prepare - 1);
-    scratch_.source = activations;
-    scratch_.visit = streamer_.visit();
-    scratch_.n_type = n_type_;
-    std::copy_n(vec_dot_types_, n_type_, scratch_.types);
+    held.source = activations;
+    held.visit = streamer_.visit();
+    held.n_type = n_type_;
+    std::copy_n(vec_dot_types_, n_type_, held.types);
     scratch_.reserve_threads(n_thread);
     // Decode: a few chunks an expert, so that threads end together. Batches: one a thread, since every chunk gathers
     // the expert's rows anew.
@@ -188,19 +190,18 @@ bool ExpertProduct::on_gpu(uint32_t rank, uint32_t token) const {
 
 void ExpertProduct::look_ahead() {
     try {
-        if (matrix_ == 0 && scratch_.tier && scratch_.tier->has(layer_))
-            scratch_.tier->begin(layer_, dst->src[1], streamer_.gpu_rows());
-    } catch (std::exception const &error) { // llama.cpp's threads are around us
-        streamer_.fail_visit(error.what());
+        if (matrix_ == 0 && tier) tier->begin(layer_, dst->src[1], streamer_.gpu_rows());
+    } catch (...) { // llama.cpp's threads are around us
+        streamer_.fail_visit(caught());
     }
     streamer_.look_ahead(routing_);
 }
 
 void ExpertProduct::last() {
     try {
-        scratch_.tier->finish(dst);
-    } catch (std::exception const &error) {
-        streamer_.fail_visit(error.what());
+        tier->finish(dst);
+    } catch (...) {
+        streamer_.fail_visit(caught());
     }
 }
 
@@ -243,10 +244,10 @@ void ExpertProduct::compute(uint32_t expert_index, uint32_t chunk, uint32_t thre
     uint32_t const begin = std::min(n, chunk * per_chunk);
     uint32_t const end = std::min(n, begin + per_chunk);
     if (begin < end) multiply(expert_index, begin, end, thread);
-    if (!scratch_.collector) return;
+    if (!collector) return;
     const Row *rows = streamer_.rows().data() + e.first_row;
-    scratch_.collector->input(layer_, matrix_, dst->src[1], e.expert, rows, e.n_row, chunk, n_chunk);
-    if (begin < end) scratch_.collector->output(layer_, matrix_, dst, e.expert, rows, e.n_row, begin, end);
+    collector->input(layer_, matrix_, dst->src[1], e.expert, rows, e.n_row, chunk, n_chunk);
+    if (begin < end) collector->output(layer_, matrix_, dst, e.expert, rows, e.n_row, begin, end);
 }
 
 void ExpertProduct::multiply(uint32_t expert_index, uint32_t begin, uint32_t end, uint32_t thread) {

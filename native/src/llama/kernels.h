@@ -6,8 +6,6 @@
 #pragma once
 
 #include "base/arena.h"
-#include "llama/collect.h"
-#include "llama/tier.h"
 #include "pipeline/product.h"
 
 #include <ggml.h>
@@ -16,6 +14,9 @@
 #include <vector>
 
 namespace emoe {
+
+class Collector;
+class GpuTier;
 
 // Memory that grows to what is asked of it, keeps nothing, and can be given back between computations.
 class Buffer {
@@ -35,23 +36,28 @@ private:
 constexpr uint32_t k_max_dot_type = GGML_TYPE_COUNT;
 
 // Bytes that are reused from product to product. One for the engine: products never overlap.
+//
+// Nothing here has a lock. What may change a buffer's place or size (reserve of `quantized`, reserve_threads, held) is
+// done by the thread that begins a product, before it lets the others go on. They write to parts of `quantized` that are
+// theirs alone while they prepare, and only read it while they compute; batched(i) is the i-th thread's. release is for
+// when no product is under way.
 class KernelScratch {
 public:
     KernelScratch();
     ~KernelScratch();
 
+    Buffer quantized[k_max_dot_type]; // activations, by vec_dot type
+    // What `quantized` holds: gate multiplies the same activations as up, and finds them done.
+    struct Held {
+        const ggml_tensor *source = nullptr;
+        uint64_t visit = 0;
+        uint32_t n_type = 0;
+        ggml_type types[k_max_dot_type] = {};
+    } held;
     struct Batched; // a thread's graph and buffers
     Batched &batched(uint32_t thread);
     void reserve_threads(uint32_t n);
-    Buffer quantized[k_max_dot_type]; // activations, by vec_dot type
-    // What `quantized` holds: gate multiplies the same activations as up, and finds them done.
-    const ggml_tensor *source = nullptr;
-    uint64_t visit = 0;
-    uint32_t n_type = 0;
-    ggml_type types[k_max_dot_type] = {};
-    Collector *collector = nullptr; // of calibration
-    GpuTier *tier = nullptr;        // experts that a GPU computes beside us
-    void release();                 // the pages, between computations
+    void release(); // the pages
 
 private:
     std::vector<std::unique_ptr<Batched>> batched_;
@@ -72,8 +78,11 @@ public:
     // Of the layer, in this graph; nullptr when it shows none.
     const ggml_tensor *router_input = nullptr;
     const ggml_tensor *router_weights = nullptr;
+    // Likewise; nullptr where there is none.
+    GpuTier *tier = nullptr;        // computes some of the layer's experts beside us
+    Collector *collector = nullptr; // of calibration: is told what experts meet and give
 
-    bool plan(uint32_t n_thread) override;
+    bool begin(uint32_t n_thread) override;
     void look_ahead() override;
     void prepare(uint32_t item) override;
     void compute(uint32_t expert_index, uint32_t chunk, uint32_t thread) override;

@@ -1,13 +1,14 @@
 #include "llama/measure.h"
-#include "pipeline/predictor.h"
 
 #include "base/error.h"
 #include "base/machine.h"
+#include "llama/devices.h"
 #include "llama/gpu.h"
 #include "llama/info.h"
 #include "llama/kernels.h"
 #include "llama/log.h"
 #include "llama/shell.h"
+#include "pipeline/predictor.h"
 
 #include <ggml-cpu.h>
 
@@ -40,6 +41,13 @@ llama_model_params model_params() {
     return p;
 }
 
+uint32_t kv_type_of(uint32_t asked) {
+    if (asked == 0) return GGML_TYPE_F16;
+    if (asked != GGML_TYPE_F16 && asked != GGML_TYPE_F32 && asked != GGML_TYPE_Q8_0)
+        fail(EMOE_ERR_ARGUMENT, "a KV cache of type %u", asked);
+    return asked;
+}
+
 llama_context_params context_params(const emoe_setup &setup) {
     llama_context_params p = llama_context_default_params();
     p.n_ctx = setup.n_ctx;
@@ -56,8 +64,6 @@ llama_context_params context_params(const emoe_setup &setup) {
     p.no_perf = true;
     return p;
 }
-
-const char *gpu_name(uint32_t device) { return device == 0 ? nullptr : ggml_backend_dev_name(gpu_device(device)); }
 
 ContextBuffers parse_buffers(const std::string &log, const char *gpu) {
     ContextBuffers b;
@@ -138,9 +144,9 @@ emoe_context_sizes measure_context(const ModelIndex &index, const std::string &s
     ShellLoad const shell(shell_path, check_shell(index, shell_path, false));
     LogCapture const log;
     uint64_t const before = resident_bytes();
-    Placement placement(index, setup.device, setup.n_gpu_layer);
+    GpuParts gpu_parts(index, setup.device, setup.n_gpu_layer);
     llama_model_params mp = model_params();
-    placement.apply(&mp);
+    gpu_parts.apply(&mp);
     mp.no_alloc = true;
     mp.load_mode = LLAMA_LOAD_MODE_NONE;
     llama_model *model = llama_model_load_from_file(shell_path.c_str(), mp);
@@ -158,8 +164,8 @@ emoe_context_sizes measure_context(const ModelIndex &index, const std::string &s
     sizes.kv_bytes = b.kv_bytes;
     sizes.compute_bytes = b.compute_bytes;
     // llama.cpp begins with one row of logits, and takes the others when they are first asked for.
-    sizes.output_bytes = std::max<uint64_t>(
-        b.output_bytes, std::min(setup.n_outputs, setup.n_ubatch) * model_info(index).n_vocab * sizeof(float));
+    sizes.output_bytes = std::max<uint64_t>(b.output_bytes, std::min(setup.n_outputs, setup.n_ubatch) *
+                                                                model_info(index).n_vocab * sizeof(float));
     sizes.vocab_bytes = after > before ? after - before : 0;
     WorkSpace const work(index, setup, b.compute_bytes);
     sizes.scratch_bytes = work.scratch_bytes();
@@ -177,10 +183,10 @@ emoe_context_sizes measure_context(const ModelIndex &index, const std::string &s
         padding += pad(t.type);
     }
     for (uint32_t l = 0; l < index.layout.layers.size(); l++)
-        for (uint32_t m = 0; placement.on_gpu(l) && m < index.layout.layers[l].matrices.size(); m++)
+        for (uint32_t m = 0; gpu_parts.on_gpu(l) && m < index.layout.layers[l].matrices.size(); m++)
             padding += pad(static_cast<ggml_type>(index.layout.layers[l].slice(0, m).type));
     sizes.gpu_dense_bytes = index.dense_bytes - host;
-    sizes.gpu_bytes = sizes.gpu_dense_bytes + (tied ? host : 0) + b.gpu_bytes + placement.expert_bytes() + padding;
+    sizes.gpu_bytes = sizes.gpu_dense_bytes + (tied ? host : 0) + b.gpu_bytes + gpu_parts.expert_bytes() + padding;
     return sizes;
 }
 

@@ -12,6 +12,8 @@ namespace emoe {
 // The parameters common to measuring and opening.
 llama_model_params model_params();
 llama_context_params context_params(const emoe_setup &setup);
+// The ggml_type of the KV cache that emoe_setup asks for, 0 for the default. Throws EMOE_ERR_ARGUMENT.
+uint32_t kv_type_of(uint32_t asked);
 
 // Sizes of the buffers that llama.cpp reported in its log while a context was made.
 struct ContextBuffers {
@@ -23,8 +25,6 @@ struct ContextBuffers {
 };
 // gpu: name of the GPU that has the KV cache, as in the log; nullptr: none has.
 ContextBuffers parse_buffers(const std::string &log, const char *gpu = nullptr);
-// Name of a GPU in the log, nullptr for 0 (see gpu_device).
-const char *gpu_name(uint32_t device);
 
 // Working memory by the size of a batch: llama.cpp's compute buffers and our scratch. Decode holds a part all the time.
 class WorkSpace {

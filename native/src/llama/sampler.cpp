@@ -17,6 +17,7 @@ constexpr float k_forbidden = -std::numeric_limits<float>::infinity();
 // llama.cpp parses grammars and walks their rules recursively: what is larger could end the stack.
 constexpr size_t k_grammar_bytes = 256 * 1024;
 constexpr int k_grammar_depth = 200;
+constexpr int32_t k_repeat_tokens = 1 << 20; // llama.cpp keeps room for all of them
 
 void check_grammar(const char *text) {
     if (strlen(text) > k_grammar_bytes) fail(EMOE_ERR_ARGUMENT, "a grammar of %zu bytes is too large", strlen(text));
@@ -48,6 +49,8 @@ Sampler::Sampler(const emoe_sampler_params &p) : params_(p) {
     if (!(p.min_p >= 0 && p.min_p < 1)) fail(EMOE_ERR_ARGUMENT, "a min-p of %g", static_cast<double>(p.min_p));
     if (!(p.repeat_penalty > 0) || !std::isfinite(p.repeat_penalty))
         fail(EMOE_ERR_ARGUMENT, "a repeat penalty of %g", static_cast<double>(p.repeat_penalty));
+    if (p.repeat_last_n > k_repeat_tokens)
+        fail(EMOE_ERR_ARGUMENT, "%d tokens to look back on: at most %d", p.repeat_last_n, k_repeat_tokens);
 }
 
 void Sampler::constrain(const TextModel &model, const emoe_constraint &c) {
@@ -64,7 +67,7 @@ void Sampler::constrain(const TextModel &model, const emoe_constraint &c) {
             fail(EMOE_ERR_ARGUMENT, "a bias of %g", static_cast<double>(c.bias_values[i]));
         bias.push_back({c.bias_tokens[i], c.bias_values[i]});
     }
-    Handle grammar;
+    LlamaSamplerPtr grammar;
     if (c.grammar) {
         check_grammar(c.grammar);
         AssertionGuard const guard;

@@ -1,21 +1,17 @@
 // The choice of the next token: llama.cpp's samplers in llama.cpp's order, and its grammars.
 #pragma once
 
+#include "llama/owned.h"
 #include "llama/text.h"
 
 #include <edgemoe.h>
 
 #include <llama.h>
 
-#include <memory>
 #include <string>
 #include <vector>
 
 namespace emoe {
-
-struct SamplerFree {
-    void operator()(llama_sampler *s) const { llama_sampler_free(s); }
-};
 
 class Sampler {
 public:
@@ -24,8 +20,6 @@ public:
     int32_t sample(const TextModel &model, uint32_t i); // -1: no such row, -2: nothing is allowed
 
 private:
-    using Handle = std::unique_ptr<llama_sampler, SamplerFree>;
-
     void build(uint32_t n_vocab); // at the first use: the penalties want the size of the vocabulary
     int32_t pick(const float *logits, bool obey);
     bool allows(int32_t token);
@@ -34,14 +28,14 @@ private:
     emoe_sampler_params const params_;
     float presence_ = 0, frequency_ = 0;
     std::vector<llama_logit_bias> bias_;
-    Handle chain_;
-    Handle grammar_;
+    LlamaSamplerPtr chain_;
+    LlamaSamplerPtr grammar_;
     std::string trigger_; // empty: the grammar holds
     std::string tail_;    // what was written last, while the trigger is awaited
     std::vector<llama_token_data> candidates_;
 };
 
-// See emoe_engine_logprobs.
+// See emoe_text_logprobs.
 void logprobs(const TextModel &model, uint32_t i, int32_t token, float *logprob, uint32_t n_top, int32_t *top_tokens,
               float *top_logprobs);
 

@@ -24,4 +24,14 @@ int64_t piece(const TextModel &model, int32_t token, bool special, char *buf, ui
     return n < 0 ? -int64_t{n} : n;
 }
 
+uint32_t n_vocab(const TextModel &model) { return static_cast<uint32_t>(llama_vocab_n_tokens(model.vocab())); }
+
+bool is_eog(const TextModel &model, int32_t token) {
+    if (token < 0 || token >= llama_vocab_n_tokens(model.vocab())) return false;
+    return llama_vocab_is_eog(model.vocab(), token);
+}
+
+int32_t bos(const TextModel &model) { return llama_vocab_bos(model.vocab()); }
+int32_t eos(const TextModel &model) { return llama_vocab_eos(model.vocab()); }
+
 } // namespace emoe

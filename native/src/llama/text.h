@@ -17,6 +17,11 @@ public:
 
 int64_t tokenize(const TextModel &model, const char *text, uint64_t bytes, bool add_special, bool parse_special,
                  int32_t *tokens, uint64_t cap);
+// 0 for no token of the vocabulary.
 int64_t piece(const TextModel &model, int32_t token, bool special, char *buf, uint64_t cap);
+uint32_t n_vocab(const TextModel &model);
+bool is_eog(const TextModel &model, int32_t token); // false for no token of the vocabulary
+int32_t bos(const TextModel &model);                // -1 when it has none
+int32_t eos(const TextModel &model);
 
 } // namespace emoe

@@ -1,10 +1,9 @@
 // A vocabulary without a model: tokenizer and samplers of llama.cpp for logits that somebody else computes.
 #pragma once
 
-#include "engine/engine.h"
+#include "llama/owned.h"
 #include "llama/text.h"
 
-#include <memory>
 #include <string>
 
 namespace emoe {
@@ -20,7 +19,7 @@ public:
     const float *logits(uint32_t i) const override;
 
 private:
-    std::unique_ptr<llama_model, ModelFree> model_;
+    LlamaModelPtr model_;
     const llama_vocab *vocab_ = nullptr;
     const float *logits_ = nullptr;
     uint32_t n_row_ = 0;

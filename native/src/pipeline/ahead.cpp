@@ -1,4 +1,4 @@
-// Reading ahead: what Streamer plans for the next layers at each visit, and when a planned read may begin.
+// Reading ahead: what Streamer wishes for of the next layers at each visit, and when a wish may become a read.
 #include "pipeline/streamer.h"
 
 #include <algorithm>
@@ -34,9 +34,9 @@ Accuracy Streamer::accuracy(uint32_t layer) const {
     return predictor_ && layer < layout_.layers.size() ? predictor_->accuracy(layer) : Accuracy{};
 }
 
-void Streamer::drop_plans() {
-    for (ExpertIndex e : plans_) planned_[e] = 0;
-    plans_.clear();
+void Streamer::drop_wishes() {
+    for (ExpertIndex e : wishes_) wished_[e] = 0;
+    wishes_.clear();
 }
 
 // The visit's layer has come: guesses for it were right or wrong. Wrong ones that are complete stay like any other
@@ -55,12 +55,12 @@ void Streamer::settle_ahead(uint32_t n_token) {
     ahead_.erase(std::remove_if(ahead_.begin(), ahead_.end(), mine), ahead_.end());
 }
 
-void Streamer::plan_ahead(const Routing &routing) {
+void Streamer::wish_ahead(const Routing &routing) {
     // A smaller cache is waited for: slots that are being filled would hold it up.
     if (!reads_ahead_ || wanted_bytes_ != 0 || !passage_.empty()) return;
     auto const n_layer = static_cast<uint32_t>(layout_.layers.size());
     if (routing.n_token > 1) {
-        if (layer_ + 1 < n_layer && routing.n_token >= k_least_batch) plan_batch(layer_ + 1, routing.n_token);
+        if (layer_ + 1 < n_layer && routing.n_token >= k_least_batch) wish_for_batch(layer_ + 1, routing.n_token);
         return;
     }
     uint32_t const depth = governor_.depth();
@@ -68,37 +68,37 @@ void Streamer::plan_ahead(const Routing &routing) {
     for (uint32_t d = 1; d <= depth; d++) {
         if (layer_ + d < n_layer) {
             if (const float *p = predictor_ && routing.input ? predictor_->guess(layer_, d) : nullptr)
-                plan_layer(layer_ + d, d, p);
+                wish_for_layer(layer_ + d, d, p);
         } else if (layer_ + d - n_layer < n_layer) {
             // The next token's first layers: only habit tells.
             ExpertLayer const &next = layout_.layers[layer_ + d - n_layer];
             habit_.resize(next.n_expert);
             for (uint32_t e = 0; e < next.n_expert; e++)
                 habit_[e] = static_cast<float>(cache_->policy().probability(next.first + e));
-            plan_layer(layer_ + d - n_layer, d, habit_.data());
+            wish_for_layer(layer_ + d - n_layer, d, habit_.data());
         }
     }
 }
 
 // p: probability of use, by expert of the layer, which comes in d visits.
-void Streamer::plan_layer(uint32_t layer, uint32_t d, const float *p) {
+void Streamer::wish_for_layer(uint32_t layer, uint32_t d, const float *p) {
     ExpertLayer const &spec = layout_.layers[layer];
     float const threshold = governor_.threshold();
-    wishes_.clear();
+    likely_.clear();
     SlotId id;
     for (uint32_t e = 0; e < spec.n_expert; e++) {
         ExpertIndex const expert = spec.first + e;
         if (p[e] < std::min(k_expect, threshold) || on_gpu(expert)) continue;
         if (p[e] >= k_expect) cache_->expect(expert, d + 1);
         if (p[e] >= threshold && !(cache_->find(expert, &id) && cache_->at(id).asked == spec.all_matrices()))
-            wishes_.emplace_back(p[e], expert);
+            likely_.emplace_back(p[e], expert);
     }
-    plan_wishes(cache_->n_slot() / k_region_decode);
+    add_wishes(cache_->n_slot() / k_region_decode);
 }
 
-void Streamer::plan_batch(uint32_t layer, uint32_t n_token) {
+void Streamer::wish_for_batch(uint32_t layer, uint32_t n_token) {
     ExpertLayer const &spec = layout_.layers[layer];
-    wishes_.clear();
+    likely_.clear();
     SlotId id;
     for (uint32_t e = 0; e < spec.n_expert; e++) {
         double const rate = cache_->policy().probability(spec.first + e);
@@ -106,24 +106,24 @@ void Streamer::plan_batch(uint32_t layer, uint32_t n_token) {
         if (p < k_batch_probability || on_gpu(spec.first + e)) continue;
         cache_->expect(spec.first + e, 2);
         if (!(cache_->find(spec.first + e, &id) && cache_->at(id).asked == spec.all_matrices()))
-            wishes_.emplace_back(static_cast<float>(rate), spec.first + e);
+            likely_.emplace_back(static_cast<float>(rate), spec.first + e);
     }
-    plan_wishes(cache_->n_slot() / k_region_batch);
+    add_wishes(cache_->n_slot() / k_region_batch);
 }
 
-void Streamer::plan_wishes(uint32_t region) {
-    std::sort(wishes_.begin(), wishes_.end(), [](auto const &a, auto const &b) { return a.first > b.first; });
-    for (auto const &wish : wishes_) {
-        if (plans_.size() + ahead_.size() >= region) return;
-        if (planned_[wish.second]) continue;
-        planned_[wish.second] = 1;
-        plans_.push_back(wish.second);
+void Streamer::add_wishes(uint32_t region) {
+    std::sort(likely_.begin(), likely_.end(), [](auto const &a, auto const &b) { return a.first > b.first; });
+    for (auto const &[p, expert] : likely_) {
+        if (wishes_.size() + ahead_.size() >= region) return;
+        if (wished_[expert]) continue;
+        wished_[expert] = 1;
+        wishes_.push_back(expert);
     }
 }
 
 void Streamer::pump() {
-    while (!plans_.empty() && !failed_.load(std::memory_order_relaxed)) {
-        ExpertIndex const e = plans_.front();
+    while (!wishes_.empty() && !failed_.load(std::memory_order_relaxed)) {
+        ExpertIndex const e = wishes_.front();
         ExpertLayer const &layer = layout_.layers[layer_of_[e]];
         uint64_t const bytes = layer.pieces[layer.places[e - layer.first].first_piece].bytes;
         uint64_t const at_once = std::clamp<uint64_t>(k_ahead_bytes / bytes, 2, std::max(2u, n_lane_));
@@ -145,8 +145,8 @@ void Streamer::pump() {
             submit();
             if (cache_->at(id).asked != layer.all_matrices()) continue;
         }
-        planned_[e] = 0;
-        plans_.pop_front();
+        wished_[e] = 0;
+        wishes_.pop_front();
     }
 }
 

@@ -59,7 +59,7 @@ void Governor::compare() {
 }
 
 void Governor::at_layer(uint32_t n_left, bool drive_idle) {
-    // Deeper while the drive runs dry before the next layer comes, less deep while plans are left over.
+    // Deeper while the drive runs dry before the next layer comes, less deep while wishes are left over.
     if (n_left > 2)
         want_depth_ -= 0.05;
     else if (drive_idle)

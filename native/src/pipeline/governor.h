@@ -21,7 +21,7 @@ public:
     bool reads_ahead(uint32_t n_token) { return n_token == 1 ? begin_token() : mode_ != PrefetchMode::off; }
     // It is computed: what it took, and how long of that the drive was at work.
     void end_token(uint64_t took_ns, uint64_t drive_ns);
-    // At a layer: reads that were planned ahead and not yet begun, and whether the drive had run out of work.
+    // At a layer: wishes that have not become reads yet, and whether the drive had run out of work.
     void at_layer(uint32_t n_left, bool drive_idle);
 
     float threshold() const { return threshold_; } // least probability worth a read

@@ -7,7 +7,7 @@
 namespace emoe {
 
 namespace {
-// Looks before a thread sleeps, about 20 microseconds: planning and preparing take less, a wake-up of many threads more.
+// Looks before a thread sleeps, about 20 microseconds: beginning and preparing take less, a wake-up of many threads more.
 constexpr int k_spin = 400;
 // Draws a thread and product, when all experts are here: few enough to be cheap, enough that threads end together.
 constexpr uint32_t k_draws = 4;
@@ -16,7 +16,7 @@ constexpr uint32_t k_draws = 4;
 bool Product::arm() {
     bool const fresh = !armed_;
     armed_ = true;
-    planned_.store(0, std::memory_order_relaxed);
+    begun_.store(0, std::memory_order_relaxed);
     next_prepare_.store(0, std::memory_order_relaxed);
     n_prepared_.store(0, std::memory_order_relaxed);
     next_ticket_.store(0, std::memory_order_relaxed);
@@ -49,22 +49,22 @@ uint32_t Product::n_drawn(uint32_t from, uint32_t n_ticket, uint32_t n_thread, u
 }
 
 void Product::run(uint32_t thread, uint32_t n_thread, ProductWork &work) {
-    // Always the same thread: what planning touches stays in its core's cache.
+    // Always the same thread: what beginning touches stays in its core's cache.
     if (thread == 0) {
         armed_ = false;
-        bool const ok = work.plan(n_thread);
+        bool const ok = work.begin(n_thread);
         if (ok && streamer_.streams()) {
             if (n_chunk_done_.size() < streamer_.n_expert())
                 n_chunk_done_ = std::vector<std::atomic<uint32_t>>(streamer_.n_expert());
             for (uint32_t i = 0; i < streamer_.n_expert(); i++) n_chunk_done_[i].store(0, std::memory_order_relaxed);
         }
-        planned_.store(ok ? 1 : 2);
+        begun_.store(ok ? 1 : 2);
         announce();
         if (ok) work.look_ahead();
     } else {
-        wait(planned_, 1);
+        wait(begun_, 1);
     }
-    if (planned_.load(std::memory_order_acquire) == 2) return;
+    if (begun_.load(std::memory_order_acquire) == 2) return;
 
     for (uint32_t i; (i = next_prepare_.fetch_add(1, std::memory_order_relaxed)) < work.n_prepare;) {
         work.prepare(i);

@@ -1,6 +1,6 @@
 // One matrix product of a visit, computed by all threads of a pool that meet in run().
 //
-// One thread plans (routing, look-ups, reads) and, while the others begin, plans what to read ahead; all
+// One thread begins it (routing, look-ups, reads) and, while the others go on, sees to what is read ahead; all
 // share the preparation of the activations, then draw (expert, chunk of rows) tickets: experts that are here first, the
 // rest as they arrive. A thread whose ticket is not ready sleeps. There is no barrier at the end: the caller's pool has
 // one after every node.
@@ -20,15 +20,15 @@ class ProductWork {
 public:
     virtual ~ProductWork() = default;
     // By one thread, before the others go on: calls Streamer::begin_product. False when it could not.
-    virtual bool plan(uint32_t n_thread) = 0;
-    // By the thread that planned, after it has let the others go on.
+    virtual bool begin(uint32_t n_thread) = 0;
+    // By the thread that began it, after it has let the others go on.
     virtual void look_ahead() = 0;
-    // Set by plan: items of preparation, and chunks into which each expert's rows are cut.
+    // Set by begin: items of preparation, and chunks into which each expert's rows are cut.
     uint32_t n_prepare = 0;
     uint32_t n_chunk = 1;
     virtual void prepare(uint32_t item) = 0;
     virtual void compute(uint32_t expert_index, uint32_t chunk, uint32_t thread) = 0;
-    // Set by plan: something is left for one thread to do when no ticket is left (results of a GPU to fetch).
+    // Set by begin: something is left for one thread to do when no ticket is left (results of a GPU to fetch).
     bool has_last = false;
     virtual void last() {}
 };
@@ -52,7 +52,7 @@ private:
     Streamer &streamer_;
     bool armed_ = false;
     // A cache line each: what one thread waits for is not moved by what the others count.
-    alignas(64) std::atomic<uint32_t> planned_{0}; // 1: go on, 2: the visit failed
+    alignas(64) std::atomic<uint32_t> begun_{0}; // 1: go on, 2: the visit failed
     alignas(64) std::atomic<uint32_t> next_prepare_{0};
     alignas(64) std::atomic<uint32_t> n_prepared_{0};
     alignas(64) std::atomic<uint32_t> next_ticket_{0};

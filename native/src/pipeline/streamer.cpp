@@ -1,7 +1,6 @@
 #include "pipeline/streamer.h"
 
 #include "base/clock.h"
-#include "base/error.h"
 
 #include <algorithm>
 
@@ -42,7 +41,7 @@ uint32_t largest_layer(const Layout &layout) {
 
 Streamer::Streamer(Layout layout, const Params &params)
     : layout_(std::move(layout)), n_lane_(params.reader.n_lane), states_(layout_.n_expert_total, 0),
-      on_gpu_(params.on_gpu), governor_(params.prefetch), planned_(layout_.n_expert_total, 0),
+      on_gpu_(params.on_gpu), governor_(params.prefetch), wished_(layout_.n_expert_total, 0),
       groups_(largest_layer(layout_)) {
     direct_io_ = true;
     alignment_ = 512;
@@ -57,7 +56,7 @@ Streamer::Streamer(Layout layout, const Params &params)
         for (uint32_t e = 0; e < layout_.layers[l].n_expert; e++) layer_of_[layout_.layers[l].first + e] = l;
     PolicyShape const shape = layout_.shape();
     cache_ = std::make_unique<ExpertCache>(slot_classes(layout_, on_gpu_), make_policy(params.policy, shape));
-    cache_->set_bytes(params.cache_bytes);
+    cache_->set_bytes(std::max(params.cache_bytes, cache_->min_bytes()));
     if (params.n_embd != 0 && params.prefetch != PrefetchMode::off)
         predictor_ = std::make_unique<Predictor>(shape, params.n_embd);
     ReaderParams reader = params.reader;
@@ -74,9 +73,9 @@ void Streamer::begin_batch(uint32_t n_token) {
     in_batch_ = true;
     n_batch_token_ = n_token;
     reads_ahead_ = governor_.reads_ahead(n_token);
-    failure_.clear();
+    failure_ = Failure{};
     failed_.store(false, std::memory_order_release);
-    apply_budget();
+    apply_cache_bytes();
     batch_begin_ns_ = now_ns();
     batch_drive_ns_ = drive_ns(batch_begin_ns_);
 }
@@ -87,22 +86,22 @@ void Streamer::end_batch() {
     if (n_batch_token_ == 1 && !failed_.load(std::memory_order_relaxed))
         governor_.end_token(now - batch_begin_ns_, drive_ns(now) - batch_drive_ns_);
     if (trace_) trace_->batch(n_batch_token_, batch_begin_ns_, now, reads_ahead_);
-    drop_plans();
+    drop_wishes();
     // After a failure reads may still be writing into slots; nothing may be given up under them.
     n_sleeping_++;
     changed_.wait(lock, [this] { return n_in_flight_ == 0 || !failed_.load(std::memory_order_relaxed); });
     n_sleeping_--;
     end_visit();
     in_batch_ = false;
-    apply_budget();
+    apply_cache_bytes();
 }
 
-std::string Streamer::failure() const {
+Failure Streamer::failure() const {
     std::lock_guard<std::mutex> lock(mutex_);
     return failure_;
 }
 
-void Streamer::fail_visit(const std::string &why) {
+void Streamer::fail_visit(const Failure &why) {
     std::lock_guard<std::mutex> lock(mutex_);
     if (!in_batch_ || failed_.load(std::memory_order_relaxed)) return;
     failure_ = why;
@@ -118,10 +117,10 @@ void Streamer::set_cache_bytes(uint64_t bytes) {
     n_sleeping_++; // for reads ahead that a batch has left under way
     changed_.wait(lock, [this] { return n_in_flight_ == 0 || in_batch_; });
     n_sleeping_--;
-    if (!in_batch_) apply_budget();
+    if (!in_batch_) apply_cache_bytes();
 }
 
-void Streamer::apply_budget() {
+void Streamer::apply_cache_bytes() {
     if (wanted_bytes_ != 0 && cache_->set_bytes(wanted_bytes_)) wanted_bytes_ = 0;
 }
 
@@ -145,9 +144,9 @@ StreamerStats Streamer::stats() const {
     return s;
 }
 
-uint32_t Streamer::resident(uint32_t layer) const {
+uint32_t Streamer::n_cached(uint32_t layer) const {
     uint32_t n = 0;
-    for (uint8_t s : expert_states(layer)) n += s & k_state_resident;
+    for (uint8_t s : expert_states(layer)) n += s & k_state_cached;
     return n;
 }
 
@@ -160,7 +159,7 @@ std::vector<uint8_t> Streamer::expert_states(uint32_t layer) const {
     for (uint32_t e = 0; e < spec.n_expert; e++) {
         states[e] = states_[spec.first + e];
         if (cache_->find(spec.first + e, &id) && cache_->at(id).ready == spec.all_matrices())
-            states[e] |= k_state_resident;
+            states[e] |= k_state_cached;
     }
     return states;
 }
@@ -235,7 +234,7 @@ void Streamer::on_read(uint64_t tag, const std::string &error) {
     // A read ahead that went wrong is nobody's failure yet: whoever needs the expert reads it again.
     bool const matters = !ahead || cache_->at(id).pinned;
     if (!error.empty() && matters && in_batch_ && !failed_.load(std::memory_order_relaxed)) {
-        failure_ = error;
+        failure_ = {EMOE_ERR_IO, "an expert could not be read: " + error};
         failed_.store(true, std::memory_order_release);
     }
     bool const on = error.empty() && !failed_.load(std::memory_order_relaxed);
@@ -292,9 +291,9 @@ void Streamer::end_visit() {
 
 void Streamer::begin_visit(uint32_t layer, const Routing &routing) {
     end_visit();
-    if (n_batch_token_ == 1) governor_.at_layer(static_cast<uint32_t>(plans_.size()), n_in_flight_ == 0);
-    drop_plans();
-    apply_budget();
+    if (n_batch_token_ == 1) governor_.at_layer(static_cast<uint32_t>(wishes_.size()), n_in_flight_ == 0);
+    drop_wishes();
+    apply_cache_bytes();
     layer_ = layer;
     visit_++;
     spec_ = &layout_.layers[layer];
@@ -316,7 +315,7 @@ void Streamer::look_ahead(const Routing &routing) {
     // Where nothing had to be read lately there is nothing to read ahead: guessing would only cost.
     if (failed_.load(std::memory_order_relaxed) || visit_ - read_visit_ > k_quiet * layout_.layers.size()) return;
     settle_ahead(routing.n_token);
-    plan_ahead(routing);
+    wish_ahead(routing);
     pump();
 }
 

@@ -5,14 +5,15 @@
 // and issues all their reads at once, in the order in which the products need them; the experts stay pinned until
 // the next visit begins. Experts become *ready* for a product in the order: those here already, then arrivals.
 //
-// Behind the reads that somebody needs now go those that somebody will probably need soon (prefetch): one small queue,
-// planned at each visit for the next layers, from which a read starts only when no needed read waits. What is planned
-// and not begun is dropped when its layer comes. Streamer says when; Predictor and Governor say what and how much.
+// Behind the reads that somebody needs now go those that somebody will probably need soon (prefetch): one small queue
+// of wishes for the next layers, made at each visit, from which a read starts only when no needed read waits. A wish
+// not begun is dropped when its layer comes. Streamer says when; Predictor and Governor say what and how much.
 //
 // When a batch routes to more experts than the cache has slots (a long prefill on a small budget), the visit
 // *streams*: hits stay, the others pass one matrix at a time through the remaining slots, each byte still read once.
 #pragma once
 
+#include "base/error.h"
 #include "cache/cache.h"
 #include "io/reader.h"
 #include "pipeline/governor.h"
@@ -58,13 +59,13 @@ struct StreamerStats {
 };
 
 // Bits of Streamer::expert_states.
-constexpr uint8_t k_state_resident = EMOE_EXPERT_RESIDENT, k_state_used = EMOE_EXPERT_USED,
+constexpr uint8_t k_state_cached = EMOE_EXPERT_RESIDENT, k_state_used = EMOE_EXPERT_USED,
                   k_state_missed = EMOE_EXPERT_MISSED, k_state_prefetched = EMOE_EXPERT_PREFETCHED;
 
 class Streamer final : public ReadSink {
 public:
     struct Params {
-        uint64_t cache_bytes = 0;
+        uint64_t cache_bytes = 0; // raised to the least that works
         PolicyKind policy = PolicyKind::next_use;
         PrefetchMode prefetch = PrefetchMode::automatic;
         ReaderParams reader;
@@ -79,7 +80,7 @@ public:
     // Looks up, reads. Afterwards experts(), rows() are valid until the next begin_product.
     // False when the visit cannot go on; failure() says why.
     bool begin_product(uint32_t layer, uint32_t matrix, const Routing &routing);
-    // After the first product of a visit has begun, with its routing: learns from it and plans what to read ahead. By the
+    // After the first product of a visit has begun, with its routing: learns from it and wishes for what to read ahead. By the
     // thread that began it; the others may compute meanwhile.
     void look_ahead(const Routing &routing);
     uint64_t visit() const { return visit_; } // number of the visit under way
@@ -105,12 +106,12 @@ public:
     void begin_batch(uint32_t n_token = 1);
     void end_batch();
     bool failed() const { return failed_.load(std::memory_order_acquire); }
-    std::string failure() const;
-    void fail_visit(const std::string &why); // any thread: cancels the visit, wakes the waiting
+    Failure failure() const;
+    void fail_visit(const Failure &why); // any thread: cancels the visit, wakes the waiting
 
     void set_cache_bytes(uint64_t bytes); // any thread
     StreamerStats stats() const;          // any thread
-    uint32_t resident(uint32_t layer) const;
+    uint32_t n_cached(uint32_t layer) const;
     // One byte for each expert of a layer: EMOE_EXPERT_* bits. Any thread.
     std::vector<uint8_t> expert_states(uint32_t layer) const;
     Accuracy accuracy(uint32_t layer) const;     // any thread
@@ -123,7 +124,7 @@ public:
     uint64_t min_bytes() const { return cache_->min_bytes(); }
     uint64_t max_bytes() const { return cache_->max_bytes(); }
     Layout const &layout() const { return layout_; }
-    FaultPlan &faults() { return faults_; }
+    Faults &faults() { return faults_; }
 
     void on_read(uint64_t tag, const std::string &error) override;
 
@@ -138,15 +139,15 @@ private:
     void submit(); // requests_
     uint64_t drive_ns(uint64_t now) const;
     void trace_read(uint64_t tag, uint64_t now);
-    void apply_budget();
+    void apply_cache_bytes();
     // ahead.cpp
     void settle_ahead(uint32_t n_token);
-    void plan_ahead(const Routing &routing);
-    void plan_layer(uint32_t layer, uint32_t d, const float *p);
-    void plan_batch(uint32_t layer, uint32_t n_token);
-    void plan_wishes(uint32_t region);
-    void drop_plans();
-    void pump(); // starts planned reads while nothing else waits
+    void wish_ahead(const Routing &routing);
+    void wish_for_layer(uint32_t layer, uint32_t d, const float *p);
+    void wish_for_batch(uint32_t layer, uint32_t n_token);
+    void add_wishes(uint32_t region);
+    void drop_wishes();
+    void pump(); // starts reads ahead while nothing else waits
 
     Layout layout_;
     uint32_t alignment_ = 4096;
@@ -154,7 +155,7 @@ private:
     uint32_t n_lane_ = 4;
     std::vector<std::unique_ptr<File>> files_;
     std::vector<uint32_t> layer_of_; // by ExpertIndex
-    FaultPlan faults_;
+    Faults faults_;
     std::vector<uint8_t> states_;       // by ExpertIndex: bits of the last visit of its layer
     std::vector<uint8_t> const on_gpu_; // see Params
 
@@ -171,17 +172,17 @@ private:
     bool reads_ahead_ = false; // this batch
     uint32_t n_batch_token_ = 0;
     uint64_t batch_begin_ns_ = 0, batch_drive_ns_ = 0;
-    std::string failure_;
+    Failure failure_;
     std::atomic<bool> failed_{false};
     uint32_t n_in_flight_ = 0; // given to the reader
     uint64_t drive_since_ns_ = 0;
     uint32_t n_sleeping_ = 0;
 
     // Reading ahead.
-    std::deque<ExpertIndex> plans_;                     // to be read, the most wanted first
-    std::vector<uint8_t> planned_;                      // by ExpertIndex
+    std::deque<ExpertIndex> wishes_;                    // to be read, the most wanted first
+    std::vector<uint8_t> wished_;                       // by ExpertIndex
     std::vector<ExpertIndex> ahead_;                    // read ahead, their layer not yet come
-    std::vector<std::pair<float, ExpertIndex>> wishes_; // scratch
+    std::vector<std::pair<float, ExpertIndex>> likely_; // scratch
     std::vector<float> habit_;                          // scratch
     std::unordered_map<uint64_t, uint64_t> asked_;      // tag to time, while tracing
 

@@ -1,7 +1,6 @@
 #include "session/session.h"
 
 #include "base/machine.h"
-#include "llama/chat_template.h"
 
 #include <algorithm>
 
@@ -13,6 +12,22 @@ constexpr size_t k_check_tokens = 32; // computed between two looks at the proce
 // What llama.cpp's tokenizer takes meanwhile for a byte of text: 45 for prose, 205 for blanks without end.
 constexpr uint64_t k_tokenizer_bytes = 210;
 constexpr size_t k_short_text_bytes = 16 << 10; // what the margin bears
+
+// What ends an answer in ChatML, also where the vocabulary has no such token.
+constexpr const char *k_chatml = "chatml", *k_chatml_end = "<|im_end|>";
+
+std::string render_chat(const std::string &source, const emoe_message *messages, uint32_t n_message) {
+    uint64_t n = 0;
+    std::string text;
+    auto const render = [&](emoe_error *err) {
+        return emoe_chat_render(source.c_str(), messages, n_message, text.data(), text.size(), &n, err);
+    };
+    call(render);
+    text.resize(n + 1);
+    call(render);
+    text.resize(n);
+    return text;
+}
 
 std::vector<std::string> stops_of(const emoe_answer_params &p) {
     std::vector<std::string> stop;
@@ -125,8 +140,7 @@ std::vector<int32_t> Session::tokenize(const std::string &text, bool add_special
         tokens.resize(text.size() + 8); // a token is a byte or more, and a few are added
         int64_t n = 0;
         for (int i = 0; i < 2; i++) {
-            n = emoe_text_tokenize(text_, text.data(), text.size(), add_special, 1, tokens.data(),
-                                     tokens.size());
+            n = emoe_text_tokenize(text_, text.data(), text.size(), add_special, 1, tokens.data(), tokens.size());
             if (n <= static_cast<int64_t>(tokens.size())) break;
             tokens.resize(static_cast<size_t>(n));
         }

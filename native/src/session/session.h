@@ -1,5 +1,5 @@
-// A model opened for an app, inside a memory budget: messages in, text out. Built on edgemoe.h alone, but for the
-// chat template.
+// A model opened for an app, inside a memory budget: messages in, text out. Built on the functions of
+// edgemoe.h, as an app could be.
 #pragma once
 
 #include "budget/allowance.h"

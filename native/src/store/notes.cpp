@@ -77,8 +77,8 @@ Notes read_notes(const fs::path &path) {
 }
 
 void write_notes(const fs::path &path, const Notes &notes) {
-    std::string text = std::string(k_version) + "\nsource " + in_a_line(notes.source) + "\nlibrary " + notes.library +
-                       "\n";
+    std::string text =
+        std::string(k_version) + "\nsource " + in_a_line(notes.source) + "\nlibrary " + notes.library + "\n";
     for (auto const &[shape, sizes] : notes.sizes) text += shape + ": " + sizes + "\n";
     write_atomically(path, text);
 }

@@ -17,9 +17,9 @@ emoe_plan plan_with(const emoe_model_info &model, const Sizes &sizes, const emoe
     budget.n_ubatch = setup.n_ubatch;
     Bounds const bounds = bounds_of(model, sizes, budget);
     known->smallest_bytes = bounds.smallest_bytes;
-    known->resident_bytes = bounds.resident_bytes;
+    known->resident_bytes = bounds.enough_bytes;
     // With a GPU no budget is known to be enough: its driver takes memory as it goes.
-    uint64_t const enough = setup.device == 0 ? bounds.resident_bytes : UINT64_MAX;
+    uint64_t const enough = setup.device == 0 ? bounds.enough_bytes : UINT64_MAX;
     budget.bytes = budget_bytes(setup.memory_kind, setup.memory, enough, machine());
     known->budget_bytes = budget.bytes;
     return make_plan(model, sizes, budget, bounds);

@@ -19,8 +19,8 @@ namespace emoe {
 
 namespace {
 
-constexpr size_t k_keep = 8;                    // shells; the least recently used go first
-constexpr auto k_fresh = std::chrono::hours(1); // one used so lately may be another process's that is about to load it
+constexpr size_t k_keep = 8;                     // shells; the least recently used go first
+constexpr auto k_fresh = std::chrono::hours(1);  // one used so lately may be another process's that is about to load it
 constexpr auto k_stale = std::chrono::hours(24); // what a process left that died, and notes of no shell and no model
 constexpr uint64_t k_meta_bytes = uint64_t{64} << 20; // more than any tokenizer and metadata take
 

@@ -1,7 +1,7 @@
 #include "store/sizes.h"
 
 #include "base/machine.h"
-#include "llama/gpu.h"
+#include "llama/devices.h"
 #include "llama/measure.h"
 #include "llama/shell.h"
 #include "llama/stamp.h"
@@ -79,7 +79,7 @@ std::string SizeBook::shape(uint32_t n_ctx, uint32_t n_ubatch) const {
     snprintf(text, sizeof text, "ctx %u ubatch %u threads %u outputs %u kv %u", n_ctx, n_ubatch, setup_.n_threads,
              setup_.n_outputs, setup_.kv_type);
     if (setup_.device == 0) return text;
-    std::string name = ggml_backend_dev_description(gpu_device(setup_.device));
+    std::string name = gpu_description(setup_.device);
     std::replace(name.begin(), name.end(), ':', ' ');
     return text + std::string(" gpu-layers ") + std::to_string(setup_.n_gpu_layer) + " on " + name;
 }

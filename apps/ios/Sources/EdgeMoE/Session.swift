@@ -73,17 +73,17 @@ public final class Session: @unchecked Sendable {
         path: String, cacheDir: String, budgetBytes: UInt64, processBytes: UInt64 = 0, contextTokens: UInt32 = 0,
         threads: UInt32 = 0
     ) throws {
-        var params = emoe_session_params()
-        params.struct_size = UInt32(MemoryLayout<emoe_session_params>.size)
-        params.budget_bytes = budgetBytes
-        params.process_bytes = processBytes
-        params.n_ctx = contextTokens
-        params.n_threads = threads
+        var setup = emoe_setup()
+        setup.struct_size = UInt32(MemoryLayout<emoe_setup>.size)
+        setup.memory = budgetBytes
+        setup.process_bytes = processBytes
+        setup.n_ctx = contextTokens
+        setup.n_threads = threads
         var plan = emoe_plan()
         plan.struct_size = UInt32(MemoryLayout<emoe_plan>.size)
         var session: OpaquePointer?
         var error = emoe_error()
-        let status = emoe_session_open(path, cacheDir, &params, &session, &plan, &error)
+        let status = emoe_session_open(path, cacheDir, &setup, &session, &plan, &error)
         guard status == EMOE_OK, let session else {
             throw EdgeMoEError(
                 status, error, smallestBytes: status == EMOE_ERR_MEMORY ? plan.smallest_bytes : 0)
@@ -210,16 +210,20 @@ extension Answer {
             params.struct_size = UInt32(MemoryLayout<emoe_answer_params>.size)
             params.max_tokens = maxTokens
             params.n_stop = UInt32(texts.count)
-            params.sampler.struct_size = UInt32(MemoryLayout<emoe_sampler_params>.size)
-            params.sampler.seed = seed
-            params.sampler.temp = temp
-            params.sampler.top_k = topK
-            params.sampler.top_p = topP
-            params.sampler.min_p = minP
-            params.sampler.repeat_penalty = 1
-            return texts.withUnsafeBufferPointer { pointer in
-                params.stop = pointer.baseAddress
-                return body(&params)
+            var sampler = emoe_sampler_params()
+            sampler.struct_size = UInt32(MemoryLayout<emoe_sampler_params>.size)
+            sampler.seed = seed
+            sampler.temp = temp
+            sampler.top_k = topK
+            sampler.top_p = topP
+            sampler.min_p = minP
+            sampler.repeat_penalty = 1
+            return withUnsafePointer(to: sampler) { sampler in
+                texts.withUnsafeBufferPointer { stops in
+                    params.sampler = sampler
+                    params.stop = stops.baseAddress
+                    return body(&params)
+                }
             }
         }
     }

@@ -75,19 +75,23 @@ static int texts_of(JNIEnv *env, jobjectArray array, struct texts *t) {
 
 static emoe_session *session_of(jlong handle) { return (emoe_session *)(intptr_t)handle; }
 
-static emoe_answer_params answer_of(const struct texts *stop, jint max_tokens, jfloat temp, jint top_k, jfloat top_p,
-                                    jfloat min_p, jint seed) {
+static emoe_sampler_params sampler_of(jfloat temp, jint top_k, jfloat top_p, jfloat min_p, jint seed) {
+    return (emoe_sampler_params){.struct_size = sizeof(emoe_sampler_params),
+                                 .seed = (uint32_t)seed,
+                                 .temp = temp,
+                                 .top_p = top_p,
+                                 .min_p = min_p,
+                                 .repeat_penalty = 1,
+                                 .top_k = top_k};
+}
+
+/* What it points to is the caller's. */
+static emoe_answer_params answer_of(const struct texts *stop, jint max_tokens, const emoe_sampler_params *sampler) {
     emoe_answer_params p = {.struct_size = sizeof p};
     p.max_tokens = (uint32_t)max_tokens;
     p.stop = (const char *const *)stop->items;
     p.n_stop = (uint32_t)stop->n;
-    p.sampler = (emoe_sampler_params){.struct_size = sizeof p.sampler,
-                                      .seed = (uint32_t)seed,
-                                      .temp = temp,
-                                      .top_p = top_p,
-                                      .min_p = min_p,
-                                      .repeat_penalty = 1,
-                                      .top_k = top_k};
+    p.sampler = sampler;
     return p;
 }
 
@@ -98,14 +102,14 @@ JNIEXPORT jlong JNICALL Java_io_edgemoe_Native_open(JNIEnv *env, jclass self, jb
     char *path_text = text_of(env, path, NULL), *cache_text = text_of(env, cache_dir, NULL);
     emoe_session *session = NULL;
     if (!(*env)->ExceptionCheck(env)) {
-        emoe_session_params params = {.struct_size = sizeof params};
-        params.budget_bytes = (uint64_t)budget_bytes;
-        params.process_bytes = (uint64_t)process_bytes;
-        params.n_ctx = (uint32_t)n_ctx;
-        params.n_threads = (uint32_t)n_threads;
+        emoe_setup setup = {.struct_size = sizeof setup};
+        setup.memory = (uint64_t)budget_bytes;
+        setup.process_bytes = (uint64_t)process_bytes;
+        setup.n_ctx = (uint32_t)n_ctx;
+        setup.n_threads = (uint32_t)n_threads;
         emoe_plan plan = {.struct_size = sizeof plan};
         emoe_error err = {{0}};
-        emoe_status const status = emoe_session_open(path_text, cache_text, &params, &session, &plan, &err);
+        emoe_status const status = emoe_session_open(path_text, cache_text, &setup, &session, &plan, &err);
         if (status != EMOE_OK) throw_status(env, status, &err, status == EMOE_ERR_MEMORY ? plan.smallest_bytes : 0);
     }
     free(path_text);
@@ -134,7 +138,8 @@ JNIEXPORT void JNICALL Java_io_edgemoe_Native_chat(JNIEnv *env, jclass self, jlo
         emoe_status status = EMOE_ERR_MEMORY;
         if (messages) {
             for (uint32_t i = 0; i < n; i++) messages[i] = (emoe_message){role.items[i], content.items[i]};
-            emoe_answer_params const params = answer_of(&stops, max_tokens, temp, top_k, top_p, min_p, seed);
+            emoe_sampler_params const sampler = sampler_of(temp, top_k, top_p, min_p, seed);
+            emoe_answer_params const params = answer_of(&stops, max_tokens, &sampler);
             status = emoe_session_chat(session_of(session), messages, n, template_text, &params, &err);
         }
         if (status != EMOE_OK) throw_status(env, status, &err, 0);
@@ -154,7 +159,8 @@ JNIEXPORT void JNICALL Java_io_edgemoe_Native_prompt(JNIEnv *env, jclass self, j
     jsize n = 0;
     char *prompt = text_of(env, text, &n);
     if (!(*env)->ExceptionCheck(env) && texts_of(env, stop, &stops)) {
-        emoe_answer_params const params = answer_of(&stops, max_tokens, temp, top_k, top_p, min_p, seed);
+        emoe_sampler_params const sampler = sampler_of(temp, top_k, top_p, min_p, seed);
+        emoe_answer_params const params = answer_of(&stops, max_tokens, &sampler);
         emoe_error err = {{0}};
         emoe_status const status = emoe_session_prompt(session_of(session), prompt, (uint64_t)n, &params, &err);
         if (status != EMOE_OK) throw_status(env, status, &err, 0);
