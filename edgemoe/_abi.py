@@ -131,7 +131,7 @@ class MemoryInfo(Struct):
         ("total_bytes", c_uint64),
         ("limit_bytes", c_uint64),
         ("available_bytes", c_uint64),
-        ("resident_bytes", c_uint64),
+        ("rss_bytes", c_uint64),
         ("peak_bytes", c_uint64),
         ("anon_bytes", c_uint64),
         ("file_bytes", c_uint64),

@@ -29,7 +29,7 @@ class ProcessMemory:
 def process_memory() -> ProcessMemory:
     """What this process uses now and used at most."""
     now = _native.memory()
-    return ProcessMemory(now["resident_bytes"], now["peak_bytes"], now["anon_bytes"], now["file_bytes"])
+    return ProcessMemory(now["rss_bytes"], now["peak_bytes"], now["anon_bytes"], now["file_bytes"])
 
 
 def total_memory(root: Path | None = None) -> int:

@@ -125,10 +125,10 @@ typedef struct emoe_memory_info {
     uint64_t total_bytes;     /* RAM; 0: not known, as all below */
     uint64_t limit_bytes;     /* what this process may use at most: RAM, its cgroups' limits (v1, v2), its rlimits */
     uint64_t available_bytes; /* what can be had now without swapping, below every limit */
-    uint64_t resident_bytes;  /* of this process now */
+    uint64_t rss_bytes;       /* resident memory of this process now */
     uint64_t peak_bytes;      /* and at most so far */
-    uint64_t anon_bytes;      /* of resident: private (heap, weights, cache) */
-    uint64_t file_bytes;      /* of resident: mapped files */
+    uint64_t anon_bytes;      /* of rss: private (heap, weights, cache) */
+    uint64_t file_bytes;      /* of rss: mapped files */
 } emoe_memory_info;
 /* root: NULL, or a folder in which proc/ and sys/ are looked for instead of / (tests). Any thread. */
 EMOE_API emoe_status emoe_memory_get(const char *root, emoe_memory_info *info, emoe_error *err);
@@ -257,7 +257,7 @@ typedef struct emoe_plan {
     uint64_t n_slot;         /* experts that fit in it (estimate) */
     uint64_t n_expert_total; /* experts of the model that no GPU holds */
     uint64_t smallest_bytes; /* the smallest budget that works: set also when EMOE_ERR_MEMORY is returned */
-    uint64_t resident_bytes; /* the budget in which every expert fits and stays: likewise */
+    uint64_t resident_bytes; /* the budget in which every expert is resident and stays: likewise */
     double fraction;         /* of all experts, those that fit: 0 to 1 */
     uint64_t gpu_bytes;      /* on the GPU: dense weights, KV cache, compute buffers and whole layers of experts */
 } emoe_plan;

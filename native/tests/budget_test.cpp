@@ -170,14 +170,14 @@ static Machine machine_of(uint64_t limit_mib) {
     m.total_bytes = 16000 * k_mib;
     m.limit_bytes = limit_mib * k_mib;
     m.available_bytes = limit_mib * k_mib / 2;
-    m.process.resident_bytes = 30 * k_mib;
+    m.process.rss_bytes = 30 * k_mib;
     return m;
 }
 
 static void a_budget_beyond_the_machines_limit_is_refused() {
     Budget b;
     b.process_bytes = 30 * k_mib;
-    uint64_t const resident = bounds_of(model(), sizes_of, b).resident_bytes;
+    uint64_t const resident = bounds_of(model(), sizes_of, b).enough_bytes;
     std::string told;
     try {
         budget_bytes(EMOE_BUDGET_BYTES, 400 * k_mib, resident, machine_of(220)); // a cgroup on a machine of 16 GB

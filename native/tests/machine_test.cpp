@@ -163,11 +163,11 @@ static void a_process_knows_its_own_memory() {
     std::vector<char> const block(64 * k_mib, 'x');
     ProcessMemory const after = process_memory();
     CHECK(block[block.size() / 2] == 'x');
-    if (after.resident_bytes == 0) return; // a system that does not say
-    CHECK(after.resident_bytes > before.resident_bytes + 32 * k_mib);
-    CHECK(after.peak_bytes >= after.resident_bytes);
-    CHECK(after.resident_bytes + k_mib >= after.anon_bytes + after.file_bytes);
-    CHECK(resident_bytes() > before.resident_bytes + 32 * k_mib);
+    if (after.rss_bytes == 0) return; // a system that does not say
+    CHECK(after.rss_bytes > before.rss_bytes + 32 * k_mib);
+    CHECK(after.peak_bytes >= after.rss_bytes);
+    CHECK(after.rss_bytes + k_mib >= after.anon_bytes + after.file_bytes);
+    CHECK(rss_bytes() > before.rss_bytes + 32 * k_mib);
     Machine const m = machine();
     CHECK(m.limit_bytes <= m.total_bytes);
     CHECK(m.available_bytes <= m.limit_bytes);

@@ -50,7 +50,7 @@ def plan(model: GgufModel, setup: Setup, *, measure: bool) -> Plan:
 
     def spend(placement: Placement, host_bytes: int, like: Plan | None) -> Plan:
         decided: dict[str, object] = {"gpu_experts": placement.experts, "n_gpu_layer": placement.n_gpu_layer}
-        decided |= {"device": _number(gpu), "process_bytes": _native.memory()["resident_bytes"] + host_bytes}
+        decided |= {"device": _number(gpu), "process_bytes": _native.memory()["rss_bytes"] + host_bytes}
         if like:  # the same context, of which the GPU has a part already
             decided |= {"n_ctx": like.n_ctx, "n_ubatch": like.n_ubatch}
         native = setup.native(later_bytes=later_bytes, **decided)

@@ -79,7 +79,7 @@ void lower_by_rlimits(Machine *m) {
     auto const apply = [m, &p](int which, uint64_t counted) {
         rlimit limit = {};
         if (getrlimit(which, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return;
-        uint64_t const most = limit.rlim_cur, idle = counted - std::min(counted, p.resident_bytes);
+        uint64_t const most = limit.rlim_cur, idle = counted - std::min(counted, p.rss_bytes);
         lower(&m->limit_bytes, most - std::min<uint64_t>(most, idle));
         lower(&m->available_bytes, most - std::min<uint64_t>(most, counted));
     };
@@ -116,7 +116,7 @@ uint32_t physical_cores() {
     return std::max(1u, std::thread::hardware_concurrency());
 }
 
-uint64_t resident_bytes() {
+uint64_t rss_bytes() {
 #if defined(__linux__)
     unsigned long long total = 0, resident = 0;
     if (FILE *f = fopen("/proc/self/statm", "r")) {
@@ -125,7 +125,7 @@ uint64_t resident_bytes() {
     }
     return resident * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
 #else
-    return process_memory().resident_bytes;
+    return process_memory().rss_bytes;
 #endif
 }
 
@@ -133,7 +133,7 @@ ProcessMemory process_memory() {
     ProcessMemory p;
 #if defined(__linux__)
     std::string const status = file_text("/proc/self/status");
-    p.resident_bytes = kib_field(status, "VmRSS");
+    p.rss_bytes = kib_field(status, "VmRSS");
     p.peak_bytes = kib_field(status, "VmHWM");
     p.anon_bytes = kib_field(status, "RssAnon");
     p.file_bytes = kib_field(status, "RssFile") + kib_field(status, "RssShmem");
@@ -145,11 +145,11 @@ ProcessMemory process_memory() {
     mach_msg_type_number_t count = TASK_VM_INFO_COUNT;
     if (task_info(mach_task_self(), TASK_VM_INFO, reinterpret_cast<task_info_t>(&info), &count) != KERN_SUCCESS)
         return p;
-    p.resident_bytes = info.phys_footprint;
+    p.rss_bytes = info.phys_footprint;
     p.peak_bytes = static_cast<uint64_t>(std::max<int64_t>(info.ledger_phys_footprint_peak, 0));
     p.mapped_bytes = info.virtual_size;
 #endif
-    p.peak_bytes = std::max(p.peak_bytes, p.resident_bytes);
+    p.peak_bytes = std::max(p.peak_bytes, p.rss_bytes);
     return p;
 }
 

@@ -10,7 +10,7 @@ namespace emoe {
 
 // Memory of this process, bytes.
 struct ProcessMemory {
-    uint64_t resident_bytes = 0;
+    uint64_t rss_bytes = 0;    // resident now
     uint64_t peak_bytes = 0;   // the most that was ever resident
     uint64_t anon_bytes = 0;   // of resident: private (heap, weights, cache)
     uint64_t file_bytes = 0;   // of resident: mapped files
@@ -34,7 +34,7 @@ uint32_t physical_cores();
 
 ProcessMemory process_memory();
 // The part of it that is asked for often: cheap.
-uint64_t resident_bytes();
+uint64_t rss_bytes();
 
 // Gives freed memory back to the system. glibc keeps it otherwise.
 void trim_heap();

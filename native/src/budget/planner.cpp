@@ -141,7 +141,7 @@ uint64_t budget_bytes(uint32_t kind, uint64_t value, uint64_t enough_bytes, cons
         return static_cast<uint64_t>(static_cast<double>(m.limit_bytes) * static_cast<double>(value) / k_million);
     case EMOE_BUDGET_AUTO: {
         // What this process has already is part of its budget.
-        double const free = static_cast<double>(m.available_bytes + m.process.resident_bytes);
+        double const free = static_cast<double>(m.available_bytes + m.process.rss_bytes);
         return std::min(static_cast<uint64_t>(free * k_auto_share), enough_bytes);
     }
     default:

@@ -124,7 +124,7 @@ emoe_status emoe_allowance_open(const emoe_plan *plan, const emoe_model_info *in
         made->allowance = std::make_unique<Allowance>(
             read_struct(plan, "emoe_plan"), read_info(info), untouched_bytes,
             [resize, user](uint64_t bytes) { check_callback(resize(user, bytes)); },
-            resident ? Allowance::Resident([resident, user] { return resident(user); }) : resident_bytes);
+            resident ? Allowance::Resident([resident, user] { return resident(user); }) : rss_bytes);
         *out = made.release();
     });
 }

@@ -33,7 +33,7 @@ emoe_status emoe_memory_get(const char *root, emoe_memory_info *info, emoe_error
         i.total_bytes = m.total_bytes;
         i.limit_bytes = m.limit_bytes;
         i.available_bytes = m.available_bytes;
-        i.resident_bytes = m.process.resident_bytes;
+        i.rss_bytes = m.process.rss_bytes;
         i.peak_bytes = m.process.peak_bytes;
         i.anon_bytes = m.process.anon_bytes;
         i.file_bytes = m.process.file_bytes;

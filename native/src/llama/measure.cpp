@@ -143,7 +143,7 @@ emoe_context_sizes measure_context(const ModelIndex &index, const std::string &s
     AssertionGuard const guard;
     ShellLoad const shell(shell_path, check_shell(index, shell_path, false));
     LogCapture const log;
-    uint64_t const before = resident_bytes();
+    uint64_t const before = rss_bytes();
     GpuParts gpu_parts(index, setup.device, setup.n_gpu_layer);
     llama_model_params mp = model_params();
     gpu_parts.apply(&mp);
@@ -152,7 +152,7 @@ emoe_context_sizes measure_context(const ModelIndex &index, const std::string &s
     llama_model *model = llama_model_load_from_file(shell_path.c_str(), mp);
     if (!model) fail(EMOE_ERR_FORMAT, "llama.cpp refuses the model: %s", log.last_error("no reason given").c_str());
     llama_context *ctx = llama_init_from_model(model, context_params(setup));
-    uint64_t const after = resident_bytes(); // with the graph and the scheduler
+    uint64_t const after = rss_bytes(); // with the graph and the scheduler
     if (ctx) llama_free(ctx);
     llama_model_free(model);
     if (!ctx)

@@ -54,7 +54,7 @@ Session::Session(const std::string &path, const std::string &cache_dir, const em
     emoe_model *opened = nullptr;
     call([&](emoe_error *err) { return emoe_model_open(path.c_str(), &opened, err); });
     ModelPtr model(opened);
-    uint64_t const resident = resident_bytes();
+    uint64_t const resident = rss_bytes();
     emoe_plan plan = {};
     plan.struct_size = sizeof plan;
     emoe_error err = {};
@@ -95,7 +95,7 @@ Session::Session(const std::string &path, const std::string &cache_dir, const em
         [engine](uint64_t bytes) {
             call([&](emoe_error *e) { return emoe_engine_set_cache_bytes(engine, bytes, e); });
         },
-        resident_bytes);
+        rss_bytes);
 }
 
 Session::~Session() {

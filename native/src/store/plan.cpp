@@ -26,7 +26,7 @@ emoe_plan plan_with(const emoe_model_info &model, const Sizes &sizes, const emoe
 }
 
 emoe_plan plan_gguf(const ModelIndex &index, const std::string &cache_dir, const emoe_setup &setup, emoe_plan *known) {
-    uint64_t const resident = resident_bytes();
+    uint64_t const resident = rss_bytes();
     if (resident == 0) fail(EMOE_ERR_UNSUPPORTED, "this system does not say how much memory a process uses");
     emoe_setup shaped = setup;
     if (shaped.n_threads == 0) shaped.n_threads = physical_cores();
