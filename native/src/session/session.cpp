@@ -54,7 +54,7 @@ Session::Session(const std::string &path, const std::string &cache_dir, const em
     emoe_model *opened = nullptr;
     call([&](emoe_error *err) { return emoe_model_open(path.c_str(), &opened, err); });
     ModelPtr model(opened);
-    uint64_t const resident = rss_bytes();
+    uint64_t const rss = rss_bytes();
     emoe_plan plan = {};
     plan.struct_size = sizeof plan;
     emoe_error err = {};
@@ -88,8 +88,7 @@ Session::Session(const std::string &path, const std::string &cache_dir, const em
     plan.decode_bytes = stats.decode_bytes; // what was planned, as it came out
     plan.prefill_bytes = stats.prefill_bytes;
     // Weights and KV cache are in place; these buffers fill as tokens are computed, and the app as it likes.
-    uint64_t const untouched =
-        plan.decode_bytes + plan.output_bytes + std::max(setup.process_bytes, resident) - resident;
+    uint64_t const untouched = plan.decode_bytes + plan.output_bytes + std::max(setup.process_bytes, rss) - rss;
     allowance_ = std::make_unique<Allowance>(
         plan, info, untouched,
         [engine](uint64_t bytes) {

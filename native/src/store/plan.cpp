@@ -26,12 +26,12 @@ emoe_plan plan_with(const emoe_model_info &model, const Sizes &sizes, const emoe
 }
 
 emoe_plan plan_gguf(const ModelIndex &index, const std::string &cache_dir, const emoe_setup &setup, emoe_plan *known) {
-    uint64_t const resident = rss_bytes();
-    if (resident == 0) fail(EMOE_ERR_UNSUPPORTED, "this system does not say how much memory a process uses");
+    uint64_t const rss = rss_bytes();
+    if (rss == 0) fail(EMOE_ERR_UNSUPPORTED, "this system does not say how much memory a process uses");
     emoe_setup shaped = setup;
     if (shaped.n_threads == 0) shaped.n_threads = physical_cores();
     SizeBook book(Shells(index, cache_dir), shaped);
-    return plan_with(host_info(index, setup), std::ref(book), shaped, std::max(setup.process_bytes, resident), known);
+    return plan_with(host_info(index, setup), std::ref(book), shaped, std::max(setup.process_bytes, rss), known);
 }
 
 } // namespace emoe
