@@ -46,7 +46,7 @@ class Sampling:
         _check(0 < self.top_p <= 1, "top-p", self.top_p, "above 0 and up to 1; 1 is off")
         _check(0 <= self.min_p <= 1, "min-p", self.min_p, "0 to 1; 0 is off")
         _check(0 < self.repeat_penalty < math.inf, "repeat-penalty", self.repeat_penalty, "above 0; 1 is off")
-        _check(0 <= self.repeat_last_n < 2**31, "repeat-last-n", self.repeat_last_n, "0 or more tokens")
+        _check(0 <= self.repeat_last_n <= 2**20, "repeat-last-n", self.repeat_last_n, "0 to 1048576 tokens")
         _check(abs(self.presence_penalty) < math.inf, "presence-penalty", self.presence_penalty, "a number; 0 is off")
         _check(
             abs(self.frequency_penalty) < math.inf, "frequency-penalty", self.frequency_penalty, "a number; 0 is off"
