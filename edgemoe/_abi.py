@@ -424,8 +424,8 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "emoe_model_meta": (c_int64, [_model, c_char_p, c_char_p, c_uint64]),
     "emoe_shell_write": (_status, [_model, c_char_p, c_uint32, _err]),
     "emoe_shell_check": (_status, [_model, c_char_p, _err]),
-    "emoe_shell_find": (_status, [_model, c_char_p, c_char_p, c_uint64, POINTER(c_uint32), _err]),
-    "emoe_shell_make": (_status, [_model, c_char_p, c_char_p, c_uint64, _err]),
+    "emoe_shell_find": (_status, [_model, c_char_p, _setup, c_char_p, c_uint64, POINTER(c_uint32), _err]),
+    "emoe_shell_make": (_status, [_model, c_char_p, _setup, c_char_p, c_uint64, _err]),
     "emoe_context_measure": (_status, [_model, c_char_p, _setup, POINTER(ContextSizes), _err]),
     "emoe_gpu_experts_measure": (
         _status,

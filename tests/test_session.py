@@ -210,8 +210,7 @@ def test_both_sides_measure_a_shape_once_and_keep_it_in_one_file(path: Path, tmp
             assert getattr(theirs, name) == getattr(ours, name), name
         with edgemoe.load(path, memory=BUDGET, threads=2):
             pass
-        assert {file.suffix for file in (tmp_path / "shells").iterdir()} == {".gguf", ".notes"}
-        assert {file.stem for file in (tmp_path / "shells").iterdir()} == {notes.stem}
+        assert list((tmp_path / "shells").iterdir()) == [notes]
 
 
 def test_a_budget_too_small_is_refused_with_the_smallest(path: Path, cache: Path) -> None:
@@ -334,11 +333,9 @@ def test_a_prompt_can_be_looked_at() -> None:
 
 def test_the_cache_folder_is_shared_with_python(path: Path, cache: Path, opened: CSession) -> None:
     (notes,) = [file for file in (cache / "shells").glob("*.notes") if f"source {path}\n" in file.read_text()]
-    assert notes.with_suffix(".gguf").exists()
-    written = notes.with_suffix(".gguf").stat().st_ino
-    with edgemoe.load(path, memory=BUDGET, ctx=64):
-        assert notes.with_suffix(".gguf").stat().st_ino == written  # found, not made again
-    assert not list((cache / "shells").glob("*.measure"))
+    with edgemoe.load(path, memory=BUDGET, ctx=512, threads=1):
+        assert f"source {path}\n" in notes.read_text()
+    assert not [file for file in (cache / "shells").iterdir() if file.suffix != ".notes"]
 
 
 def test_what_is_lost_from_the_cache_folder_is_made_anew(path: Path, tmp_path: Path) -> None:
@@ -348,7 +345,6 @@ def test_what_is_lost_from_the_cache_folder_is_made_anew(path: Path, tmp_path: P
             assert "".join(session.chat(TALK, answer_params(3)))
         assert notes.read_text().startswith("edgemoe notes 1\nsource /") and "\nlibrary ggml" in notes.read_text()
         notes.write_bytes(content)
-        notes.with_suffix(".gguf").write_bytes(content)
 
 
 def test_a_folder_or_file_that_is_none_is_refused(path: Path, tmp_path: Path) -> None:

@@ -45,10 +45,11 @@ def gpu_experts_speed(model: ModelHandle, device: int, layer: int, n: int) -> in
     return took.value
 
 
-def engine_open(model: ModelHandle, shell: str, setup: abi.Setup, cache_bytes: int) -> EngineHandle:
+def engine_open(model: ModelHandle, shell: str | None, setup: abi.Setup, cache_bytes: int) -> EngineHandle:
+    """shell: None for one in memory."""
     handle, error = ctypes.c_void_p(), abi.Error()
     status = library().emoe_engine_open(
-        model, os.fsencode(shell), ctypes.byref(setup), cache_bytes, ctypes.byref(handle), ctypes.byref(error)
+        model, shell and os.fsencode(shell), ctypes.byref(setup), cache_bytes, ctypes.byref(handle), ctypes.byref(error)
     )
     return EngineHandle(handle_of(status, handle, error))
 

@@ -63,27 +63,30 @@ def shell_check(model: ModelHandle, path: str) -> bool:
     return bool(library().emoe_shell_check(model, os.fsencode(path), None) == abi.OK)
 
 
-def shell_find(model: ModelHandle, cache_dir: str) -> tuple[str, bool]:
-    """Where the model's shell is in a cache folder, and whether it is there and finished."""
+def shell_find(model: ModelHandle, cache_dir: str, setup: abi.Setup) -> tuple[str, bool]:
+    """Where the model's shell is in a cache folder, "" where none is needed; and whether it is there and finished."""
     path, whole, error = ctypes.create_string_buffer(_PATH_BYTES), ctypes.c_uint32(), abi.Error()
     status = library().emoe_shell_find(
-        model, os.fsencode(cache_dir), path, _PATH_BYTES, ctypes.byref(whole), ctypes.byref(error)
+        model, os.fsencode(cache_dir), ctypes.byref(setup), path, _PATH_BYTES, ctypes.byref(whole), ctypes.byref(error)
     )
     check(status, error)
     return os.fsdecode(path.value), bool(whole.value)
 
 
-def shell_make(model: ModelHandle, cache_dir: str) -> str:
-    """Where the model's shell is in a cache folder, written if there was none."""
+def shell_make(model: ModelHandle, cache_dir: str, setup: abi.Setup) -> str:
+    """Where the model's shell is in a cache folder, written if there was none; "" where none is needed."""
     path, error = ctypes.create_string_buffer(_PATH_BYTES), abi.Error()
-    check(library().emoe_shell_make(model, os.fsencode(cache_dir), path, _PATH_BYTES, ctypes.byref(error)), error)
+    status = library().emoe_shell_make(
+        model, os.fsencode(cache_dir), ctypes.byref(setup), path, _PATH_BYTES, ctypes.byref(error)
+    )
+    check(status, error)
     return os.fsdecode(path.value)
 
 
-def context_measure(model: ModelHandle, shell: str, setup: abi.Setup) -> dict[str, Any]:
+def context_measure(model: ModelHandle, shell: str | None, setup: abi.Setup) -> dict[str, Any]:
     sizes, error = abi.ContextSizes(), abi.Error()
     status = library().emoe_context_measure(
-        model, os.fsencode(shell), ctypes.byref(setup), ctypes.byref(sizes), ctypes.byref(error)
+        model, shell and os.fsencode(shell), ctypes.byref(setup), ctypes.byref(sizes), ctypes.byref(error)
     )
     check(status, error)
     return values(sizes)

@@ -196,13 +196,14 @@ EMOE_API emoe_status emoe_shell_write(const emoe_model *model, const char *path,
 EMOE_API emoe_status emoe_shell_check(const emoe_model *model, const char *path, emoe_error *err);
 
 /* The folder of shells, cache_dir/shells, is made if it is missing. Gives the path of the model's shell, NUL-terminated;
- * *whole: 1 when it is there and finished. EMOE_ERR_ARGUMENT when cap is too small. */
-EMOE_API emoe_status emoe_shell_find(const emoe_model *model, const char *cache_dir, char *path, uint64_t cap,
-                                     uint32_t *whole, emoe_error *err);
+ * *whole: 1 when it is there and finished. Where setup needs no file (on Linux without a GPU) the path is empty and
+ * *whole 1. EMOE_ERR_ARGUMENT when cap is too small. */
+EMOE_API emoe_status emoe_shell_find(const emoe_model *model, const char *cache_dir, const emoe_setup *setup,
+                                     char *path, uint64_t cap, uint32_t *whole, emoe_error *err);
 /* The same, and writes the shell unless it is there; notes that it was used now. Deletes what a dead process left,
  * shells of models that are gone, and the least recently used of many. */
-EMOE_API emoe_status emoe_shell_make(const emoe_model *model, const char *cache_dir, char *path, uint64_t cap,
-                                     emoe_error *err);
+EMOE_API emoe_status emoe_shell_make(const emoe_model *model, const char *cache_dir, const emoe_setup *setup,
+                                     char *path, uint64_t cap, emoe_error *err);
 
 typedef struct emoe_context_sizes {
     uint32_t struct_size;
@@ -219,7 +220,7 @@ typedef struct emoe_context_sizes {
 } emoe_context_sizes;
 
 /* What a context of setup's shape will allocate, asked of llama.cpp itself without allocating it. n_ctx, n_ubatch and
- * n_threads must be given. */
+ * n_threads must be given. shell_path: NULL for one in memory. */
 EMOE_API emoe_status emoe_context_measure(const emoe_model *model, const char *shell_path, const emoe_setup *setup,
                                           emoe_context_sizes *sizes, emoe_error *err);
 
@@ -335,8 +336,9 @@ EMOE_API emoe_status emoe_allowance_take_back(emoe_allowance *allowance, uint64_
 
 /* ------------------------------------------------------------------ engine */
 
-/* Opens the model for generation through its shell. setup: n_ctx, n_ubatch and n_threads must be given (a plan says
- * them), memory is not read. cache_bytes: see emoe_engine_set_cache_bytes; raised to the least that it accepts
+/* Opens the model for generation through its shell. shell_path: with dense data where a GPU is asked for (emoe_shell_make);
+ * NULL for one in memory, which does on Linux without a GPU: dense weights are then read from the model's own files.
+ * setup: n_ctx, n_ubatch and n_threads must be given (a plan says them), memory is not read. cache_bytes: see emoe_engine_set_cache_bytes; raised to the least that it accepts
  * (emoe_stats says). The model may be closed afterwards. On success *out must be closed with emoe_engine_close. */
 EMOE_API emoe_status emoe_engine_open(const emoe_model *model, const char *shell_path, const emoe_setup *setup,
                                       uint64_t cache_bytes, emoe_engine **out, emoe_error *err);

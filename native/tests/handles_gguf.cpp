@@ -126,24 +126,31 @@ void facts_of_a_model(const emoe_model *model) {
 void shells_and_plans_of_a_model(const emoe_model *model, const char *folder) {
     std::string const nowhere = path_in(k_nowhere, "shell");
     char path[4096];
+    emoe_setup gpu = {}; // whose shell is a file
+    gpu.struct_size = sizeof gpu;
+    gpu.device = 1;
     uint32_t whole = 7;
     REFUSED(emoe_shell_write(model, nullptr, 1, &g_err));
     REFUSED_AS(emoe_shell_write(model, nowhere.c_str(), 1, &g_err), EMOE_ERR_IO);
     REFUSED(emoe_shell_check(model, nullptr, &g_err));
     REFUSED(emoe_shell_check(model, nowhere.c_str(), &g_err));
     REFUSED(emoe_shell_check(model, path_in(folder, "no.gguf").c_str(), &g_err));
-    REFUSED(emoe_shell_find(model, nullptr, path, sizeof path, &whole, &g_err));
-    REFUSED(emoe_shell_find(model, folder, nullptr, sizeof path, &whole, &g_err));
-    REFUSED(emoe_shell_find(model, folder, path, 0, &whole, &g_err));
-    REFUSED(emoe_shell_find(model, folder, path, 3, &whole, &g_err));
-    REFUSED(emoe_shell_find(model, folder, path, sizeof path, nullptr, &g_err));
-    REFUSED(emoe_shell_find(model, "/proc/nowhere", path, sizeof path, &whole, &g_err));
-    GIVEN(emoe_shell_find(model, folder, path, sizeof path, &whole, &g_err));
+    REFUSED(emoe_shell_find(model, nullptr, &gpu, path, sizeof path, &whole, &g_err));
+    REFUSED(emoe_shell_find(model, folder, &gpu, nullptr, sizeof path, &whole, &g_err));
+    REFUSED(emoe_shell_find(model, folder, &gpu, path, 0, &whole, &g_err));
+    REFUSED(emoe_shell_find(model, folder, &gpu, path, 3, &whole, &g_err));
+    REFUSED(emoe_shell_find(model, folder, &gpu, path, sizeof path, nullptr, &g_err));
+    REFUSED(emoe_shell_find(model, "/proc/nowhere", &gpu, path, sizeof path, &whole, &g_err));
+    GIVEN(emoe_shell_find(model, folder, &gpu, path, sizeof path, &whole, &g_err));
     CHECK_EQ(whole, 0u);
-    REFUSED(emoe_shell_make(model, nullptr, path, sizeof path, &g_err));
-    REFUSED(emoe_shell_make(model, folder, path, 0, &g_err));
-    REFUSED(emoe_shell_make(model, folder, nullptr, sizeof path, &g_err));
-    GIVEN(emoe_shell_make(model, folder, path, sizeof path, &g_err));
+    REFUSED(emoe_shell_make(model, nullptr, &gpu, path, sizeof path, &g_err));
+    REFUSED(emoe_shell_make(model, folder, &gpu, path, 0, &g_err));
+    REFUSED(emoe_shell_make(model, folder, &gpu, nullptr, sizeof path, &g_err));
+    emoe_setup const cpu = shaped();
+    GIVEN(emoe_shell_make(model, folder, &cpu, path, sizeof path, &g_err));
+    CHECK(path[0] == 0); // none is needed
+    REFUSED(emoe_shell_make(model, folder, nullptr, path, sizeof path, &g_err));
+    GIVEN(emoe_shell_make(model, folder, &gpu, path, sizeof path, &g_err));
     GIVEN(emoe_shell_check(model, path, nullptr));
 
     emoe_setup setup = shaped();
@@ -151,7 +158,7 @@ void shells_and_plans_of_a_model(const emoe_model *model, const char *folder) {
     wrong_sizes<emoe_setup>([&](emoe_setup *s) { return emoe_context_measure(model, path, s, &sizes, &g_err); }, setup);
     wrong_sizes<emoe_context_sizes>(
         [&](emoe_context_sizes *s) { return emoe_context_measure(model, path, &setup, s, &g_err); });
-    REFUSED(emoe_context_measure(model, nullptr, &setup, &sizes, &g_err));
+    GIVEN(emoe_context_measure(model, nullptr, &setup, &sizes, &g_err)); // a shell in memory
     REFUSED(emoe_context_measure(model, nowhere.c_str(), &setup, &sizes, &g_err));
     auto plan = zeros<emoe_plan>();
     emoe_engine *engine = nullptr;
@@ -176,7 +183,9 @@ void shells_and_plans_of_a_model(const emoe_model *model, const char *folder) {
     no_device.n_gpu_expert = 1;
     REFUSED(emoe_engine_open(model, path, &no_device, 0, &engine, &g_err));
     wrong_sizes<emoe_setup>([&](emoe_setup *s) { return emoe_engine_open(model, path, s, 0, &engine, &g_err); }, setup);
-    REFUSED(emoe_engine_open(model, nullptr, &setup, 0, &engine, &g_err));
+    GIVEN(emoe_engine_open(model, nullptr, &setup, 0, &engine, &g_err)); // a shell in memory
+    emoe_engine_close(engine);
+    engine = nullptr;
     REFUSED(emoe_engine_open(model, nowhere.c_str(), &setup, 0, &engine, &g_err));
     REFUSED(emoe_engine_open(model, path_in(folder, "no.gguf").c_str(), &setup, 0, &engine, &g_err));
     REFUSED(emoe_engine_open(model, path, &setup, 0, nullptr, &g_err));
@@ -259,7 +268,10 @@ void an_engine_stands_garbage(emoe_engine *engine, const char *folder) {
 
 void an_engine(const emoe_model *model, const char *folder) {
     char path[4096];
-    GIVEN(emoe_shell_make(model, folder, path, sizeof path, &g_err));
+    emoe_setup gpu = {}; // whose shell is a file
+    gpu.struct_size = sizeof gpu;
+    gpu.device = 1;
+    GIVEN(emoe_shell_make(model, folder, &gpu, path, sizeof path, &g_err));
     emoe_setup setup = shaped();
     setup.n_outputs = UINT32_MAX; // more than a batch has
     emoe_engine *engine = nullptr;

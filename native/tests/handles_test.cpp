@@ -110,8 +110,8 @@ void a_null_model_is_refused() {
     CHECK_EQ(emoe_model_meta(nullptr, "general.name", path, sizeof path), -1);
     REFUSED(emoe_shell_write(nullptr, k_nowhere, 1, &g_err));
     REFUSED(emoe_shell_check(nullptr, k_nowhere, &g_err));
-    REFUSED(emoe_shell_find(nullptr, k_nowhere, path, sizeof path, &whole, &g_err));
-    REFUSED(emoe_shell_make(nullptr, k_nowhere, path, sizeof path, &g_err));
+    REFUSED(emoe_shell_find(nullptr, k_nowhere, &setup, path, sizeof path, &whole, &g_err));
+    REFUSED(emoe_shell_make(nullptr, k_nowhere, &setup, path, sizeof path, &g_err));
     REFUSED(emoe_context_measure(nullptr, k_nowhere, &setup, &sizes, &g_err));
     REFUSED(emoe_gpu_experts_measure(nullptr, nullptr, 0, 1, &a, &b, &g_err));
     REFUSED(emoe_gpu_experts_speed(nullptr, 1, 0, 1, &a, &g_err));

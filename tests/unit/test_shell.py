@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tinymoe
 
 import edgemoe
+from edgemoe import _abi as abi
 from edgemoe.errors import StorageError
+from edgemoe.runtime.gguf import shell
 from edgemoe.runtime.gguf.model import GgufModel, open_gguf
-from edgemoe.runtime.gguf.shell import shell_for
 
 
 @pytest.fixture(autouse=True)
@@ -30,9 +32,32 @@ def model(folder: Path, n: int) -> GgufModel:
     return open_gguf(path)
 
 
+def shell_for(model: GgufModel, **more: Any) -> Path:
+    """The shell of a run on a GPU, which is filled from it: elsewhere none is written."""
+    path = shell.shell_for(model, abi.Setup(device=1), **more)
+    assert path is not None
+    return path
+
+
 def age(path: Path, seconds: float = 10**6) -> None:
     """As if it had last been used so long ago."""
     os.utime(path, (time.time() - seconds,) * 2)
+
+
+def test_without_a_gpu_no_copy_of_dense_weights_is_written(cache: Path, tmp_path: Path) -> None:
+    with edgemoe.load(model(tmp_path, 7).path, memory="700MiB", ctx=64, threads=1) as engine:
+        engine.eval([1, 2, 3])
+        assert engine.stats().dense_bytes == pytest.approx(engine.model.info.dense_bytes, rel=0.01)
+    assert [path.suffix for path in (cache / "shells").iterdir()] == [".notes"]
+    assert shell.shell_for(model(tmp_path, 7), abi.Setup()) is None
+
+
+def test_a_shell_that_nobody_wanted_for_long_is_deleted(tmp_path: Path) -> None:
+    """Older versions wrote one for every model."""
+    old = shell_for(model(tmp_path, 1))
+    age(old, 40 * 24 * 3600)
+    edgemoe.load(model(tmp_path, 2).path, memory="700MiB", ctx=64, threads=1).close()
+    assert not old.exists()
 
 
 def test_a_shell_is_written_once_and_its_progress_is_told(cache: Path, tmp_path: Path) -> None:
@@ -78,8 +103,8 @@ def test_measuring_leaves_nothing_but_notes(cache: Path, tmp_path: Path) -> None
         edgemoe.plan(opened, memory="700MiB", ctx=256, measure=False)
     (notes,) = (cache / "shells").iterdir()
     assert notes.suffix == ".notes"
-    shell = shell_for(model(tmp_path, 7))
-    assert shell.with_suffix(".notes") == notes  # what was measured survives beside the shell
+    written = shell_for(model(tmp_path, 7))
+    assert written.with_suffix(".notes") == notes  # what was measured survives beside the shell
     assert len(notes.read_text().splitlines()) > 3
 
 
@@ -143,7 +168,7 @@ def test_what_a_dead_process_left_is_deleted_and_what_a_living_one_writes_is_not
 def test_a_name_with_a_line_in_it_is_kept_whole(tmp_path: Path) -> None:
     folder = tmp_path / "a\nb%c"
     folder.mkdir()
-    shell = shell_for(model(folder, 1))
-    age(shell)
+    written = shell_for(model(folder, 1))
+    age(written)
     shell_for(model(tmp_path, 2))
-    assert shell.exists()  # its model was found: it is not one of those that are gone
+    assert written.exists()  # its model was found: it is not one of those that are gone

@@ -71,17 +71,18 @@ def host_info(model: GgufModel, plan: Plan) -> ModelInfo:
 
 def files(model: GgufModel, progress: Progress | None) -> list[Path]:
     """See `Format.files`."""
-    return [*split_set(model.path), shell_for(model, progress=progress)]
+    return split_set(model.path)
 
 
 def backend(model: GgufModel, setup: Setup, plan: Plan, progress: Progress | None) -> NativeBackend:
     """See `Format.backend`."""
-    shell = shell_for(model, progress=progress)
+    native = _decided(setup, plan)
+    shell = shell_for(model, native, progress=progress)
     if progress:
         progress(f"loading {model.info.name}")
-    native = _decided(setup, plan)
     native.n_read_lane = setup.read_lanes or _lanes(model, plan)
-    return NativeBackend(_native.engine_open(model.handle, os.fspath(shell), native, plan.cache_min_bytes))
+    path = None if shell is None else os.fspath(shell)
+    return NativeBackend(_native.engine_open(model.handle, path, native, plan.cache_min_bytes))
 
 
 def _decided(setup: Setup, plan: Plan) -> NativeSetup:

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from ... import _native
+from ..._abi import Setup as NativeSetup
 from ...errors import StorageError
 from ...paths import cache_dir
 from ...units import format_size
@@ -17,15 +18,20 @@ from ..setup import Progress
 from .model import GgufModel
 
 
-def shell_for(model: GgufModel, *, progress: Progress | None = None) -> Path:
-    """The model's shell, written if there is none or it is not whole. Raises StorageError (disk full, unreadable)."""
+def shell_for(model: GgufModel, setup: NativeSetup, *, progress: Progress | None = None) -> Path | None:
+    """The model's shell as a file, written if there is none or it is not whole; None where none is needed.
+
+    A GPU is filled from such a file. Without one the shell is in memory while the model is loaded, and dense weights
+    are read from the model's own file. Raises StorageError (disk full, unreadable).
+    """
     folder = os.fspath(cache_dir())
     try:
-        _, whole = _native.shell_find(model.handle, folder)
+        _, whole = _native.shell_find(model.handle, folder, setup)
         if progress and not whole:
-            progress(f"copying the dense weights ({format_size(model.info.dense_bytes)}, once a model)")
-        return Path(_native.shell_make(model.handle, folder))
+            progress(f"copying the dense weights for the GPU ({format_size(model.info.dense_bytes)}, once a model)")
+        path = _native.shell_make(model.handle, folder, setup)
     except StorageError as error:
         raise StorageError(
             error.message, hint="free some space, or set `EDGEMOE_CACHE` to a folder on another disk"
         ) from None
+    return Path(path) if path else None

@@ -10,11 +10,10 @@ emoe_status emoe_engine_open(const emoe_model *model, const char *shell_path, co
                              uint64_t cache_bytes, emoe_engine **out, emoe_error *err) {
     return guarded(err, [&] {
         check_pointer(model, "model");
-        check_pointer(shell_path, "shell_path");
         check_pointer(out, "out");
         emoe_setup const s = read_setup(setup, true);
         auto engine = std::make_unique<emoe_engine>();
-        engine->engine = std::make_unique<Engine>(*model->index, shell_path, s, cache_bytes);
+        engine->engine = std::make_unique<Engine>(*model->index, shell_path ? shell_path : "", s, cache_bytes);
         engine->text.model = engine->engine.get();
         *out = engine.release();
     });

@@ -91,25 +91,31 @@ emoe_status emoe_shell_check(const emoe_model *model, const char *path, emoe_err
     });
 }
 
-emoe_status emoe_shell_find(const emoe_model *model, const char *cache_dir, char *path, uint64_t cap, uint32_t *whole,
-                            emoe_error *err) {
+emoe_status emoe_shell_find(const emoe_model *model, const char *cache_dir, const emoe_setup *setup, char *path,
+                            uint64_t cap, uint32_t *whole, emoe_error *err) {
     return guarded(err, [&] {
         check_pointer(model, "model");
         check_pointer(cache_dir, "cache_dir");
         check_pointer(whole, "whole");
         Shells const shells(*model->index, cache_dir);
-        *whole = shells.whole() ? 1 : 0;
-        give_path(shells.path(), path, cap);
+        bool const wanted = shell_needs_data(read_setup(setup, false));
+        *whole = !wanted || shells.whole() ? 1 : 0;
+        give_path(wanted ? shells.path() : "", path, cap);
     });
 }
 
-emoe_status emoe_shell_make(const emoe_model *model, const char *cache_dir, char *path, uint64_t cap, emoe_error *err) {
+emoe_status emoe_shell_make(const emoe_model *model, const char *cache_dir, const emoe_setup *setup, char *path,
+                            uint64_t cap, emoe_error *err) {
     return guarded(err, [&] {
         check_pointer(model, "model");
         check_pointer(cache_dir, "cache_dir");
         Shells const shells(*model->index, cache_dir);
-        shells.make();
-        give_path(shells.path(), path, cap);
+        bool const wanted = shell_needs_data(read_setup(setup, false));
+        if (wanted)
+            shells.make();
+        else
+            shells.note_use();
+        give_path(wanted ? shells.path() : "", path, cap);
     });
 }
 
@@ -117,9 +123,8 @@ emoe_status emoe_context_measure(const emoe_model *model, const char *shell_path
                                  emoe_context_sizes *sizes, emoe_error *err) {
     return guarded(err, [&] {
         check_pointer(model, "model");
-        check_pointer(shell_path, "shell_path");
         check_struct(sizes, "emoe_context_sizes");
-        write_struct(sizes, measure_context(*model->index, shell_path, read_setup(setup, true)));
+        write_struct(sizes, measure_context(*model->index, shell_path ? shell_path : "", read_setup(setup, true)));
     });
 }
 

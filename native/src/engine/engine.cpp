@@ -38,14 +38,15 @@ Engine::Engine(const ModelIndex &index, const std::string &shell_path, const emo
     : setup_(setup), gpu_parts_(index, setup.device, setup.n_gpu_layer,
                                 std::vector<uint32_t>(setup.gpu_experts, setup.gpu_experts + setup.n_gpu_expert)),
       streamer_(std::make_unique<Streamer>(index.layout, streamer_params(index, setup, cache_bytes, gpu_parts_))) {
-    check_unchanged(index); // the streamer has opened the files by name, the index is from before
+    dense_ = std::make_unique<DenseWeights>(index, setup.buffered != 0);
+    check_unchanged(index); // the files were opened by name, the index is from before
     load(index, shell_path, cache_bytes);
 }
 
 // What a model is loaded with: its shell, the log lines that say how far llama.cpp has come, and what was mapped before.
 struct Engine::Loading {
-    Loading(const ModelIndex &index, const std::string &shell_path, bool gpu_experts)
-        : path(shell_path), extent(check_shell(index, shell_path, true)), shell(shell_path, extent),
+    Loading(const ModelIndex &index, const std::string &shell_path, bool need_data, bool gpu_experts)
+        : path(shell_path), extent(check_shell(index, shell_path, need_data)), shell(shell_path, extent),
           log([this, gpu_experts](const std::string &line) {
               // Printed after the file was opened and its size checked, before it is mapped (see shell.h).
               if (line.find("loading model tensors") != std::string::npos) shell.shorten();
@@ -85,7 +86,11 @@ void Engine::load(const ModelIndex &index, const std::string &shell_path, uint64
     static std::mutex loading_mutex;
     std::lock_guard<std::mutex> const lock(loading_mutex);
     AssertionGuard const guard;
-    Loading const loading(index, shell_path, gpu_parts_.any_experts());
+    // A GPU is filled from the shell's mapping; else only what is declared there is wanted, for as long as loading takes.
+    bool const need_data = shell_needs_data(setup_);
+    std::unique_ptr<MemoryShell> in_memory;
+    if (shell_path.empty()) in_memory = std::make_unique<MemoryShell>(index);
+    Loading const loading(index, in_memory ? in_memory->path() : shell_path, need_data, gpu_parts_.any_experts());
     load_model(index, loading);
     interposer_ = std::make_unique<Interposer>(*streamer_, *dense_, gpu_.get());
     if (!gpu_parts_.tier().empty()) {
@@ -112,10 +117,7 @@ void Engine::load_model(const ModelIndex &index, const Loading &loading) {
     vocab_ = llama_model_get_vocab(model_.get());
     std::vector<Range> parts;
     uintptr_t const mapping = loading.mapping(&parts);
-    ShellExtent const &extent = loading.extent;
-    dense_ =
-        std::make_unique<DenseMover>(mapping, extent.dense_end, extent.full_end, index.dense_bytes, index.dense.size());
-    if (setup_.device != 0) dense_->set_parts(std::move(parts));
+    dense_->set_mapping(mapping, loading.extent, std::move(parts));
     gpu_ = std::make_unique<GpuExperts>(index, gpu_parts_);
 }
 
@@ -324,7 +326,7 @@ emoe_stats Engine::stats() const {
     out.read_bytes = s.read_bytes;
     out.stall_ns = s.stall_ns / std::max(1u, setup_.n_threads);
     out.cache_bytes = s.cache_bytes;
-    out.dense_bytes = dense_->moved_bytes();
+    out.dense_bytes = dense_->bytes();
     out.kv_bytes = buffers_.kv_bytes;
     out.compute_bytes = buffers_.compute_bytes;
     out.n_gpu = s.n_gpu;

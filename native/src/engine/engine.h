@@ -65,7 +65,7 @@ private:
     std::unique_ptr<GpuExperts> gpu_;
     std::unique_ptr<GpuTier> tier_;
     std::unique_ptr<Streamer> streamer_; // outlives the context, whose graph calls into it
-    std::unique_ptr<DenseMover> dense_;
+    std::unique_ptr<DenseWeights> dense_;
     std::unique_ptr<Interposer> interposer_;
     LlamaModelPtr model_;
     LlamaContextPtr ctx_;

@@ -1,31 +1,62 @@
 #include "llama/dense.h"
 
-#include "base/error.h"
-
 #include <algorithm>
 #include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
+#include <system_error>
+#include <thread>
+
+#include <fcntl.h>
+#include <unistd.h>
 
 namespace emoe {
 
 namespace {
 
-// Kernels read rows with wide loads; a cache line keeps them as aligned as any mapping would.
-constexpr size_t k_alignment = 64;
-// Copied and dropped piece by piece, so that the peak is one piece more than the weights.
-constexpr size_t k_piece = size_t{4} << 20;
+constexpr uint64_t k_gap = uint64_t{64} << 10;  // between tensors that are read together: less than a read costs
+constexpr uint64_t k_piece = uint64_t{2} << 20; // of one read
+constexpr unsigned k_lanes = 4;                 // reads under way
+
+// What /proc/self/maps calls a file.
+std::string mapped_name(const std::string &path) {
+    if (path.rfind("/proc/self/fd/", 0) == 0) { // one that has no name
+        char name[512];
+        ssize_t const n = readlink(path.c_str(), name, sizeof name);
+        return n > 0 ? std::string(name, static_cast<size_t>(n)) : "";
+    }
+    char *real = realpath(path.c_str(), nullptr);
+    std::string const name = real ? real : "";
+    free(real);
+    return name;
+}
+
+// Reads [offset, offset + bytes) to `to`. Empty when it went well, else what went wrong.
+std::string read_piece(const File &file, uint8_t *to, uint64_t bytes, uint64_t offset) {
+    uint64_t const due = std::min(bytes, file.size() - std::min(file.size(), offset)); // the file may end in between
+    for (uint64_t done = 0; done < due;) {
+        int64_t const n = file.read(to + done, static_cast<size_t>(bytes - done), offset + done);
+        if (n < 0) return os_message(static_cast<int>(-n));
+        // The rest is asked again from a whole block on: a direct read may begin nowhere else.
+        uint64_t const whole = static_cast<uint64_t>(n) / file.alignment() * file.alignment();
+        if (done + static_cast<uint64_t>(n) >= due) return "";
+        if (whole == 0) return "the file ends early";
+        done += whole;
+    }
+    return "";
+}
 
 } // namespace
 
 std::vector<uintptr_t> mappings_of(const std::string &path, std::vector<Range> *parts) {
     std::vector<uintptr_t> found;
 #ifdef __linux__
-    char *real = realpath(path.c_str(), nullptr);
-    FILE *maps = fopen("/proc/self/maps", "r");
+    std::string const real = mapped_name(path);
+    FILE *maps = real.empty() ? nullptr : fopen("/proc/self/maps", "r");
     char line[8192];
-    while (real && maps && fgets(line, sizeof line, maps)) {
+    while (maps && fgets(line, sizeof line, maps)) {
         uintptr_t begin = 0, end = 0;
         uint64_t offset = 0;
         int name = 0;
@@ -33,12 +64,11 @@ std::vector<uintptr_t> mappings_of(const std::string &path, std::vector<Range> *
             continue;
         line[strcspn(line, "\n")] = 0;
         // llama.cpp unmaps the metadata in front: what is left begins at some page of the file.
-        if (strcmp(line + name, real) != 0) continue;
+        if (real != line + name) continue;
         found.push_back(begin - offset);
         if (parts) parts->push_back(Range{begin, end});
     }
     if (maps) fclose(maps);
-    free(real);
 #else
     (void)path;
     (void)parts;
@@ -46,35 +76,87 @@ std::vector<uintptr_t> mappings_of(const std::string &path, std::vector<Range> *
     return found;
 }
 
-DenseMover::DenseMover(uintptr_t mapping, uint64_t dense_end, uint64_t full_end, uint64_t dense_bytes,
-                       size_t n_tensor) {
-    begin_ = mapping;
-    if (begin_ == 0) return;
-    dense_bytes_mapped_ = dense_end;
-    hole_begin_ = begin_ + dense_end;
-    hole_bytes_ = full_end - dense_end;
-    arena_ = Arena(dense_bytes + n_tensor * k_alignment);
+DenseWeights::DenseWeights(const ModelIndex &index, bool buffered) : tensors_(index.dense.size()) {
+    for (std::string const &path : index.layout.paths) files_.push_back(std::make_unique<File>(path, buffered));
+    std::vector<size_t> order(index.dense.size());
+    std::iota(order.begin(), order.end(), size_t{0});
+    auto const &d = index.dense;
+    std::sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+        return d[a].file != d[b].file ? d[a].file < d[b].file : d[a].offset < d[b].offset;
+    });
+    size_t used = 0;
+    for (size_t const i : order) {
+        uint64_t const align = files_[d[i].file]->alignment();
+        uint64_t const begin = d[i].offset / align * align;
+        uint64_t const end = (d[i].offset + d[i].bytes + align - 1) / align * align;
+        bool const joins = !extents_.empty() && extents_.back().file == d[i].file &&
+                           begin <= extents_.back().offset + extents_.back().bytes + k_gap;
+        if (!joins) {
+            used = (used + 4095) / 4096 * 4096;
+            extents_.push_back({d[i].file, begin, 0, used});
+        }
+        Extent &e = extents_.back();
+        e.bytes = std::max(e.bytes, end - e.offset);
+        used = e.place + e.bytes;
+        tensors_[i] = {extents_.size() - 1, e.place + static_cast<size_t>(d[i].offset - e.offset)};
+    }
+    arena_ = Arena(std::max<size_t>(used, 4096));
 }
 
-void DenseMover::move(ggml_tensor *t) {
-    auto const known = moved_.find(t->data);
-    if (known != moved_.end()) {
-        t->data = known->second;
+void DenseWeights::set_mapping(uintptr_t mapping, const ShellExtent &extent, std::vector<Range> parts) {
+    if (mapping == 0) return;
+    begin_ = mapping;
+    dense_end_ = extent.dense_end;
+    hole_bytes_ = extent.full_end - extent.dense_end;
+    parts_ = std::move(parts);
+    for (size_t i = 0; i < extent.dense.size(); i++) by_offset_.emplace(extent.dense[i], i);
+}
+
+void DenseWeights::place(ggml_tensor *t) {
+    // Two tensors may have one address: a matrix that is embedding and output.
+    auto const found = by_offset_.find(reinterpret_cast<uintptr_t>(t->data) - begin_);
+    if (found == by_offset_.end()) {
+        if (!failure_)
+            failure_ = {EMOE_ERR_UNSUPPORTED,
+                        std::string("`") + ggml_get_name(t) + "` lies where the file has no tensor"};
         return;
     }
-    size_t const bytes = ggml_nbytes(t);
-    if (used_ + bytes > arena_.size()) return; // never for the tensors of the file; stays mapped, which is correct
-    uint8_t *to = arena_.data() + used_;
-    auto *from = static_cast<uint8_t *>(t->data);
-    for (size_t done = 0; done < bytes; done += k_piece) {
-        size_t const n = std::min(k_piece, bytes - done);
-        memcpy(to + done, from + done, n);
-        release_pages(from + done, n); // of the mapping: the file has them
+    Tensor &tensor = tensors_[found->second];
+    Extent &extent = extents_[tensor.extent];
+    if (!extent.here) read(extent);
+    t->data = arena_.data() + tensor.place;
+    if (tensor.counted) return;
+    tensor.counted = true;
+    read_bytes_ += ggml_nbytes(t);
+}
+
+void DenseWeights::read(Extent &extent) {
+    extent.here = true;
+    File const &file = *files_[extent.file];
+    auto const n_piece = static_cast<size_t>((extent.bytes + k_piece - 1) / k_piece);
+    std::atomic<size_t> next{0};
+    std::vector<std::string> errors(n_piece);
+    auto const work = [&] {
+        for (size_t i = next++; i < n_piece; i = next++) {
+            uint64_t const done = i * k_piece, n = std::min(k_piece, extent.bytes - done);
+            errors[i] = read_piece(file, arena_.data() + extent.place + done, n, extent.offset + done);
+        }
+    };
+    std::vector<std::thread> lanes;
+    try { // with fewer where the system gives no more
+        for (unsigned i = 1; i < k_lanes && i < n_piece; i++) lanes.emplace_back(work);
+    } catch (const std::system_error &) {
     }
-    moved_.emplace(t->data, to);
-    t->data = to;
-    used_ += (bytes + k_alignment - 1) / k_alignment * k_alignment;
-    moved_bytes_ += bytes;
+    work();
+    for (std::thread &lane : lanes) lane.join();
+    for (std::string const &error : errors)
+        if (!error.empty() && !failure_)
+            failure_ = {EMOE_ERR_IO, "dense weights of `" + file.path() + "` could not be read: " + error};
+#ifdef POSIX_FADV_DONTNEED
+    if (!file.direct())
+        (void)posix_fadvise(file.fd(), static_cast<off_t>(extent.offset), static_cast<off_t>(extent.bytes),
+                            POSIX_FADV_DONTNEED);
+#endif
 }
 
 } // namespace emoe

@@ -1,15 +1,22 @@
-// Dense weights leave the page cache: each is copied to anonymous memory when the graph first names it, and the
-// mapped pages behind it are dropped as the copy goes on, so that the bytes are in memory once.
+// Dense weights in anonymous memory: read from the model's own files, past the page cache, when a graph first names
+// them. llama.cpp has only the declared addresses of a shell, where no data is.
+//
+// Tensors that lie together in a file are read together (an *extent*), a few reads at once, straight to where they stay.
 #pragma once
 
 #include "base/arena.h"
+#include "base/error.h"
+#include "io/file.h"
+#include "llama/index.h"
+#include "llama/shell.h"
 
 #include <ggml.h>
 
 #include <atomic>
 #include <cstdint>
+#include <map>
+#include <memory>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 namespace emoe {
@@ -18,49 +25,65 @@ struct Range {
     uintptr_t begin, end;
 };
 
-class DenseMover {
+class DenseWeights {
 public:
-    // mapping: where llama.cpp has mapped the shell, 0 when unknown. dense_end, full_end: see ShellExtent.
-    DenseMover(uintptr_t mapping, uint64_t dense_end, uint64_t full_end, uint64_t dense_bytes, size_t n_tensor);
+    // Opens the files; reads nothing. Throws EMOE_ERR_IO, EMOE_ERR_MEMORY.
+    DenseWeights(const ModelIndex &index, bool buffered);
 
-    // A source of a node about to be computed.
+    // Where llama.cpp has mapped the shell, and in which parts: what nobody uses is unmapped after loading, and other
+    // memory may come to lie there. No parts: nobody says, and the weights stay where they are.
+    void set_mapping(uintptr_t mapping, const ShellExtent &extent, std::vector<Range> parts);
+
+    // A source of a node about to be computed. What cannot be read is told by failure(); the weights are zeros then,
+    // and must not be computed with.
     void visit(ggml_tensor *t) {
         auto const p = reinterpret_cast<uintptr_t>(t->data);
-        if (p - begin_ < dense_bytes_mapped_ && is_mapped(p)) move(t);
+        if (p - begin_ < dense_end_ && is_mapped(p)) place(t);
     }
-    // A node that is itself a view of a weight: its address was computed before the weight moved.
+    // A node that is itself a view of a weight: its address was computed before the weight had its place.
     void visit_view(ggml_tensor *t) {
-        if (!t->view_src || reinterpret_cast<uintptr_t>(t->data) - begin_ >= dense_bytes_mapped_) return;
+        if (!t->view_src || reinterpret_cast<uintptr_t>(t->data) - begin_ >= dense_end_) return;
         visit(t->view_src);
         t->data = static_cast<char *>(t->view_src->data) + t->view_offs;
     }
     // True for the declared bytes of experts, which nothing but our own product may ever touch.
     bool is_hole(const ggml_tensor *t) const {
         auto const p = reinterpret_cast<uintptr_t>(t->data);
-        return p - hole_begin_ < hole_bytes_ && is_mapped(p);
+        return p - begin_ - dense_end_ < hole_bytes_ && is_mapped(p);
     }
-    // What only a GPU uses is unmapped after loading, and other memory may come to lie there: only these parts are
-    // the file's. Empty: all of it is.
-    void set_parts(std::vector<Range> parts) { parts_ = std::move(parts); }
-    uint64_t moved_bytes() const { return moved_bytes_; }
+    uint64_t bytes() const { return read_bytes_; } // of tensors that have their place
+    const Failure &failure() const { return failure_; }
 
 private:
-    void move(ggml_tensor *t);
+    struct Extent { // of one file, read whole
+        uint16_t file;
+        uint64_t offset, bytes; // aligned
+        size_t place;           // in the arena
+        bool here = false;
+    };
+    struct Tensor {
+        size_t extent;
+        size_t place; // in the arena
+        bool counted = false;
+    };
+    void place(ggml_tensor *t);
+    void read(Extent &extent);
     bool is_mapped(uintptr_t p) const {
         for (Range const &r : parts_)
             if (p - r.begin < r.end - r.begin) return true;
-        return parts_.empty();
+        return false;
     }
 
-    uintptr_t begin_ = 0; // of the mapping; 0-sized ranges where /proc is absent: weights then stay mapped
-    uintptr_t dense_bytes_mapped_ = 0;
-    uintptr_t hole_begin_ = 0;
-    uintptr_t hole_bytes_ = 0;
-    std::vector<Range> parts_;
+    std::vector<std::unique_ptr<File>> files_;
+    std::vector<Extent> extents_;
+    std::vector<Tensor> tensors_;          // as index.dense
+    std::map<uint64_t, size_t> by_offset_; // in the shell, to tensors_
     Arena arena_;
-    size_t used_ = 0;
-    std::atomic<uint64_t> moved_bytes_{0};           // read by any thread that asks for stats
-    std::unordered_map<const void *, void *> moved_; // tied tensors share an address
+    uintptr_t begin_ = 0; // of the mapping
+    uintptr_t dense_end_ = 0, hole_bytes_ = 0;
+    std::vector<Range> parts_;
+    std::atomic<uint64_t> read_bytes_{0}; // read by any thread that asks for stats
+    Failure failure_;
 };
 
 // Addresses at which this process has mapped a file (of its byte 0), one for each part. Empty where /proc is absent.

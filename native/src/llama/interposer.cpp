@@ -18,7 +18,7 @@ bool on_host(const ggml_tensor *t) {
 
 } // namespace
 
-Interposer::Interposer(Streamer &streamer, DenseMover &dense, GpuExperts *gpu)
+Interposer::Interposer(Streamer &streamer, DenseWeights &dense, GpuExperts *gpu)
     : dense_(dense), gpu_(gpu), streamer_(streamer) {
     // ggml_custom_4d packs function, threads and user data into op_params in a layout of its own: a node made by it
     // serves as the template.

@@ -27,7 +27,7 @@ namespace emoe {
 class Interposer {
 public:
     // gpu: experts that are none of the streamer's; may be null.
-    Interposer(Streamer &streamer, DenseMover &dense, GpuExperts *gpu);
+    Interposer(Streamer &streamer, DenseWeights &dense, GpuExperts *gpu);
 
     // llama_context_params.cb_eval, with the Interposer as user data. Always asks for nothing (returns false).
     static bool on_node(ggml_tensor *node, bool ask, void *self);
@@ -38,7 +38,7 @@ public:
     void release_work();
     uint32_t n_rewritten() const { return n_rewritten_; }
     // Why the model cannot be streamed; none when it can.
-    const Failure &failure() const { return failure_; }
+    const Failure &failure() const { return failure_ ? failure_ : dense_.failure(); }
     // Why the graph under way cannot be computed column by column.
     const std::string &column_violation() const { return column_violation_; }
     Columns &columns() { return columns_; }
@@ -69,7 +69,7 @@ private:
     void see_router(const ggml_tensor *node);
     void see_tier(const Site &site, const ggml_tensor *node);
 
-    DenseMover &dense_;
+    DenseWeights &dense_;
     GpuExperts *gpu_;
     GpuTier *tier_ = nullptr;
     Collector *collector_ = nullptr;

@@ -141,7 +141,10 @@ uint64_t WorkSpace::extra_bytes(uint32_t n_token) const {
 
 emoe_context_sizes measure_context(const ModelIndex &index, const std::string &shell_path, const emoe_setup &setup) {
     AssertionGuard const guard;
-    ShellLoad const shell(shell_path, check_shell(index, shell_path, false));
+    std::unique_ptr<MemoryShell> in_memory;
+    if (shell_path.empty()) in_memory = std::make_unique<MemoryShell>(index);
+    std::string const path = in_memory ? in_memory->path() : shell_path;
+    ShellLoad const shell(path, check_shell(index, path, false));
     LogCapture const log;
     uint64_t const before = rss_bytes();
     GpuParts gpu_parts(index, setup.device, setup.n_gpu_layer);
@@ -149,7 +152,7 @@ emoe_context_sizes measure_context(const ModelIndex &index, const std::string &s
     gpu_parts.apply(&mp);
     mp.no_alloc = true;
     mp.load_mode = LLAMA_LOAD_MODE_NONE;
-    llama_model *model = llama_model_load_from_file(shell_path.c_str(), mp);
+    llama_model *model = llama_model_load_from_file(path.c_str(), mp);
     if (!model) fail(EMOE_ERR_FORMAT, "llama.cpp refuses the model: %s", log.last_error("no reason given").c_str());
     llama_context *ctx = llama_init_from_model(model, context_params(setup));
     uint64_t const after = rss_bytes(); // with the graph and the scheduler

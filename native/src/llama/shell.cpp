@@ -4,10 +4,12 @@
 #include "llama/log.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstdlib>
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <vector>
@@ -79,9 +81,8 @@ void copy_tensor(const TensorInfo &t, const std::string &from_path, int from, in
     }
 }
 
-} // namespace
-
-void write_shell(const ModelIndex &index, const std::string &path, bool with_data) {
+// The whole shell into a file that is open and empty. path: for messages.
+void write_to(int out, const ModelIndex &index, bool with_data, const std::string &path) {
     AssertionGuard const guard;
     GgufPtr g(gguf_init_empty());
     gguf_set_kv(g.get(), index.meta.get());
@@ -101,7 +102,24 @@ void write_shell(const ModelIndex &index, const std::string &path, bool with_dat
             ggml_set_name(tensor, t.name.c_str());
             gguf_add_tensor(g.get(), tensor);
         }
+    std::vector<char> meta(gguf_get_meta_size(g.get()));
+    gguf_get_meta_data(g.get(), meta.data());
+    write_all(out, meta.data(), meta.size(), 0, path);
+    if (!with_data) return;
+    std::vector<std::unique_ptr<Fd>> sources;
+    for (std::string const &p : index.layout.paths) {
+        sources.push_back(std::make_unique<Fd>(open(p.c_str(), O_RDONLY | O_CLOEXEC)));
+        if (sources.back()->get() < 0) fail(EMOE_ERR_IO, "cannot open `%s`: %s", p.c_str(), os_message(errno).c_str());
+    }
+    for (TensorInfo const &t : index.dense) {
+        uint64_t const to = meta.size() + gguf_get_tensor_offset(g.get(), gguf_find_tensor(g.get(), t.name.c_str()));
+        copy_tensor(t, index.layout.paths[t.file], sources[t.file]->get(), out, to, path);
+    }
+}
 
+} // namespace
+
+void write_shell(const ModelIndex &index, const std::string &path, bool with_data) {
     // A name of its own for every writer: two may write the same shell at once, in one process or in two.
     TemporaryFile temporary{path + ".tmpXXXXXX"};
     Fd const out(mkostemp(temporary.path.data(), O_CLOEXEC));
@@ -110,23 +128,7 @@ void write_shell(const ModelIndex &index, const std::string &path, bool with_dat
         fail(EMOE_ERR_IO, "cannot write `%s`: %s", path.c_str(), os_message(errno).c_str());
     }
     (void)fchmod(out.get(), 0644);
-    std::vector<char> meta(gguf_get_meta_size(g.get()));
-    gguf_get_meta_data(g.get(), meta.data());
-    write_all(out.get(), meta.data(), meta.size(), 0, path);
-
-    if (with_data) {
-        std::vector<std::unique_ptr<Fd>> sources;
-        for (std::string const &p : index.layout.paths) {
-            sources.push_back(std::make_unique<Fd>(open(p.c_str(), O_RDONLY | O_CLOEXEC)));
-            if (sources.back()->get() < 0)
-                fail(EMOE_ERR_IO, "cannot open `%s`: %s", p.c_str(), os_message(errno).c_str());
-        }
-        for (TensorInfo const &t : index.dense) {
-            uint64_t const to =
-                meta.size() + gguf_get_tensor_offset(g.get(), gguf_find_tensor(g.get(), t.name.c_str()));
-            copy_tensor(t, index.layout.paths[t.file], sources[t.file]->get(), out.get(), to, path);
-        }
-    }
+    write_to(out.get(), index, with_data, path);
     if (fsync(out.get()) != 0) fail(EMOE_ERR_IO, "cannot write `%s`: %s", path.c_str(), os_message(errno).c_str());
 #ifdef POSIX_FADV_DONTNEED
     (void)posix_fadvise(out.get(), 0, 0, POSIX_FADV_DONTNEED);
@@ -135,6 +137,29 @@ void write_shell(const ModelIndex &index, const std::string &path, bool with_dat
     if (rename(temporary.path.c_str(), path.c_str()) != 0)
         fail(EMOE_ERR_IO, "cannot write `%s`: %s", path.c_str(), os_message(errno).c_str());
     temporary.keep = true;
+}
+
+MemoryShell::MemoryShell(const ModelIndex &index) {
+#ifdef __linux__
+    static std::atomic<unsigned> count{0};
+    fd_ = memfd_create(("edgemoe-shell-" + std::to_string(count++)).c_str(), MFD_CLOEXEC);
+    if (fd_ < 0) fail(EMOE_ERR_IO, "cannot make a file in memory: %s", os_message(errno).c_str());
+    path_ = "/proc/self/fd/" + std::to_string(fd_);
+    try {
+        if (access(path_.c_str(), R_OK) != 0) fail(EMOE_ERR_UNSUPPORTED, "/proc is not mounted here");
+        write_to(fd_, index, false, "a file in memory");
+    } catch (...) {
+        close(fd_);
+        throw;
+    }
+#else
+    (void)index;
+    fail(EMOE_ERR_UNSUPPORTED, "this system has no files in memory");
+#endif
+}
+
+MemoryShell::~MemoryShell() {
+    if (fd_ >= 0) close(fd_);
 }
 
 ShellExtent check_shell(const ModelIndex &index, const std::string &path, bool need_data) {
@@ -156,11 +181,13 @@ ShellExtent check_shell(const ModelIndex &index, const std::string &path, bool n
     for (int64_t i = 0; i < gguf_get_n_tensors(g.get()); i++) {
         uint64_t const end = base + gguf_get_tensor_offset(g.get(), i) + gguf_get_tensor_size(g.get(), i);
         extent.full_end = std::max(extent.full_end, end);
-        if (i < static_cast<int64_t>(index.dense.size())) extent.dense_end = std::max(extent.dense_end, end);
+        if (i >= static_cast<int64_t>(index.dense.size())) continue;
+        extent.dense_end = std::max(extent.dense_end, end);
+        extent.dense.push_back(base + gguf_get_tensor_offset(g.get(), i));
     }
-    if (!gguf_get_val_bool(g.get(), data)) extent.dense_end = base;
+    extent.stored_end = gguf_get_val_bool(g.get(), data) ? extent.dense_end : base;
     struct stat st = {};
-    if (stat(path.c_str(), &st) != 0 || static_cast<uint64_t>(st.st_size) < extent.dense_end)
+    if (stat(path.c_str(), &st) != 0 || static_cast<uint64_t>(st.st_size) < extent.stored_end)
         fail(EMOE_ERR_FORMAT, "the shell `%s` is truncated", path.c_str());
     return extent;
 }
@@ -183,7 +210,7 @@ ShellLoad::~ShellLoad() {
     close(fd_);
 }
 
-void ShellLoad::shorten() const { (void)!ftruncate(fd_, static_cast<off_t>(extent_.dense_end)); }
+void ShellLoad::shorten() const { (void)!ftruncate(fd_, static_cast<off_t>(extent_.stored_end)); }
 
 void ShellLoad::lengthen() const { (void)!ftruncate(fd_, static_cast<off_t>(extent_.full_end)); }
 

@@ -1,28 +1,57 @@
 // The shell: a GGUF that stock llama.cpp loads without seeing a byte of any expert.
 //
-// Same metadata, dense tensors first with their data, expert tensors declared last. The file ends after the dense
-// data; only while llama.cpp opens it is it lengthened to the declared size (a hole), and shortened again before the
-// mapping, so that MAP_POPULATE stops at the end of the dense data instead of filling the hole with zero pages.
+// Same metadata, dense tensors declared first, expert tensors last. Only while llama.cpp opens it is it lengthened to
+// the declared size (a hole), and shortened again before the mapping, so that MAP_POPULATE does not fill the hole with
+// zero pages. The data of dense tensors is in it only for a GPU, which llama.cpp fills from the mapping; else it is read
+// from the model's own files (llama/dense.h), and the shell is a few megabytes of memory for as long as loading takes.
 #pragma once
 
 #include "llama/index.h"
 
+#include <edgemoe.h>
+
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace emoe {
 
-// Where the data of a shell ends, and where its declared tensors do.
+// Where the parts of a shell are, in bytes from its beginning.
 struct ShellExtent {
-    uint64_t dense_end = 0;
-    uint64_t full_end = 0;
+    uint64_t stored_end = 0;     // what is really there: metadata, and with data the dense tensors
+    uint64_t dense_end = 0;      // of the declared dense tensors
+    uint64_t full_end = 0;       // of all declared tensors
+    std::vector<uint64_t> dense; // where each dense tensor is declared, as in ModelIndex
 };
+
+// Whether a shell can be a file in memory, without data: where the system says what is mapped where.
+#ifdef __linux__
+constexpr bool k_memory_shells = true;
+#else
+constexpr bool k_memory_shells = false;
+#endif
+// Whether a shell must have the data of dense tensors, and so be a file: a GPU is filled from it.
+inline bool shell_needs_data(const emoe_setup &setup) { return setup.device != 0 || !k_memory_shells; }
 
 // Throws EMOE_ERR_IO. Temporary name, fsync, rename.
 void write_shell(const ModelIndex &index, const std::string &path, bool with_data);
 
 // Throws when the file is not this model's shell. need_data: one written without data does not do.
 ShellExtent check_shell(const ModelIndex &index, const std::string &path, bool need_data);
+
+// A shell without data in memory: no file is written. Throws EMOE_ERR_IO, EMOE_ERR_UNSUPPORTED where a system has none.
+class MemoryShell {
+public:
+    explicit MemoryShell(const ModelIndex &index);
+    ~MemoryShell();
+    MemoryShell(const MemoryShell &) = delete;
+    MemoryShell &operator=(const MemoryShell &) = delete;
+    const std::string &path() const { return path_; } // that opens it, in this process
+
+private:
+    int fd_ = -1;
+    std::string path_;
+};
 
 // Holds the shell open, lengthened and locked against other processes that load it.
 class ShellLoad {

@@ -62,7 +62,8 @@ Session::Session(const std::string &path, const std::string &cache_dir, const em
     if (known) *known = plan;
     if (planned != EMOE_OK) throw Error(planned, err.message);
     char shell[4096];
-    call([&](emoe_error *e) { return emoe_shell_make(model.get(), cache_dir.c_str(), shell, sizeof shell, e); });
+    call(
+        [&](emoe_error *e) { return emoe_shell_make(model.get(), cache_dir.c_str(), &setup, shell, sizeof shell, e); });
 
     emoe_setup shaped = setup;
     shaped.n_ctx = plan.n_ctx;
@@ -70,7 +71,7 @@ Session::Session(const std::string &path, const std::string &cache_dir, const em
     shaped.n_threads = plan.n_threads;
     emoe_engine *engine = nullptr;
     call([&](emoe_error *e) { // the smallest cache: it grows as soon as it is known what is left for it
-        return emoe_engine_open(model.get(), shell, &shaped, cache_min_bytes(plan), &engine, e);
+        return emoe_engine_open(model.get(), shell[0] ? shell : nullptr, &shaped, cache_min_bytes(plan), &engine, e);
     });
     engine_.reset(engine);
     text_ = emoe_engine_text(engine);

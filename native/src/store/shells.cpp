@@ -19,8 +19,9 @@ namespace emoe {
 
 namespace {
 
-constexpr size_t k_keep = 8;                     // shells; the least recently used go first
-constexpr auto k_fresh = std::chrono::hours(1);  // one used so lately may be another process's that is about to load it
+constexpr size_t k_keep = 8;                    // shells; the least recently used go first
+constexpr auto k_fresh = std::chrono::hours(1); // one used so lately may be another process's that is about to load it
+constexpr auto k_unused = std::chrono::hours(24 * 30); // a shell that nobody wanted for so long
 constexpr auto k_stale = std::chrono::hours(24); // what a process left that died, and notes of no shell and no model
 constexpr uint64_t k_meta_bytes = uint64_t{64} << 20; // more than any tokenizer and metadata take
 
@@ -74,8 +75,8 @@ bool Shells::whole() const {
 }
 
 void Shells::make() const {
+    note_use();
     if (!whole()) {
-        prune();
         std::error_code unknown;
         fs::space_info const space = fs::space(path_.parent_path(), unknown);
         uint64_t const need = index_.dense_bytes + k_meta_bytes;
@@ -85,13 +86,19 @@ void Shells::make() const {
         write_shell(index_, path_.string(), true);
     }
     std::error_code ignored;
+    fs::last_write_time(path_, fs::file_time_type::clock::now(), ignored); // only the order of pruning
+}
+
+void Shells::note_use() const {
+    prune();
+    std::error_code ignored;
     std::string const source = fs::absolute(index_.layout.paths.front(), ignored).string();
     Notes notes = read_notes(beside(".notes"));
     if (notes.source != source) {
         notes.source = source;
         write_notes(beside(".notes"), notes);
     }
-    fs::last_write_time(path_, fs::file_time_type::clock::now(), ignored); // only the order of pruning
+    fs::last_write_time(beside(".notes"), fs::file_time_type::clock::now(), ignored);
 }
 
 // Deletes what a dead process left, shells of models that are gone, and the least recently used beyond k_keep.
@@ -126,8 +133,10 @@ void Shells::prune() const {
         return std::any_of(entry.files.begin(), entry.files.end(),
                            [](const fs::path &f) { return f.extension() == ".notes" && source_exists(f); });
     };
-    for (size_t i = 0; i < shells.size(); i++)
-        if (shells[i]->used < now - k_fresh && (i + 1 >= k_keep || !has_source(*shells[i]))) drop(*shells[i]);
+    for (size_t i = 0; i < shells.size(); i++) {
+        bool const old = shells[i]->used < now - k_unused;
+        if (shells[i]->used < now - k_fresh && (i + 1 >= k_keep || old || !has_source(*shells[i]))) drop(*shells[i]);
+    }
     for (const Entry *entry : others)
         if (entry->used < now - k_stale && !has_source(*entry)) drop(*entry);
 }

@@ -1,6 +1,6 @@
 // The cache folder: the shell of each model, and a file of notes beside it. Whatever is lost is made anew.
 //
-//   shells/<identity>.gguf     the shell (llama/shell.h)
+//   shells/<identity>.gguf     the shell (llama/shell.h), where one must have data: for a GPU
 //   shells/<identity>.notes    which model it is of, and what contexts of it were measured to take (store/sizes.h)
 // Nobody else writes there. What lies beside a shell under its name goes with it.
 #pragma once
@@ -22,6 +22,9 @@ public:
     bool whole() const; // the shell is there and finished
     // Writes the shell unless it is there, and notes that it was used now. Throws EMOE_ERR_IO (disk full).
     void make() const;
+    // Notes that the model was used now, and tidies the folder up: what a dead process left, notes and shells of models
+    // that are gone, shells that nobody used for long.
+    void note_use() const;
     std::filesystem::path beside(const char *extension) const; // "<folder>/<identity><extension>"
 
 private:

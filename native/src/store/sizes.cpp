@@ -85,22 +85,18 @@ std::string SizeBook::shape(uint32_t n_ctx, uint32_t n_ubatch) const {
 }
 
 emoe_context_sizes SizeBook::measure(uint32_t n_ctx, uint32_t n_ubatch) {
-    fs::path shell = shells_.path();
-    if (!shells_.whole()) {
-        if (temporary_.empty()) {
-            // A name of its own for every book: several threads may plan at once.
-            char name[64];
-            snprintf(name, sizeof name, ".%ld-%p.measure", static_cast<long>(getpid()), static_cast<void *>(this));
-            fs::path const path = shells_.beside(name);
-            write_shell(shells_.index(), path.string(), false);
-            temporary_ = path;
-        }
-        shell = temporary_;
+    if (!k_memory_shells && temporary_.empty()) {
+        // A name of its own for every book: several threads may plan at once.
+        char name[64];
+        snprintf(name, sizeof name, ".%ld-%p.measure", static_cast<long>(getpid()), static_cast<void *>(this));
+        fs::path const path = shells_.beside(name);
+        write_shell(shells_.index(), path.string(), false);
+        temporary_ = path;
     }
     emoe_setup shaped = setup_;
     shaped.n_ctx = n_ctx;
     shaped.n_ubatch = n_ubatch;
-    return measure_context(shells_.index(), shell.string(), shaped);
+    return measure_context(shells_.index(), temporary_.string(), shaped);
 }
 
 void SizeBook::save() const {
