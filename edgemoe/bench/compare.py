@@ -16,13 +16,14 @@ from .._abi import REPLAY_BELADY
 from ..devices.memory import available_memory
 from ..devices.profile import machine
 from ..devices.storage import find_lanes, measure_storage
+from ..errors import EdgeMoEError
 from ..runtime.engine.trace import read_trace
 from ..runtime.formats import format_of
 from ..runtime.setup import Setup
 from .engines import Setting
 from .exports import onnx_side
 from .replay import misses
-from .report import OFF, OURS, STOCK, summarise
+from .report import OFF, OURS, REPACKED, STOCK, summarise
 from .runner import Say, Side, Workload, git_revision, glance, limit_problem, run_all, run_once
 
 _BUSY_CORES = 0.2  # more than this taken by other processes and a measurement on a few cores says little
@@ -61,7 +62,8 @@ def compare(
         sides.append(Side(OFF, OURS, Setting(path, setting.setup.but(prefetch="off")), limit_bytes, workload.n_decode))
     if against_stock:
         sides.append(Side(STOCK, STOCK, setting, limit_bytes, workload.n_stock_decode))
-
+        if plan.fraction >= 1:
+            sides += _repacked(setting, workload, files, say)
     if against_export:
         side, more = onnx_side(against_export, setting, limit_bytes, workload.n_decode, say)
         sides.append(side)
@@ -99,6 +101,17 @@ def compare(
             best_bytes_per_token=best,
         ),
     }
+
+
+def _repacked(setting: Setting, workload: Workload, files: list[Path], say: Say) -> list[Side]:
+    """Stock with repacked weights, where it runs at all; without a limit, since it has the weights twice."""
+    side = Side(REPACKED, REPACKED, setting, 0, workload.n_stock_decode)
+    try:
+        run_once(side, replace(workload, n_prefill=0), files)
+    except EdgeMoEError as error:
+        say(f"llama.cpp with repacked weights does not run here, and is left out: {error.message}")
+        return []
+    return [side]
 
 
 def _best(setting: Setting, limit_bytes: int, workload: Workload, files: list[Path], say: Say) -> float:

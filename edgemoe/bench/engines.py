@@ -104,6 +104,7 @@ class LlamaCpp:
     """Stock llama.cpp with its default mmap, through llama-cpp-python's low-level bindings."""
 
     N_UBATCH = 512  # llama.cpp's default
+    REPACKS = False  # copies weights into the layout that its kernels like best (`use_extra_bufts`)
 
     def __init__(self, setting: Setting) -> None:
         llama = self._llama = _bindings()
@@ -115,7 +116,7 @@ class LlamaCpp:
         llama.llama_backend_init()
         model_params = llama.llama_model_default_params()
         model_params.load_mode = llama.LLAMA_LOAD_MODE_MMAP
-        model_params.use_extra_bufts = False  # repacking would copy the experts: see design, section 2
+        model_params.use_extra_bufts = self.REPACKS
         self._model = llama.llama_model_load_from_file(setting.path.encode(), model_params)
         if not self._model:
             raise UnsupportedError(f"llama.cpp cannot load `{setting.path}`")
@@ -151,10 +152,16 @@ class LlamaCpp:
         return {}
 
     def facts(self) -> dict[str, Any]:
-        return {"n_ubatch": self._n_batch, "load_mode": "mmap", "use_extra_bufts": False}
+        return {"n_ubatch": self._n_batch, "load_mode": "mmap", "use_extra_bufts": self.REPACKS}
 
     def trace(self, path: str | None) -> None:
         raise UnsupportedError("llama.cpp records no trace")
+
+
+class LlamaCppRepacked(LlamaCpp):
+    """The same with repacked weights: faster where everything fits twice, out of the question where it does not."""
+
+    REPACKS = True
 
 
 def _bindings() -> Any:
@@ -168,4 +175,8 @@ def _bindings() -> Any:
     return importlib.import_module("llama_cpp.llama_cpp")
 
 
-ENGINES: dict[str, type[EdgeMoE] | type[LlamaCpp]] = {"edgemoe": EdgeMoE, "llama.cpp": LlamaCpp}
+ENGINES: dict[str, type[EdgeMoE] | type[LlamaCpp]] = {
+    "edgemoe": EdgeMoE,
+    "llama.cpp": LlamaCpp,
+    "llama.cpp repacked": LlamaCppRepacked,
+}

@@ -9,8 +9,9 @@ from typing import Any
 
 Record = dict[str, Any]
 
-OURS, OFF, STOCK, ONNX = "edgemoe", "prefetch off", "llama.cpp", "onnx"
+OURS, OFF, STOCK, REPACKED, ONNX = "edgemoe", "prefetch off", "llama.cpp", "llama.cpp repacked", "onnx"
 """Names of sides."""
+_STOCKS = (STOCK, REPACKED)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def summarise(
 ) -> dict[str, Any]:
     """For each side its quantities as {median, low, high, n}; ratios of medians of ours to each other.
 
-    best_bytes_per_token: what Belady's optimum would read in decode.
+    best_bytes_per_token: what Belady's optimum would read in decode. better_stock: of llama.cpp's settings the one that
+    decodes faster, None where there is none.
     """
     sides: dict[str, list[Record]] = {}
     for record in records:
@@ -80,11 +82,13 @@ def summarise(
     for name, own in sides.items():
         quantities = {key: asdict(spread(values)) for key, values in _quantities(own, n_prefill).items() if values}
         # The drive was measured in our reads, the computation with our engine: they bound no other.
-        bounds = _bounds(own, n_prefill, disk_bytes_per_s, resident) if name != STOCK and disk_bytes_per_s else {}
+        bounds = _bounds(own, n_prefill, disk_bytes_per_s, resident) if name not in _STOCKS and disk_bytes_per_s else {}
         read = quantities.get("decode_bytes_per_token")
-        if name != STOCK and best_bytes_per_token is not None and read and read["median"]:
+        if name not in _STOCKS and best_bytes_per_token is not None and read and read["median"]:
             quantities["policy"] = asdict(spread([best_bytes_per_token / read["median"]]))
         summary["sides"][name] = {**quantities, "bounds": bounds}
+    stocks = {name: summary["sides"][name]["decode_tok_s"]["median"] for name in _STOCKS if name in sides}
+    summary["better_stock"] = max(stocks, key=lambda name: stocks[name]) if stocks else None
     ours = sides.get(OURS)
     summary["ratios"] = {name: _ratios(ours, own, n_prefill) for name, own in sides.items() if ours and name != OURS}
     return summary

@@ -86,7 +86,8 @@ class BenchOptions:
         str, typer.Option(metavar="SIZE", help="Budget, and the kernel's limit: `6GiB`, `75%`, `auto`.")
     ] = "auto"
     threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Compute threads.", show_default="physical cores")
+        str | None,
+        typer.Option(metavar="N", help="Compute threads; `1,2,4` measures with each.", show_default="physical cores"),
     ] = None
     ubatch: Annotated[int | None, typer.Option(metavar="N", help="Prefill batch.", show_default="as memory allows")] = (
         None
@@ -98,20 +99,29 @@ class BenchOptions:
         typer.Option(metavar="SIZE", show_default=False, help="Read at most so many bytes a second: a slower drive."),
     ] = None
 
-    def setup(self) -> Setup:
-        """Raises UsageError."""
+    def setups(self) -> list[Setup]:
+        """One for each number of threads. Raises UsageError."""
         from ..runtime.setup import Setup
 
-        at_least("--threads", self.threads, 1)
         at_least("--ubatch", self.ubatch, 1)
-        return Setup(
+        common = Setup(
             memory=self.memory,
-            threads=self.threads,
             n_ubatch=self.ubatch,
             policy=self.policy.lower(),
             prefetch=self.prefetch.lower(),
             read_limit=self.read_limit,
         )
+        return [common.but(threads=n) for n in _numbers(self.threads)] if self.threads else [common]
+
+
+def _numbers(text: str) -> list[int]:
+    """Of "1,2,4". Raises UsageError."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(
+            f"`--threads {text}` makes no sense", hint="`--threads` takes whole numbers of at least 1: `2`, or `1,2,4`"
+        )
+    return [int(part) for part in parts]
 
 
 def bench(
@@ -123,8 +133,8 @@ def bench(
         typer.Option(
             metavar="NAME",
             show_default=False,
-            help="`llama.cpp`: stock mmap under the same limit; `off`: the same without prefetch; or the folder of an "
-            "ONNX export. May be repeated.",
+            help="`llama.cpp`: stock mmap under the same limit, and where all fits also with repacked weights; `off`: "
+            "the same without prefetch; or the folder of an ONNX export. May be repeated.",
         ),
     ] = None,
     repeat: Annotated[int, typer.Option(metavar="N", help="Repetitions, interleaved; 5 or more say something.")] = 5,
@@ -136,7 +146,7 @@ def bench(
 ) -> None:
     """Measure decode and prefill from cold caches, each repetition in a fresh process under a memory limit."""
     at_least("--repeat", repeat, 1)
-    setup, workload = engine.setup(), work.workload()
+    setups, workload = engine.setups(), work.workload()
     others = against or []
     exports = [other for other in others if other not in ("llama.cpp", "off")]
     for other in exports:
@@ -148,20 +158,23 @@ def bench(
 
     from ..bench.compare import compare
 
-    report = compare(
-        str(find(model)),
-        workload,
-        setup=setup,
-        n_repeat=repeat,
-        against_stock="llama.cpp" in others,
-        against_off="off" in others,
-        against_export=str(Path(exports[0]).expanduser()) if exports else None,
-        with_resident=resident,
-        say=note,
-    )
+    path, reports = str(find(model)), []
+    for setup in setups:
+        report = compare(
+            path,
+            workload,
+            setup=setup,
+            n_repeat=repeat,
+            against_stock="llama.cpp" in others,
+            against_off="off" in others,
+            against_export=str(Path(exports[0]).expanduser()) if exports else None,
+            with_resident=resident,
+            say=note,
+        )
+        reports.append(report)
+        _print(report)
     if out:
-        out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    _print(report)
+        out.write_text(json.dumps(reports if len(reports) > 1 else reports[0], indent=1) + "\n", "utf-8")
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -206,6 +219,9 @@ def _print_ratio(say: Any, report: dict[str, Any]) -> None:
             return
         parts = [f"{name.replace('_', ' ')} {value:.2f}x" for name, value in ratio.items() if isinstance(value, float)]
         say(f"edgemoe over {against}: {', '.join(parts)} (medians of {report['n_repeat']})")
+    better = report["summary"]["better_stock"]
+    if better and report["plan"]["fraction"] >= 1:
+        say(f"of llama.cpp's settings the better here is `{better}`")
 
 
 def _cell(spread: dict[str, float] | None, scale: float, unit: str) -> str:

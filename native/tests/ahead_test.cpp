@@ -100,7 +100,7 @@ void what_is_always_used_is_learned_against_the_router() {
 void token(Governor &g, uint64_t with_ns, uint64_t without_ns, uint64_t *n_with) {
     bool const ahead = g.reads_ahead(1);
     *n_with += ahead ? 1 : 0;
-    g.end_token(ahead ? with_ns : without_ns, 900);
+    g.end_token(ahead ? with_ns : without_ns, 900, 1000);
 }
 
 void what_does_not_pay_is_stopped_and_tried_again() {
@@ -126,16 +126,32 @@ void what_pays_goes_on_and_is_checked_now_and_then() {
     }
 }
 
+// Three times the bytes for nothing measurable: stopped. For a gain that can be measured: goes on.
+void bytes_that_gain_nothing_are_not_read() {
+    auto const run = [](uint64_t with_ns, uint64_t with_bytes) {
+        Governor g(PrefetchMode::automatic);
+        for (uint64_t i = 0; i < 1000; i++) {
+            bool const ahead = g.reads_ahead(1);
+            g.end_token((ahead ? with_ns : 1000) + i * 7919 % 50, 500, ahead ? with_bytes : 1000);
+        }
+        return g.paused();
+    };
+    CHECK(run(995, 3000));  // half a percent faster
+    CHECK(!run(995, 1000)); // for the same bytes
+    CHECK(!run(900, 3000)); // ten percent faster
+    CHECK(run(1050, 1000)); // slower
+}
+
 void a_busy_drive_wants_surer_guesses() {
     Governor g(PrefetchMode::on);
     for (int i = 0; i < 100; i++) {
         (void)g.reads_ahead(1);
-        g.end_token(1000, 990);
+        g.end_token(1000, 990, 0);
     }
     float const busy = g.threshold();
     for (int i = 0; i < 100; i++) {
         (void)g.reads_ahead(1);
-        g.end_token(1000, 100);
+        g.end_token(1000, 100, 0);
     }
     CHECK(g.threshold() < busy);
     for (int i = 0; i < 100; i++) g.at_layer(0, true);
@@ -294,6 +310,7 @@ int main() {
     what_is_always_used_is_learned_against_the_router();
     what_does_not_pay_is_stopped_and_tried_again();
     what_pays_goes_on_and_is_checked_now_and_then();
+    bytes_that_gain_nothing_are_not_read();
     a_busy_drive_wants_surer_guesses();
     replay_knows_the_classics();
     per_layer_slots_are_no_others();

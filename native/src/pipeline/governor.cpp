@@ -10,13 +10,21 @@ namespace emoe {
 namespace {
 // Every so many tokens one is computed the other way: often at first, then seldom.
 constexpr uint64_t k_early = 128, k_probe_early = 8, k_probe_late = 24;
-constexpr uint32_t k_least = 12; // tokens of each kind before anything is concluded
+constexpr uint32_t k_least = 12;     // tokens of each kind before anything is concluded
+constexpr double k_worth = 0.03;     // of a token's time: reading more must gain at least that
+constexpr double k_more_bytes = 1.1; // times what is read without: less is no cost
 constexpr float k_threshold_idle = 0.4f, k_threshold_busy = 0.5f;
 } // namespace
 
 double Governor::Side::mean() const {
     double sum = 0;
     for (uint32_t i = 0; i < size(); i++) sum += ns[i];
+    return size() == 0 ? 0 : sum / size();
+}
+
+double Governor::Side::mean_bytes() const {
+    double sum = 0;
+    for (uint32_t i = 0; i < size(); i++) sum += bytes[i];
     return size() == 0 ? 0 : sum / size();
 }
 
@@ -38,7 +46,7 @@ bool Governor::begin_token() {
     return reads_ahead_;
 }
 
-void Governor::end_token(uint64_t took_ns, uint64_t drive_ns) {
+void Governor::end_token(uint64_t took_ns, uint64_t drive_ns, uint64_t read_bytes) {
     if (took_ns == 0) return;
     double const busy = std::min(1.0, static_cast<double>(drive_ns) / static_cast<double>(took_ns));
     if (reads_ahead_) {
@@ -46,7 +54,7 @@ void Governor::end_token(uint64_t took_ns, uint64_t drive_ns) {
         double const strain = std::clamp((busy_ - 0.5) / 0.45, 0.0, 1.0);
         threshold_ = static_cast<float>(k_threshold_idle + strain * (k_threshold_busy - k_threshold_idle));
     }
-    (reads_ahead_ ? with_ : without_).add(static_cast<double>(took_ns));
+    (reads_ahead_ ? with_ : without_).add(static_cast<double>(took_ns), static_cast<double>(read_bytes));
     if (mode_ == PrefetchMode::automatic) compare();
 }
 
@@ -54,8 +62,10 @@ void Governor::compare() {
     if (with_.size() < k_least || without_.size() < k_least) return;
     double const difference = with_.mean() - without_.mean(); // positive: reading ahead is slower
     double const error = std::hypot(with_.error(), without_.error());
-    if (!paused_ && difference > 2 * error) paused_ = true;
-    if (paused_ && difference < -error) paused_ = false;
+    // Where it reads no more than needed, it goes on until it is found slower; else until it is found not to gain.
+    double const worth = with_.mean_bytes() > k_more_bytes * without_.mean_bytes() ? k_worth * without_.mean() : 0;
+    if (!paused_ && (difference > 2 * error || (worth > 0 && difference > error - worth))) paused_ = true;
+    if (paused_ && difference < -error - worth) paused_ = false;
 }
 
 void Governor::at_layer(uint32_t n_left, bool drive_idle) {

@@ -4,7 +4,8 @@
 // anyway, guesses of low probability pay; on a drive that is always at work only those that are more likely right
 // than wrong do (break-even: docs/experiments/read-ahead.md). And whether reading ahead pays at all is not believed but
 // measured: now and then a token is computed without, and where those tokens are faster, reading ahead stops, until a
-// later comparison says otherwise.
+// later comparison says otherwise. It stops as well where it makes the drive read more and gains next to nothing: those
+// bytes are battery, wear, and somebody else's bandwidth (docs/experiments/read-ahead-that-pays.md).
 #pragma once
 
 #include <cstdint>
@@ -19,8 +20,8 @@ public:
 
     // Before a batch: may it read ahead?
     bool reads_ahead(uint32_t n_token) { return n_token == 1 ? begin_token() : mode_ != PrefetchMode::off; }
-    // It is computed: what it took, and how long of that the drive was at work.
-    void end_token(uint64_t took_ns, uint64_t drive_ns);
+    // It is computed: what it took, how long of that the drive was at work, and what was read.
+    void end_token(uint64_t took_ns, uint64_t drive_ns, uint64_t read_bytes);
     // At a layer: wishes that have not become reads yet, and whether the drive had run out of work.
     void at_layer(uint32_t n_left, bool drive_idle);
 
@@ -35,10 +36,15 @@ private:
     struct Side {
         static constexpr uint32_t k_size = 64;
         float ns[k_size] = {};
+        float bytes[k_size] = {};
         uint64_t n = 0;
-        void add(double x) { ns[n++ % k_size] = static_cast<float>(x); }
+        void add(double time, double read) {
+            ns[n % k_size] = static_cast<float>(time);
+            bytes[n++ % k_size] = static_cast<float>(read);
+        }
         uint32_t size() const { return n < k_size ? static_cast<uint32_t>(n) : k_size; }
         double mean() const;
+        double mean_bytes() const;
         double error() const; // standard error of the mean
     };
     bool begin_token();

@@ -78,13 +78,15 @@ void Streamer::begin_batch(uint32_t n_token) {
     apply_cache_bytes();
     batch_begin_ns_ = now_ns();
     batch_drive_ns_ = drive_ns(batch_begin_ns_);
+    batch_read_bytes_ = stats_.read_bytes;
 }
 
 void Streamer::end_batch() {
     std::unique_lock<std::mutex> lock(mutex_);
     uint64_t const now = now_ns();
     if (n_batch_token_ == 1 && !failed_.load(std::memory_order_relaxed))
-        governor_.end_token(now - batch_begin_ns_, drive_ns(now) - batch_drive_ns_);
+        governor_.end_token(now - batch_begin_ns_, drive_ns(now) - batch_drive_ns_,
+                            stats_.read_bytes - batch_read_bytes_);
     if (trace_) trace_->batch(n_batch_token_, batch_begin_ns_, now, reads_ahead_);
     drop_wishes();
     // After a failure reads may still be writing into slots; nothing may be given up under them.

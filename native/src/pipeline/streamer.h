@@ -171,7 +171,7 @@ private:
     bool in_batch_ = false;
     bool reads_ahead_ = false; // this batch
     uint32_t n_batch_token_ = 0;
-    uint64_t batch_begin_ns_ = 0, batch_drive_ns_ = 0;
+    uint64_t batch_begin_ns_ = 0, batch_drive_ns_ = 0, batch_read_bytes_ = 0;
     Failure failure_;
     std::atomic<bool> failed_{false};
     uint32_t n_in_flight_ = 0; // given to the reader
