@@ -658,9 +658,9 @@ EMOE_API emoe_status emoe_compute_measure(const char *type, uint32_t n_threads, 
 
 /* ------------------------------------------------------------------ session: what an app needs */
 
-/* Opens a model inside a budget. cache_dir: a folder of the app's for derived data, made if it is missing; a copy of
- * the dense weights is written there once a model (a tenth of most files) and found again later. Whatever is deleted
- * from it is made anew. plan: how the budget is spent, filled as by emoe_plan_make; may be NULL.
+/* Opens a model inside a budget. cache_dir: a folder of the app's for derived data, made if it is missing; notes on
+ * what contexts take; with a GPU, and outside Linux, also a copy of the dense weights, written once a model. Whatever is
+ * deleted from it is made anew. plan: how the budget is spent, filled as by emoe_plan_make; may be NULL.
  * On success *out must be closed with emoe_session_close. */
 EMOE_API emoe_status emoe_session_open(const char *path, const char *cache_dir, const emoe_setup *setup,
                                        emoe_session **out, emoe_plan *plan, emoe_error *err);
