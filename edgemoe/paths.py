@@ -35,7 +35,7 @@ def cache_dir() -> Path:
 
 def read_cached(name: str) -> dict[str, Any]:
     """The JSON object stored under `name` in the cache folder, {} when there is none that can be read."""
-    with contextlib.suppress(OSError, ValueError, StorageError):
+    with contextlib.suppress(OSError, ValueError, RecursionError, StorageError):
         value = json.loads((cache_dir() / name).read_text("utf-8"))
         if isinstance(value, dict):
             return value

@@ -54,10 +54,14 @@ CHOSEN_TYPE = {"matrix": "dense", "embed": "dense", "output": "dense", "gate_up"
 
 def vocabulary() -> list[str]:
     """256 bytes in byte order under GPT-2's printable names, what the merges make, control tokens."""
+    return byte_names() + [merge.replace(" ", "") for merge in MERGES] + CONTROL
+
+
+def byte_names() -> list[str]:
+    """GPT-2's printable name of each byte."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     spare = iter(range(256, 512))
-    byte_names = [chr(byte) if byte in printable else chr(next(spare)) for byte in range(256)]
-    return byte_names + [merge.replace(" ", "") for merge in MERGES] + CONTROL
+    return [chr(byte) if byte in printable else chr(next(spare)) for byte in range(256)]
 
 
 def write(

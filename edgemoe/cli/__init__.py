@@ -6,8 +6,8 @@ What goes wrong ends here as `edgemoe: MESSAGE` and `hint: HINT` on stderr. Exit
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ import typer
 
 from .. import __version__
 from ..errors import EdgeMoEError
+from ..printable import plain
 from .bench import bench
 from .calibrate import calibrate
 from .chat import chat
@@ -31,6 +32,8 @@ from .plan import plan
 from .replay import replay
 from .run import run
 from .serve import serve
+from .spellings import hint_for
+from .streams import discard, prepare_streams
 
 # The parser's own errors. Their class is click's or typer's copy of click's, depending on typer's version.
 _ParserError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -61,12 +64,21 @@ for _command in (chat, run, serve, models, demo, inspect, devices, plan, bench, 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
+    prepare_streams()
     code = _run(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(_flush(code))
+
+
+def _flush(code: int) -> int:
+    """Write what is still buffered. Returns the exit code: that of a failure if this is the first."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        _discard_stdout()
-    sys.exit(code)
+    except OSError as error:
+        discard(sys.stdout)
+        if not isinstance(error, BrokenPipeError) and code == 0:
+            _report(f"cannot write to stdout: {(error.strerror or str(error)).lower()}", _os_hint(error))
+            return 1
+    return code
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -81,12 +93,12 @@ def _run(arguments: Sequence[str]) -> int:
         _report(error.message, error.hint)
         return error.exit_code
     except _ParserError as error:
-        _report(_our_style(error), _usage_hint(error))
+        _report(_our_style(error), hint_for(arguments, error) or _usage_hint(error))
         return 2
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except BrokenPipeError:
-        _discard_stdout()
+        discard(sys.stdout)
         return 1
     except MemoryError:
         _report("this machine has no memory left", "use a smaller `--memory` or a smaller `--ctx`")
@@ -98,9 +110,10 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _report(message: str, hint: str) -> None:
-    print(f"edgemoe: {message}", file=sys.stderr)
-    if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody may be there to read it
+        print(f"edgemoe: {plain(message)}", file=sys.stderr)
+        if hint:
+            print(f"hint: {plain(hint)}", file=sys.stderr)
 
 
 def _our_style(error: Exception) -> str:
@@ -117,8 +130,3 @@ def _usage_hint(error: Exception) -> str:
 
 def _os_hint(error: OSError) -> str:
     return "free some space or choose another place" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-
-
-def _discard_stdout() -> None:
-    """The reader has gone: what is still buffered goes nowhere, quietly."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,6 +12,7 @@ import typer
 
 from ..errors import UsageError
 from ..places import BUILTIN
+from ..printable import plain
 from ..units import format_rate, format_size
 from .generate import find
 from .options import CachePolicyOption, ModelArgument, PrefetchOption, at_least, output_file
@@ -87,7 +88,13 @@ class BenchOptions:
     ] = "auto"
     threads: Annotated[
         str | None,
-        typer.Option(metavar="N", help="Compute threads; `1,2,4` measures with each.", show_default="physical cores"),
+        typer.Option(
+            "--threads",
+            "-t",
+            metavar="N",
+            help="Compute threads; `1,2,4` measures with each.",
+            show_default="physical cores",
+        ),
     ] = None
     ubatch: Annotated[int | None, typer.Option(metavar="N", help="Prefill batch.", show_default="as memory allows")] = (
         None
@@ -196,7 +203,7 @@ def _print(report: dict[str, Any]) -> None:
             table.add_row(f"{work}: pipeline", *cells)
     console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
     console.print(
-        f"{plan['model']}, {format_size(plan['budget_bytes'])} ({limit}), {plan['fraction']:.0%} of experts fit"
+        f"{plain(plan['model'])}, {format_size(plan['budget_bytes'])} ({limit}), {plan['fraction']:.0%} of experts fit"
     )
     console.print(table)
     _print_ratio(console.print, report)

@@ -9,32 +9,33 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UsageError
-from .options import ModelArgument, at_least, output_file
+from ..places import BUILTIN
+from .generate import find
+from .options import ModelArgument, ThreadsOption, at_least, output_file
 from .progress import Bar
+from .status import say
 
 if TYPE_CHECKING:
     from ..converters.calibration import Calibration
 
 
 def calibrate(
-    model: ModelArgument,
     out: Annotated[
         str, typer.Option("--out", "-o", metavar="FILE", show_default=False, help="The calibration: a GGUF.")
     ],
+    model: ModelArgument = BUILTIN,
     text: Annotated[
         list[str] | None,
         typer.Option(metavar="FILE", show_default=False, help="Text like what the model will read; may be repeated."),
     ] = None,
     windows: Annotated[int, typer.Option(metavar="N", help="Windows computed, from all over the texts.")] = 64,
-    ctx: Annotated[int, typer.Option(metavar="N", help="Tokens a window.")] = 512,
+    ctx: Annotated[int, typer.Option("--ctx", "-c", metavar="N", help="Tokens a window.")] = 512,
     types: Annotated[
         str | None,
         typer.Option(metavar="LIST", help="Quantizations to measure: `IQ2_S,Q4_K,Q8_0`.", show_default="all that fit"),
     ] = None,
     memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory of the whole process.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Compute threads.", show_default="physical cores")
-    ] = None,
+    threads: ThreadsOption = None,
 ) -> None:
     """Learn from a text how much each expert matters and what each quantization costs it.
 
@@ -59,7 +60,7 @@ def calibrate(
     try:
         found = calibrate(
             Request(
-                model=model,
+                model=str(find(model)),
                 out=path,
                 texts=[(Path(name).name, read_text(name)) for name in text],
                 n_window=windows,
@@ -71,7 +72,7 @@ def calibrate(
         )
     finally:
         bar.end()
-    print("\n".join(lines(found)))
+    say(*lines(found))
 
 
 def lines(found: Calibration) -> list[str]:

@@ -13,13 +13,14 @@ import typer
 
 from ..errors import EdgeMoEError, UsageError
 from ..places import BUILTIN
+from ..printable import whole_characters
 from ..units import format_size
 from .conversation import Conversation, fit
 from .generate import find, load, stream, write
 from .options import EngineOptions, ModelArgument, SamplingOptions, VerboseOption
 from .panel import lines, look, memory_rows
-from .status import note, status_line
-from .terminal import is_interactive, prepare, read_question
+from .status import note, say, status_line
+from .terminal import FENCE, Question, is_interactive, prepare, read_question
 
 if TYPE_CHECKING:
     from ..runtime.budget.planner import Plan
@@ -36,6 +37,14 @@ COMMANDS = {
     "/regen": "answer the last question again",
     "/save FILE": "write the conversation as JSON messages",
     "/exit": "leave; Ctrl-D does too",
+}
+# What users of Ollama and llama.cpp type.
+_ELSEWHERE = {
+    "/set": "options are given at the start: `edgemoe chat --help`; `/system TEXT` and `/memory SIZE` work here",
+    "/load": "start again with the other model: `edgemoe chat MODEL`",
+    "/show": "`edgemoe inspect MODEL` shows what is in a model; `/stats` what it does",
+    "/reset": "it is `/clear`",
+    "/read": "`edgemoe run -f FILE` asks a file; here, paste it",
 }
 _HELP_TAIL = 'Three quotes """ begin and end a message of several lines. Ctrl-C stops an answer.'
 _BUILTIN_SHARE = 1 / 3  # of the built-in model's experts, where no budget is given
@@ -96,6 +105,14 @@ def greeting(plan: Plan) -> str:
     return f"{budget}: {experts}; {plan.n_ctx:,} tokens of context; /help"
 
 
+def _is_command(question: Question) -> bool:
+    """A line that begins with a slash; of pasted lines, which may be a file, only if it is a command that exists."""
+    if question.quoted or not question.text.startswith("/"):
+        return False
+    known = {usage.split()[0] for usage in COMMANDS}
+    return "\n" not in question.text or question.text.split()[0] in known
+
+
 class _Chat:
     """The loop of questions, commands and answers."""
 
@@ -123,7 +140,7 @@ class _Chat:
         interrupted = False
         while True:
             try:
-                line = read_question(self._interactive)
+                question = read_question(self._interactive)
                 interrupted = False
             except KeyboardInterrupt:
                 if interrupted or not self._interactive:
@@ -132,18 +149,18 @@ class _Chat:
                 print()
                 note("Ctrl-D or /exit leaves")
                 continue
-            if line is None or line.strip() in ("/exit", "/quit", "/bye"):
+            if question is None or (not question.quoted and question.text in ("/exit", "/quit", "/bye")):
                 return
-            if line.strip():
-                self._take(line.strip())
+            if question.text.strip():
+                self._take(question)
 
-    def _take(self, line: str) -> None:
-        """One line of input. What goes wrong ends the line, and the program only when nobody is there to go on."""
+    def _take(self, question: Question) -> None:
+        """One message or command. What goes wrong ends it, and the program only when nobody is there to go on."""
         try:
-            if line.startswith("/"):
-                self._command(line)
+            if _is_command(question):
+                self._command(question.text)
             else:
-                self._conversation.ask(line)
+                self._conversation.ask(question.text)
                 self._answer()
         except EdgeMoEError as error:
             if not self._interactive:
@@ -193,7 +210,7 @@ class _Chat:
     def _command(self, line: str) -> None:
         name, _, rest = line.partition(" ")
         rest = rest.strip()
-        if name == "/help":
+        if name in ("/help", "/?"):
             for usage, meaning in COMMANDS.items():
                 print(f"{usage:<14}{meaning}")
             print(_HELP_TAIL)
@@ -210,13 +227,16 @@ class _Chat:
         elif name == "/save":
             self._save(rest)
         else:
-            raise UsageError(f"`{name}` is not a command", hint="`/help` lists them")
+            hint = _ELSEWHERE.get(
+                name, f"`/help` lists them; a message that begins so goes between {FENCE} and {FENCE}"
+            )
+            raise UsageError(f"`{name:.40}` is not a command", hint=hint)
 
     def _system(self, text: str) -> None:
         if text:
             self._conversation = Conversation(text)
         else:
-            print(self._conversation.system or "no system prompt")
+            say(self._conversation.system or "no system prompt")
 
     def _memory(self, size: str) -> None:
         if size:
@@ -249,9 +269,13 @@ class _Chat:
             raise UsageError("there is no answer to make again")
         if self._sampling.temp == 0:
             note("the temperature is 0: every answer is the same; `--temp 0.7` gives others")
+        from ..runtime.text.sampling import MAX_SEED
+
         seed = self._sampling.seed
         # A fixed seed would repeat the answer word for word.
-        self._sampling = self._sampling if seed is None else dataclasses.replace(self._sampling, seed=seed + 1)
+        self._sampling = (
+            self._sampling if seed is None else dataclasses.replace(self._sampling, seed=(seed + 1) % (MAX_SEED + 1))
+        )
         self._answer()
 
     def _save(self, name: str) -> None:
@@ -261,7 +285,7 @@ class _Chat:
         if path.exists() and path not in self._saved:
             raise UsageError(f"`{path}` exists already", hint="choose another name")
         try:
-            text = json.dumps(self._conversation.messages(), ensure_ascii=False, indent=2)
+            text = whole_characters(json.dumps(self._conversation.messages(), ensure_ascii=False, indent=2))
             path.write_text(text + "\n", encoding="utf-8")
         except OSError as error:
             raise UsageError(f"cannot write `{path}`: {error.strerror}", hint="choose another place") from None

@@ -14,8 +14,10 @@ import typer
 
 from ..errors import UsageError
 from ..units import format_size, parse_size
+from .calibration import load_calibration
 from .options import JsonOption, at_least
 from .progress import Bar
+from .status import note, say
 
 if TYPE_CHECKING:
     from ..converters.convert import Progress, Report
@@ -40,7 +42,11 @@ class BitsOptions:
         None
     )
     calibration: Annotated[
-        str | None, typer.Option(metavar="FILE", help="What `edgemoe calibrate` measured; sharpens every quantization.")
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="What `edgemoe calibrate` measured, or llama.cpp's imatrix; sharpens every quantization.",
+        ),
     ] = None
     dense_type: Annotated[
         str | None,
@@ -65,7 +71,9 @@ def convert(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
     memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory of the process.")] = "2GiB",
-    threads: Annotated[int | None, typer.Option(metavar="N", help="Workers.", show_default="all cores")] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", "-t", metavar="N", help="Workers.", show_default="all cores")
+    ] = None,
     pre_tokenizer: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="llama.cpp's name of a tokenizer's cut.", show_default="found out"),
@@ -115,7 +123,7 @@ def convert(
                 report = checked if report is None else _both(report, checked)
     except KeyboardInterrupt:
         if not only_verify and not out_path.exists():
-            print("stopped: the same command goes on from here", file=sys.stderr)
+            note("stopped: the same command goes on from here")
         raise
     assert report is not None
     if json_output:
@@ -162,9 +170,7 @@ def _chosen(source: Source, which: BitsOptions, *, only_verify: bool) -> dict[st
     facts: dict[str, Any] = {}
     known = None
     if which.calibration is not None:
-        from ..converters import calibration as calibrations
-
-        known = calibrations.load(Path(which.calibration).expanduser())
+        known = load_calibration(source, which.calibration)
         chosen["importance"] = known.importance
         facts["calibration"] = {**known.facts, "n_token": known.n_token}
     if only_verify:  # the types are the file's
@@ -173,11 +179,12 @@ def _chosen(source: Source, which: BitsOptions, *, only_verify: bool) -> dict[st
         chosen["allocation"] = allocations.load(Path(which.allocation).expanduser())
     elif known is not None and (which.bits is not None or which.size is not None):
         from ..converters.budget import allocation_for
+        from ..converters.imatrix import require_errors
 
         file_bytes = None if which.size is None else parse_size(which.size)
         chosen["allocation"] = allocation_for(
             source,
-            known,
+            require_errors(known, Path(str(which.calibration)), given[0]),
             bits=which.bits,
             file_bytes=file_bytes,
             stacked=which.uniform_per_layer,
@@ -225,12 +232,10 @@ def _to_dict(report: Report) -> dict[str, Any]:
 def _print(report: Report, *, converted: bool) -> None:
     if converted:
         types = ", ".join(f"{n} {kind}" for kind, n in sorted(report.types.items(), key=lambda item: -item[1]))
-        print(
-            f"wrote {report.path}: {format_size(report.file_bytes)}, experts at {report.expert_bits:.2f} bits a weight"
-        )
-        print(f"matrices: {types}")
+        say(f"wrote {report.path}: {format_size(report.file_bytes)}, experts at {report.expert_bits:.2f} bits a weight")
+        say(f"matrices: {types}")
         if report.n_resumed:
-            print(f"{report.n_resumed} of them were there already, from a conversion that was interrupted")
+            say(f"{report.n_resumed} of them were there already, from a conversion that was interrupted")
     if report.check is not None:
         errors = ", ".join(f"{kind} {error:.2%}" for kind, error in report.check.errors.items())
-        print(f"verified: every tensor is what its source becomes{f'; relative error {errors}' if errors else ''}")
+        say(f"verified: every tensor is what its source becomes{f'; relative error {errors}' if errors else ''}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from ..units import format_size
+from .status import say
 
 if TYPE_CHECKING:
     from ..converters.convert import Progress
@@ -40,10 +41,10 @@ def to_onnx(
         print(json.dumps(_to_dict(report), indent=2))
         return
     experts = ", ".join(f"{n:,} of {bits} bits" for bits, n in report.bits.items())
-    print(f"wrote {report.path}: {format_size(report.file_bytes)}, experts: {experts}")
+    say(f"wrote {report.path}: {format_size(report.file_bytes)}, experts: {experts}")
     for note in report.notes:
-        print(f"note: {note}")
-    print("checked: the ONNX checker takes it, and ONNX Runtime has computed a token")
+        say(f"note: {note}")
+    say("checked: the ONNX checker takes it, and ONNX Runtime has computed a token")
 
 
 def _chosen(
@@ -58,14 +59,17 @@ def _chosen(
     chosen: dict[str, Any] = {"type_name": type_name}
     facts: dict[str, Any] = {}
     if calibration is not None:
-        from ..converters import calibration as calibrations
+        from ..converters.imatrix import require_errors
         from ..converters.onnx.bits import allocate_widths
+        from .calibration import load_calibration
 
-        known = calibrations.load(Path(calibration).expanduser())
+        known = load_calibration(source, calibration)
         chosen["importance"] = known.importance
         facts["calibration"] = {**known.facts, "n_token": known.n_token}
         if bits is not None:
-            chosen["allocation"] = allocate_widths(source, known, bits_a_weight=bits)
+            chosen["allocation"] = allocate_widths(
+                source, require_errors(known, Path(calibration), "--bits"), bits_a_weight=bits
+            )
     if allocation is not None:
         from ..converters import allocation as allocations
 

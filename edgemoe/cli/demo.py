@@ -13,9 +13,10 @@ import typer
 
 from ..errors import EdgeMoEError
 from ..places import BUILTIN
+from ..printable import plain_lines, shown
 from ..units import format_size
 from .generate import find
-from .options import JsonOption, ModelArgument, at_least
+from .options import JsonOption, ModelArgument, ThreadsOption, at_least
 
 _PROMPT = "What is the capital of France?"
 _WIDTH = 100  # of both columns where no terminal says
@@ -26,9 +27,7 @@ def demo(
     model: ModelArgument = BUILTIN,
     prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="What both answer.")] = _PROMPT,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", metavar="N", help="Longest answer.")] = 64,
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Compute threads.", show_default="physical cores")
-    ] = None,
+    threads: ThreadsOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Answer one prompt with every expert in memory, then with a third of them: the same words, in less memory."""
@@ -43,7 +42,7 @@ def demo(
     if json_output:
         print(json.dumps({"prompt": prompt, "equal": equal, "resident": sides[0], "streamed": sides[1]}, indent=2))
     else:
-        print("\n".join(report(prompt, *sides)))
+        print("\n".join(report(plain_lines(prompt), *sides)))
     if not equal:
         raise EdgeMoEError(
             "the two texts differ, and they must not", hint="this is a bug: please report it with the two texts"
@@ -65,7 +64,7 @@ def _columns(wanted: bool) -> Iterator[Callable[[int, str], None]]:
     with Live(console=Console(highlight=False, markup=False), auto_refresh=False, transient=True) as live:
 
         def show(side: int, piece: str) -> None:
-            texts[side] += piece
+            texts[side] += shown(piece)
             table = Table(*_TITLES, box=None, padding=(0, 2, 0, 0), expand=True)
             table.add_row(*(Text(text or "…") for text in texts))
             live.update(table, refresh=True)
@@ -79,7 +78,8 @@ def report(prompt: str, resident: dict[str, Any], streamed: dict[str, Any]) -> l
     lines = [f"> {prompt}", ""]
     sides = (resident, streamed)
     lines += _beside(*_TITLES)
-    lines += _beside(*(side["text"].strip() for side in sides))
+    terminal = sys.stdout.isatty()
+    lines += _beside(*(shown(side["text"].strip()) if terminal else side["text"].strip() for side in sides))
     lines.append("")
     for cell in (_experts, _memory, _speed, _reads):
         lines += _beside(*(cell(side) for side in sides))

@@ -12,7 +12,7 @@ from ..places import BUILTIN
 from ..units import format_size
 from .generate import find
 from .options import JsonOption, ModelArgument
-from .status import note
+from .status import note, say
 
 if TYPE_CHECKING:
     from ..devices.survey import Survey
@@ -30,7 +30,10 @@ def devices(
     if sys.stderr.isatty():
         note("measuring processor and drive")
     found = survey(path, fresh=fresh)
-    print(json.dumps(found.to_dict(), indent=2) if json_output else "\n".join(_lines(found)))
+    if json_output:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        say(*_lines(found))
 
 
 def _lines(found: Survey) -> list[str]:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UsageError
-from .options import ModelArgument, at_least, output_file
+from ..places import BUILTIN
+from .options import ModelArgument, ThreadsOption, at_least, output_file
 from .progress import Bar
+from .status import say
 
 if TYPE_CHECKING:
     from ..quality.perplexity import Score
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def eval(
-    model: ModelArgument,
+    model: ModelArgument = BUILTIN,
     against: Annotated[
         str | None,
         typer.Option(
@@ -30,7 +32,9 @@ def eval(
         str | None, typer.Option(metavar="FILE", help="Text to score.", show_default="a bundled one, short")
     ] = None,
     windows: Annotated[int | None, typer.Option(metavar="N", help="Windows of it.", show_default="all")] = None,
-    ctx: Annotated[int, typer.Option(metavar="N", help="Tokens a window; the second half is scored.")] = 512,
+    ctx: Annotated[
+        int, typer.Option("--ctx", "-c", metavar="N", help="Tokens a window; the second half is scored.")
+    ] = 512,
     tasks: Annotated[
         str | None,
         typer.Option(metavar="FILE", show_default=False, help="Multiple choice and exact match, a JSON object a line."),
@@ -42,9 +46,7 @@ def eval(
         ),
     ] = None,
     memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory of the whole process.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Compute threads.", show_default="physical cores")
-    ] = None,
+    threads: ThreadsOption = None,
     json_file: Annotated[
         str | None, typer.Option("--json", metavar="FILE", show_default=False, help="Write everything to a file.")
     ] = None,
@@ -85,7 +87,7 @@ def eval(
         bar.end()
     if out:
         out.write_text(json.dumps(result.to_dict(), indent=1) + "\n", "utf-8")
-    print("\n".join(lines(result)))
+    say(*lines(result))
 
 
 def lines(result: Result) -> list[str]:

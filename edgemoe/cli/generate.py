@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import Cancelled
+from ..printable import shown
 from .options import EngineOptions
 from .status import note
 from .terminal import cancel_on_interrupt
@@ -34,6 +35,8 @@ def load(model: str | Path, options: EngineOptions, *, verbose: bool) -> Engine:
     engine = edgemoe.load(path, setup, progress=talk)
     if setup.device == "auto":
         note(engine.plan.device_line)
+    if engine.plan.context_line and not verbose:  # the plan says it as well
+        note(engine.plan.context_line)
     if options.trace:
         try:
             engine.trace(options.trace)
@@ -47,8 +50,8 @@ def load(model: str | Path, options: EngineOptions, *, verbose: bool) -> Engine:
 
 
 def write(text: str) -> None:
-    """Print a piece of an answer at once."""
-    sys.stdout.write(text)
+    """Print a piece of an answer at once: to a pipe as it is, to a terminal so that it cannot command it."""
+    sys.stdout.write(shown(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BudgetError
 from ..places import BUILTIN
+from ..printable import plain
 from ..units import format_exact, format_size
 from .generate import find
 from .options import JsonOption, ModelArgument
@@ -66,7 +67,7 @@ def _print(model: Model, smallest: int) -> None:
         ("storage", "reads past the page cache" if info.direct_io else "no O_DIRECT here: bounded buffered reads"),
         ("smallest budget", f"--memory {format_exact(smallest)}"),
     ):
-        facts.add_row(name, value)
+        facts.add_row(name, plain(value))
     layers = Table("layers", "experts", "bits", "bytes per expert", "types", box=None, padding=(0, 2, 0, 0))
     for first, last, layer in _runs(model.layers):
         layers.add_row(
@@ -74,7 +75,7 @@ def _print(model: Model, smallest: int) -> None:
             str(layer.n_expert),
             f"{layer.bits_per_weight:.2f}",
             format_size(layer.expert_bytes),
-            layer.types,
+            plain(layer.types),
         )
     console = Console(highlight=False, markup=False)
     console.print(facts)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ..printable import shown
 from ..units import MIB
 from .panel import Snapshot, level, look, rows
 
@@ -38,7 +39,7 @@ def live_view(engine: Engine) -> Iterator[Callable[[str], None]]:
 
         def show(piece: str) -> None:
             nonlocal drawn, written
-            written += piece
+            written += shown(piece)
             if time.monotonic() - drawn > _REDRAW_S:
                 live.update(draw(), refresh=True)
                 drawn = time.monotonic()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..printable import plain
 from ..units import format_exact, format_size, format_speeds, parse_memory
 from .options import JsonOption
 from .status import note
@@ -69,7 +70,7 @@ def _print(judged: list[tuple[Found, Verdict]], memory: str) -> None:
 
     table = Table("model", "size", "experts", "smallest", "here", "decode", "where", box=None, padding=(0, 2, 0, 0))
     for found, verdict in sorted(judged, key=lambda pair: not pair[1].n_expert_total):
-        table.add_row(found.name, format_size(found.n_bytes), *_cells(verdict), found.place)
+        table.add_row(*map(plain, (found.name, format_size(found.n_bytes), *_cells(verdict), found.place)))
     Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDTH).print(table)
     print("\n`edgemoe chat NAME` talks with one.", end=" ")
     print(f"smallest: the least `--memory` that works; here: with `--memory {memory}`")

@@ -29,6 +29,10 @@ ModelArgument = Annotated[
         help="A GGUF file, an ONNX export, a name that `edgemoe models` lists, or `hf:owner/repo[:file]`.",
     ),
 ]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", "-t", metavar="N", help="Compute threads.", show_default="physical cores"),
+]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show the plan and the costs on stderr.")]
 CachePolicyOption = Annotated[
     str,
@@ -57,12 +61,14 @@ class BudgetOptions:
     ctx: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Tokens of context, prompt and answers together.", show_default="as memory allows"
+            "--ctx",
+            "-c",
+            metavar="N",
+            help="Tokens of context, prompt and answers together.",
+            show_default="as memory allows",
         ),
     ] = None
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Compute threads.", show_default="physical cores")
-    ] = None
+    threads: ThreadsOption = None
     kv_type: Annotated[
         str, typer.Option(metavar="TYPE", help="KV cache: `f16`, or `q8_0` for half the memory, which is LOSSY.")
     ] = "f16"

@@ -7,7 +7,7 @@ import json
 from ..places import BUILTIN
 from .generate import find
 from .options import BudgetOptions, JsonOption, ModelArgument
-from .status import note
+from .status import note, say
 
 
 def plan(budget: BudgetOptions, model: ModelArgument = BUILTIN, json_output: JsonOption = False) -> None:
@@ -21,4 +21,4 @@ def plan(budget: BudgetOptions, model: ModelArgument = BUILTIN, json_output: Jso
     if json_output:
         print(json.dumps(found.to_dict(), indent=2))
     else:
-        print("\n".join(found.lines()))
+        say(*found.lines())

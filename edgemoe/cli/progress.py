@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 
+from ..printable import plain
 from .status import dim
 
 
@@ -21,6 +22,7 @@ class Bar:
         self._drawn = False
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        what = plain(what)
         subject = what.split(":")[0]
         if subject != self._what:
             self.end()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..errors import StorageError, UsageError
+from ..printable import plain
 from ..units import format_size, parse_size
 from .options import JsonOption
 
@@ -41,6 +43,8 @@ def replay(
     from ..runtime.engine.trace import read_trace
 
     sizes = _fractions(fractions)
+    if compute_ms is not None and not 0 < compute_ms < math.inf:
+        raise UsageError(f"`--compute {compute_ms}` makes no sense", hint="give milliseconds: `--compute 12.5`")
     speed = None if bandwidth is None else float(parse_size(bandwidth))
     whole = read_trace(trace)
     if timeline is not None:
@@ -79,7 +83,7 @@ def _print(about: dict[str, Any], local: dict[str, Any], rows: list[dict[str, An
     from rich.table import Table
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{about['model']}: {local['n_token']} decoded tokens, {sum(about['n_expert'])} experts")
+    console.print(f"{plain(about['model'])}: {local['n_token']} decoded tokens, {sum(about['n_expert'])} experts")
     grid = Table("hits", *(f"{size:.0%} of experts" for size in sizes), box=None, padding=(0, 3, 0, 0))
     for row in rows:
         cells = []

@@ -6,6 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, TextIO
 
+from ..printable import plain_lines
 from ..units import format_size
 
 if TYPE_CHECKING:
@@ -42,4 +43,9 @@ def dim(text: str, stream: TextIO) -> str:
 
 def note(text: str) -> None:
     """A grey line of talk on stderr."""
-    print(dim(text, sys.stderr), file=sys.stderr, flush=True)
+    print(dim(plain_lines(text), sys.stderr), file=sys.stderr, flush=True)
+
+
+def say(*lines: str) -> None:
+    """Lines for people on stdout. What names of models and files put into them is escaped."""
+    print("\n".join(plain_lines(line) for line in lines))

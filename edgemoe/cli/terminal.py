@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -20,27 +19,40 @@ def is_interactive() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
+@dataclass(frozen=True)
+class Question:
+    """What a person wrote. quoted: between three quotes, so that it is a message whatever it begins with."""
+
+    text: str
+    quoted: bool = False
+
+
 def prepare(interactive: bool) -> None:
-    """Line editing for people; text that is not UTF-8 is no reason to stop."""
-    if interactive:
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  (input() uses it once it is loaded)
-    elif isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")
+    """Line editing for people, with lines that are pasted together kept together."""
+    if not interactive:
+        return
+    with contextlib.suppress(ImportError):
+        import readline  # input() uses it once it is loaded
+
+        # Python turns it off. libedit, which some Pythons have instead, knows nothing of it.
+        if "libedit" not in (readline.__doc__ or ""):
+            readline.parse_and_bind("set enable-bracketed-paste on")
 
 
-def read_question(interactive: bool) -> str | None:
-    '''One message: a line, or everything between two `"""`. None at the end of input.'''
+def read_question(interactive: bool) -> Question | None:
+    '''One message: a line, what was pasted at once, or everything between two `"""`. None at the end of input.'''
     line = _read_line(PROMPT if interactive else "")
-    if line is None or not line.lstrip().startswith(FENCE):
-        return line
+    if line is None:
+        return None
+    if not line.lstrip().startswith(FENCE):
+        return Question(line.strip())
     text = line.lstrip()[len(FENCE) :]
     while not text.rstrip().endswith(FENCE):
         line = _read_line(CONTINUED if interactive else "")
         if line is None:
-            return text
+            return Question(text, quoted=True)
         text += "\n" + line
-    return text.rstrip()[: -len(FENCE)].strip("\n")
+    return Question(text.rstrip()[: -len(FENCE)].strip("\n"), quoted=True)
 
 
 def _read_line(prompt: str) -> str | None:

@@ -7,7 +7,7 @@ tensors of ours beside, which llama.cpp ignores; docs/quality.md lists them.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,20 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import FormatError, StorageError
+from ..errors import FormatError, UsageError
 from ..paths import whole_file
+from ..printable import whole_characters
+from . import gguf_header
+from .gguf_header import Header, decode, decode_strings
+from .source import Key, Source, SourceFile
 
 VERSION = 1
 STATS = ("tokens", "weight", "weight2", "output2", "largest")
 """Of an expert, over the calibration text: tokens routed to it; sums over them of the router's weight, of w^2, and of
 w^2 |output|^2; the largest |output|. w: the router's weight over the root mean square of the residual stream."""
+
+MAX_VALUE = 1e24
+"""The largest importance that is taken: quantizers multiply it by squares of weights and sum that in float32."""
 
 Floats = npt.NDArray[np.float32]
 _STATS, _MEAN, _ERRORS, _SENSITIVITY = "edgemoe.stats", "edgemoe.mean_output", "edgemoe.error", "edgemoe.sensitivity"
@@ -60,32 +67,64 @@ class Calibration:
     n_token: int
     facts: Mapping[str, Any] = field(default_factory=dict)
 
-    def importance(self, key: tuple[int, str, str], expert: int) -> Floats | None:
+    @property
+    def columns(self) -> Mapping[tuple[int, str], Floats]:
+        """The importance of each matrix's columns, by block and role."""
+        return {(n, role): values for n, layer in self.layers.items() for role, values in layer.importance.items()}
+
+    def importance(self, key: Key, expert: int) -> Floats | None:
         """One weight a column for the quantizer; None for a matrix or an expert that the text never used."""
         layer, family, role = key
-        if family != "exps" or layer not in self.layers:
-            return None
-        known = self.layers[layer].importance.get(role)
-        if known is None or not known[expert].any():
-            return None
-        # A column that met nothing must not be free: the quantizer divides by sums of these.
-        return np.asarray(known[expert] + 1e-6 * known[expert].mean(), np.float32)
+        known = self.layers[layer].importance.get(role) if family == "exps" and layer in self.layers else None
+        return None if known is None else weights_of(known[expert])
+
+
+def weights_of(sums: Floats) -> Floats | None:
+    """What a quantizer takes of an expert's sums, None where there are none."""
+    if not sums.any():
+        return None
+    # A column that met nothing must not be free: the quantizer divides by sums of these.
+    return np.asarray(sums + 1e-6 * sums.mean(), np.float32)
+
+
+def check_same_model(columns: Mapping[tuple[int, str], Floats], source: Source) -> list[int]:
+    """The blocks of which it knows nothing. Raises UsageError when the importance is not that of these experts."""
+    lacking = set()
+    for (layer, family, role), stack in source.experts.items():
+        known, due = columns.get((layer, role)), (len(stack), stack[0].n_col)
+        if family != "exps" or (known is not None and known.shape == due):
+            continue
+        if known is None:
+            lacking.add(layer)
+            continue
+        raise UsageError(
+            f"the calibration is of another model: for {role} of block {layer} it has {known.shape[0]} experts of "
+            f"{known.shape[1]} columns, the model has {due[0]} of {due[1]}",
+            hint="calibrate this one: `edgemoe calibrate`",
+        )
+    if lacking == {layer for layer, family, _ in source.experts if family == "exps"}:
+        raise UsageError(
+            "the calibration is of another model: it knows none of the experts",
+            hint="calibrate this one: `edgemoe calibrate`",
+        )
+    return sorted(lacking)
 
 
 def save(calibration: Calibration, path: str | os.PathLike[str]) -> None:
-    """Write it, atomically. Raises StorageError."""
+    """Write it, atomically. Raises StorageError; FormatError for values that no quantizer can use."""
     file = Path(path)
+    _check_numbers(calibration)
     writer = gguf.GGUFWriter(None, "")
     writer.kv_data[0].pop("general.architecture", None)
     writer.add_type("imatrix")
-    writer.add_array("imatrix.datasets", [str(calibration.facts.get("text", ""))])
+    writer.add_array("imatrix.datasets", [whole_characters(str(calibration.facts.get("text", "")))])
     writer.add_uint32("imatrix.chunk_count", int(calibration.facts.get("n_window", 1)))
     writer.add_uint32("imatrix.chunk_size", int(calibration.facts.get("n_ctx", calibration.n_token)))
     writer.add_uint32("edgemoe.calibration.version", VERSION)
     writer.add_uint64("edgemoe.calibration.n_token", calibration.n_token)
     writer.add_array("edgemoe.calibration.types", list(calibration.types))
     for name, value in calibration.facts.items():
-        writer.add_string(f"edgemoe.calibration.facts.{name}", str(value))
+        writer.add_string(f"edgemoe.calibration.facts.{name}", whole_characters(str(value)))
     for number, layer in calibration.layers.items():
         counts = np.ascontiguousarray(layer.stats[:, STATS.index("weight2")]).reshape(-1, 1)
         for role, values in layer.importance.items():
@@ -109,50 +148,106 @@ def save(calibration: Calibration, path: str | os.PathLike[str]) -> None:
 def load(path: str | os.PathLike[str]) -> Calibration:
     """Read what `save` wrote. Raises StorageError, FormatError."""
     file = Path(path)
+    return parse(read_header(file))
+
+
+def read_header(file: Path) -> Header:
+    """The header of a calibration's file, whoever wrote it. Raises StorageError, FormatError."""
     try:
-        with file.open("rb") as stream:
-            if stream.read(4) != b"GGUF":
-                raise FormatError(f"`{file}` is no calibration", hint="make one: `edgemoe calibrate MODEL -o FILE`")
-        reader = gguf.GGUFReader(file)
-        return _parse(reader)
-    except OSError as error:
-        raise StorageError(f"cannot read `{file}`: {error.strerror or error}") from None
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
-        raise FormatError(
-            f"`{file}` is no calibration that this version reads ({error})",
-            hint="make one: `edgemoe calibrate MODEL -o FILE`",
-        ) from None
+        return gguf_header.read(file)
+    except FormatError as error:
+        raise _no_calibration(file, error.message.replace(f"`{file}`", "it")) from None
 
 
-def _parse(reader: gguf.GGUFReader) -> Calibration:
-    values = {name: item.contents() for name, item in reader.fields.items() if name.startswith("edgemoe.")}
-    if values["edgemoe.calibration.version"] != VERSION:
-        raise ValueError(f"version {values['edgemoe.calibration.version']}")
-    types = tuple(values["edgemoe.calibration.types"])
+def parse(header: Header) -> Calibration:
+    """The calibration in a file. Raises StorageError, FormatError."""
+    try:
+        found = _parse(header)
+        _check_numbers(found)
+    except FormatError as error:
+        raise _no_calibration(header.path, error.message) from None
+    except KeyError as error:
+        raise _no_calibration(header.path, f"it lacks {error}") from None
+    except (ValueError, IndexError, TypeError, AttributeError, OverflowError) as error:
+        raise _no_calibration(header.path, str(error)[:80]) from None
+    return found
+
+
+def _no_calibration(file: Path, why: str) -> FormatError:
+    return FormatError(
+        f"`{file}` is no calibration that this version reads: {why}",
+        hint="make one: `edgemoe calibrate MODEL -o FILE`",
+    )
+
+
+def tensors_of(header: Header) -> Iterator[tuple[str, Floats]]:
+    """Name and values of each tensor, the last dimension first. Raises FormatError for one that is no float32."""
+    file = SourceFile(header.path)
+    for tensor in header.tensors:
+        if tensor.type != "F32":
+            raise FormatError(f"`{tensor.name}` is stored as {tensor.type}")
+        raw = file.read(tensor.offset, tensor.n_bytes)
+        yield tensor.name, raw.view(np.float32).reshape(tuple(reversed(tensor.ne)))
+
+
+def _parse(header: Header) -> Calibration:
+    values = header.values
+    version = decode(values.get("edgemoe.calibration.version"))
+    if version != VERSION:
+        raise ValueError("it is not one of edgemoe" if version is None else f"it has version {version}")
+    types = tuple(decode_strings(values["edgemoe.calibration.types"]))
     parts: dict[int, dict[str, Floats]] = {}
-    for tensor in reader.tensors:
-        block, _, rest = tensor.name.removeprefix("blk.").partition(".")
-        shape = tuple(int(n) for n in reversed(tensor.shape))
-        parts.setdefault(int(block), {})[rest] = np.array(tensor.data, np.float32).reshape(shape)
+    for name, array in tensors_of(header):
+        block, _, rest = name.removeprefix("blk.").partition(".")
+        parts.setdefault(int(block), {})[rest] = array
     layers, sensitivity = {}, {}
     for number, found in sorted(parts.items()):
         roles = [name.removeprefix(f"{_ERRORS}.") for name in found if name.startswith(f"{_ERRORS}.")]
-        stats = found[_STATS]
-        layer = LayerCalibration(
-            stats,
+        layers[number] = layer = LayerCalibration(
+            found[_STATS],
             found[_MEAN],
             {role: found[f"ffn_{role}_exps.weight.in_sum2"] for role in roles},
             {role: found[f"{_ERRORS}.{role}"] for role in roles},
-            {role: _pair(values[f"edgemoe.calibration.shape.{number}.{role}"]) for role in roles},
+            {role: _pair(decode(values[f"edgemoe.calibration.shape.{number}.{role}"])) for role in roles},
         )
-        if stats.shape[1] != len(STATS) or any(e.shape != (len(stats), len(types)) for e in layer.errors.values()):
-            raise ValueError(f"the tables of layer {number} do not fit each other")
-        layers[number] = layer
+        _check_shapes(number, layer, len(types))
         sensitivity[number] = float(found[_SENSITIVITY].reshape(-1)[0])
     if not layers:
         raise ValueError("it has no layers")
-    facts = {n.removeprefix("edgemoe.calibration.facts."): v for n, v in values.items() if ".facts." in n}
-    return Calibration(layers, types, sensitivity, int(values["edgemoe.calibration.n_token"]), facts)
+    prefix = "edgemoe.calibration.facts."
+    facts = {n.removeprefix(prefix): str(decode(v)) for n, v in values.items() if n.startswith(prefix)}
+    return Calibration(layers, types, sensitivity, int(decode(values["edgemoe.calibration.n_token"])), facts)
+
+
+def _check_shapes(number: int, layer: LayerCalibration, n_type: int) -> None:
+    n = len(layer.stats)
+    good = layer.stats.shape == (n, len(STATS)) and layer.mean_output.shape[:1] == (n,) and bool(layer.errors)
+    good = good and all(errors.shape == (n, n_type) for errors in layer.errors.values())
+    for role, values in layer.importance.items():
+        good = good and values.shape == (n, layer.shapes[role][1]) and min(layer.shapes[role]) > 0
+    if not good:
+        raise ValueError(f"the tables of layer {number} do not fit each other")
+
+
+def _check_numbers(calibration: Calibration) -> None:
+    """Raises FormatError for what is no number, and for numbers beyond what quantizers can square and sum."""
+    for number, layer in calibration.layers.items():
+        for role, values in layer.importance.items():
+            check_range(f"importance of {role} in layer {number}", values)
+        check_range(f"statistics of layer {number}", layer.stats)
+        check_range(f"mean outputs of layer {number}", np.abs(layer.mean_output))
+        for role, errors in layer.errors.items():  # infinite: for a type that the rows do not divide into
+            check_range(f"errors of {role} in layer {number}", np.where(np.isposinf(errors), 0, errors))
+        # Below zero by chance, where noise does next to nothing.
+        check_range(f"sensitivity of layer {number}", np.abs(np.float64(calibration.sensitivity[number])))
+
+
+def check_range(what: str, values: Any) -> None:
+    """Raises FormatError unless all values are from 0 to MAX_VALUE."""
+    wrong = ~((values >= 0) & (values <= MAX_VALUE))
+    if np.any(wrong):
+        value = np.asarray(values).reshape(-1)[np.flatnonzero(wrong)[0]]
+        raise FormatError(f"the {what} hold the value {value:g}, which is none that a measurement gives")
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -86,7 +86,7 @@ def convert(source: Source, out: Path, options: Options, *, progress: Progress |
     n_worker = work.workers_for(jobs, _memory(options), _threads(options), held_bytes())
     _, data_bytes = target.offsets()
     header_bytes, fingerprint = len(target.header()), target.fingerprint(source)
-    with Output(out, fingerprint, len(jobs), header_bytes, data_bytes) as output:
+    with Output(out, fingerprint, len(jobs), header_bytes, data_bytes, overwrite=options.overwrite) as output:
         told = _Told(progress, "converting", source.n_weight)
         resumed = dict(output.finished)
         told.add(sum(_weights(job) for job in jobs if job.index in resumed))

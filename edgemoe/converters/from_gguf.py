@@ -12,6 +12,8 @@ from .gguf_header import Header, TensorInfo
 from .source import ROLES, DenseTensor, FileRows, Key, Rows, Source, SourceFile, check_same_shape
 
 _EXPERT = re.compile(r"blk\.(0|[1-9]\d{0,5})\.ffn_(gate_up|up|gate|down)_(exps|chexps)(?:\.(0|[1-9]\d{0,5}))?\.weight")
+# One expert, in files from before April 2024.
+_OLD_EXPERT = re.compile(r"blk\.(0|[1-9]\d{0,5})\.ffn_(gate|up|down)\.(0|[1-9]\d{0,5})\.weight")
 _SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 _DROPPED = ("split.", "general.alignment", "edgemoe.")  # facts of the source's files, not of the model
 
@@ -84,17 +86,22 @@ def _rows(tensor: TensorInfo, file: SourceFile) -> FileRows:
 
 def _add_expert(tensor: TensorInfo, file: SourceFile, stacks: dict[Key, dict[int, Rows]]) -> bool:
     """Add the experts that the tensor holds; False when it holds none."""
-    match = _EXPERT.fullmatch(tensor.name)
-    if match is None:
+    match, old = _EXPERT.fullmatch(tensor.name), _OLD_EXPERT.fullmatch(tensor.name)
+    if match is not None:
+        layer, role, family, number = match.groups()
+    elif old is not None:
+        layer, role, number = old.groups()
+        family = "exps"
+    else:
         return False
     ne = (*tensor.ne, 1, 1, 1)[:4]
-    if ne[3] != 1 or (match[4] is None) == (ne[2] == 1):
+    if ne[3] != 1 or (number is None) == (ne[2] == 1):
         return False
-    stack = stacks.setdefault((int(match[1]), match[3], match[2]), {})
-    if match[4] is not None:
-        if int(match[4]) in stack:
+    stack = stacks.setdefault((int(layer), family, role), {})
+    if number is not None:
+        if int(number) in stack:
             raise FormatError(f"`{tensor.name}` holds an expert that another tensor holds too")
-        stack[int(match[4])] = _rows(tensor, file)
+        stack[int(number)] = _rows(tensor, file)
         return True
     if stack:
         raise FormatError(f"`{tensor.name}` holds experts that another tensor holds too")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +30,28 @@ def open_checkpoint(folder: Path, *, pre_tokenizer: str | None = None) -> Source
             hint="give a GGUF file, or the folder of a checkpoint",
         )
     config = read_json(folder / "config.json")
-    architecture, row = architecture_of(config)
-    check_fixed(config)
     stored, files = _stored(folder)
-    try:
+    with _garbled(folder / "config.json"):
+        architecture, row = architecture_of(config)
+        check_fixed(config)
         mapped = Mapped(config, stored)
-    except (KeyError, TypeError) as error:
-        raise FormatError(f"`{folder / 'config.json'}` lacks or garbles {error}") from None
-    n_vocab = mapped.dense["token_embd.weight"].ne[-1]
-    values = {
-        **metadata(config, n_vocab),
-        "general.name": encode(_name(folder, config)),
-        **tokenizer_values(folder, config, n_vocab, pre_tokenizer=pre_tokenizer),
-    }
+        n_vocab = mapped.dense["token_embd.weight"].ne[-1]
+        values = {**metadata(config, n_vocab), "general.name": encode(_name(folder, config))}
+    values |= tokenizer_values(folder, config, n_vocab, pre_tokenizer=pre_tokenizer)
     experts = {key: tuple(stack[i] for i in range(len(stack))) for key, stack in sorted(mapped.experts.items())}
     dense = tuple(sorted(mapped.dense.values(), key=lambda tensor: _order(tensor.name)))
     return Source(folder, False, row.gguf, values, dense, experts, files, {"architecture": architecture})
+
+
+@contextlib.contextmanager
+def _garbled(path: Path) -> Iterator[None]:
+    """What a value of another type than it should have does wrong shows as any of these."""
+    try:
+        yield
+    except KeyError as error:
+        raise FormatError(f"`{path}` lacks {error}") from None
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError, struct.error) as error:
+        raise FormatError(f"`{path}` is damaged: {str(error)[:80]}") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

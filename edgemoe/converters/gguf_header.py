@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, StorageError
+from ..printable import whole_characters
 from .ggml import TYPE_NAMES, row_bytes, type_id
 
 MAGIC = b"GGUF"
@@ -72,16 +73,22 @@ class Header:
 
 
 def encode(value: Any, kind: int | None = None) -> Value:
-    """A Python value as metadata: int is UINT32 unless `kind` says otherwise, float FLOAT32, lists are arrays."""
+    """A Python value as metadata: int is UINT32 unless `kind` says otherwise, float FLOAT32, lists are arrays.
+
+    Text that is no Unicode (a file's name from an old disk) gets replacement characters. Raises TypeError for an array
+    of several kinds, struct.error or OverflowError for a number that the kind does not hold.
+    """
     if isinstance(value, (list, tuple)):
         first = encode(value[0], kind) if value else Value(kind if kind is not None else STRING, b"")
         if first.kind in _SCALARS:
             body = struct.pack(f"<{len(value)}{_SCALARS[first.kind]}", *value)
-        else:
+        elif first.kind == STRING and all(isinstance(item, (str, bytes)) for item in value):
             body = b"".join(encode(item).raw for item in value)
+        else:
+            raise TypeError("an array of values of several kinds")
         return Value(ARRAY, struct.pack("<IQ", first.kind, len(value)) + body)
     if isinstance(value, (str, bytes)):
-        raw = value.encode("utf-8") if isinstance(value, str) else value
+        raw = whole_characters(value).encode("utf-8") if isinstance(value, str) else value
         return Value(STRING, struct.pack("<Q", len(raw)) + raw)
     if kind is None:
         kind = BOOL if isinstance(value, bool) else UINT32 if isinstance(value, int) else FLOAT32

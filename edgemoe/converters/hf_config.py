@@ -15,6 +15,7 @@ from .gguf_header import FLOAT32, Value, encode
 
 Config = Mapping[str, Any]
 MAX_LAYERS = 512  # llama.cpp's own bound
+_MAX_FLOAT = 3e38  # what FLOAT32 holds
 SOFTMAX, SIGMOID = 1, 2  # llama.cpp's gating functions
 
 
@@ -34,7 +35,7 @@ class Architecture:
 
 
 def _expert_width(config: Config) -> dict[str, Any]:
-    return {"expert_feed_forward_length": _int(config, "moe_intermediate_size")}
+    return {"expert_feed_forward_length": whole(config, "moe_intermediate_size")}
 
 
 def _mixtral(config: Config) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def _mixtral(config: Config) -> dict[str, Any]:
 def _qwen2(config: Config) -> dict[str, Any]:
     return {
         **_expert_width(config),
-        "expert_shared_feed_forward_length": _int(config, "shared_expert_intermediate_size"),
+        "expert_shared_feed_forward_length": whole(config, "shared_expert_intermediate_size"),
     }
 
 
@@ -65,54 +66,54 @@ def _granite(config: Config) -> dict[str, Any]:
         ("logit_scale", "logits_scaling"),
     ):
         if config.get(name):
-            out[key] = float(config[name])
+            out[key] = _finite(name, config[name])
     if config.get("shared_intermediate_size"):
-        out["expert_shared_feed_forward_length"] = _int(config, "shared_intermediate_size")
+        out["expert_shared_feed_forward_length"] = whole(config, "shared_intermediate_size")
     return out
 
 
 def _gpt_oss(config: Config) -> dict[str, Any]:
     return {
         **_head_lengths(config),
-        "expert_feed_forward_length": _int(config, "intermediate_size"),
-        "attention.sliding_window": _int(config, "sliding_window"),
+        "expert_feed_forward_length": whole(config, "intermediate_size"),
+        "attention.sliding_window": whole(config, "sliding_window"),
     }
 
 
 def _deepseek(config: Config) -> dict[str, Any]:
-    rank, rope = _int(config, "kv_lora_rank"), _int(config, "qk_rope_head_dim")
+    rank, rope = whole(config, "kv_lora_rank"), whole(config, "qk_rope_head_dim")
     out: dict[str, Any] = {
         **_expert_width(config),
         "attention.head_count_kv": 1,  # absorbed: keys and values of all heads are one of rank + rope
-        "leading_dense_block_count": _int(config, "first_k_dense_replace"),
+        "leading_dense_block_count": whole(config, "first_k_dense_replace"),
         "attention.kv_lora_rank": rank,
         "attention.key_length": rank + rope,
         "attention.value_length": rank,
-        "attention.key_length_mla": _int(config, "qk_nope_head_dim") + rope,
-        "attention.value_length_mla": _int(config, "v_head_dim"),
-        "expert_shared_count": config.get("n_shared_experts") or 0,
-        "expert_weights_scale": float(config.get("routed_scaling_factor", 1.0)),
+        "attention.key_length_mla": whole(config, "qk_nope_head_dim") + rope,
+        "attention.value_length_mla": whole(config, "v_head_dim"),
+        "expert_shared_count": whole(config, "n_shared_experts", 0),
+        "expert_weights_scale": _float(config, "routed_scaling_factor", 1.0),
         "expert_weights_norm": bool(config.get("norm_topk_prob", False)),
         "rope.dimension_count": rope,
     }
     if config.get("q_lora_rank") is not None:
-        out["attention.q_lora_rank"] = _int(config, "q_lora_rank")
+        out["attention.q_lora_rank"] = whole(config, "q_lora_rank")
     v3 = "DeepseekV3ForCausalLM" in config["architectures"]
     scoring = config.get("scoring_func", "sigmoid" if v3 else "softmax")
-    out["expert_gating_func"] = {"softmax": SOFTMAX, "sigmoid": SIGMOID}.get(scoring)
+    out["expert_gating_func"] = {"softmax": SOFTMAX, "sigmoid": SIGMOID}.get(str(scoring))
     if out["expert_gating_func"] is None:
-        raise UnsupportedError(f"`config.json`: a `scoring_func` of {scoring!r}")
-    n_group = config.get("n_group") or 1
+        raise UnsupportedError(f"`config.json`: a `scoring_func` of {scoring!r:.40}")
+    n_group = whole(config, "n_group", 1)
     if n_group > 1:
         if config.get("topk_method", "noaux_tc" if v3 else "") != "noaux_tc":
             raise UnsupportedError(
                 f"`config.json`: llama.cpp does not choose groups of experts by {config.get('topk_method')!r}",
                 hint="of DeepSeek's models it knows V2-Lite's and V3's way",
             )
-        out |= {"expert_group_count": n_group, "expert_group_used_count": _int(config, "topk_group")}
+        out |= {"expert_group_count": n_group, "expert_group_used_count": whole(config, "topk_group")}
     mscale = rope_scaling(config).get("mscale_all_dim")
     if mscale:
-        out["rope.scaling.yarn_log_multiplier"] = 0.1 * float(mscale)
+        out["rope.scaling.yarn_log_multiplier"] = 0.1 * _finite("mscale_all_dim", mscale)
     return out
 
 
@@ -189,7 +190,7 @@ def n_expert(config: Config) -> int:
     """Routed experts of a layer."""
     for key in ("num_local_experts", "num_experts", "n_routed_experts"):
         if config.get(key) is not None:
-            return _int(config, key)
+            return whole(config, key)
     raise UnsupportedError(
         "`config.json` names no number of experts: this is a dense model",
         hint="edgemoe converts Mixture-of-Experts models; llama.cpp converts dense ones",
@@ -198,7 +199,7 @@ def n_expert(config: Config) -> int:
 
 def n_layer(config: Config) -> int:
     """Blocks of the model. The gguf package makes a table as long as that, so it is bounded before."""
-    n = _int(config, "num_hidden_layers")
+    n = whole(config, "num_hidden_layers")
     if not 1 <= n <= MAX_LAYERS:
         raise FormatError(f"`config.json`: `num_hidden_layers` is {n}, from 1 to {MAX_LAYERS} are possible")
     return n
@@ -207,8 +208,11 @@ def n_layer(config: Config) -> int:
 def head_dim(config: Config) -> int:
     """Length of an attention head."""
     if config.get("head_dim") is not None:
-        return _int(config, "head_dim")
-    return _int(config, "hidden_size") // _int(config, "num_attention_heads")
+        return whole(config, "head_dim")
+    n_head = whole(config, "num_attention_heads")
+    if n_head < 1:
+        raise FormatError("`config.json`: `num_attention_heads` is 0")
+    return whole(config, "hidden_size") // n_head
 
 
 def rope_scaling(config: Config) -> dict[str, Any]:
@@ -226,16 +230,16 @@ def metadata(config: Config, n_vocab: int) -> dict[str, Value]:
     check_fixed(config)
     scaling = rope_scaling(config)
     values: dict[str, Any] = {
-        "block_count": _int(config, "num_hidden_layers"),
-        "context_length": _int(config, "max_position_embeddings"),
-        "embedding_length": _int(config, "hidden_size"),
-        "feed_forward_length": _int(config, "intermediate_size"),
-        "attention.head_count": _int(config, "num_attention_heads"),
-        "attention.head_count_kv": _int(config, "num_key_value_heads", _int(config, "num_attention_heads")),
-        "attention.layer_norm_rms_epsilon": _float(config, "rms_norm_eps", _EPS.get(name, 1e-6)),
+        "block_count": whole(config, "num_hidden_layers"),
+        "context_length": whole(config, "max_position_embeddings"),
+        "embedding_length": whole(config, "hidden_size"),
+        "feed_forward_length": whole(config, "intermediate_size"),
+        "attention.head_count": whole(config, "num_attention_heads"),
+        "attention.head_count_kv": whole(config, "num_key_value_heads", whole(config, "num_attention_heads")),
+        "attention.layer_norm_rms_epsilon": _epsilon(config, _EPS.get(name, 1e-6)),
         "rope.freq_base": _float(scaling, "rope_theta", _float(config, "rope_theta", _ROPE_THETA.get(name, 10000.0))),
         "expert_count": n_expert(config),
-        "expert_used_count": _int(config, "num_experts_per_tok"),
+        "expert_used_count": whole(config, "num_experts_per_tok"),
         "vocab_size": n_vocab,
         **_rope(scaling, config),
         **row.values(config),
@@ -248,42 +252,55 @@ def metadata(config: Config, n_vocab: int) -> dict[str, Value]:
     return out
 
 
+def _epsilon(config: Config, default: float) -> float:
+    value = _float(config, "rms_norm_eps", default)
+    if value < 0:
+        raise FormatError(f"`config.json`: `rms_norm_eps` is {value!r}, below zero")
+    return value
+
+
 def _rope(scaling: Mapping[str, Any], config: Config) -> dict[str, Any]:
     kind = scaling["rope_type"]
     if kind == "default":
         return {}
-    if kind not in ("linear", "yarn") or not isinstance(scaling.get("factor"), (int, float)):
+    if kind not in ("linear", "yarn") or scaling.get("factor") is None:
         raise UnsupportedError(
             f"`config.json`: rope scaling of the type {kind!r}", hint="`linear` and `yarn` are known"
         )
-    out: dict[str, Any] = {"rope.scaling.type": kind, "rope.scaling.factor": float(scaling["factor"])}
+    out: dict[str, Any] = {"rope.scaling.type": kind, "rope.scaling.factor": _finite("factor", scaling["factor"])}
     if kind == "yarn":
         # llama.cpp derives the factor of attention from the factor of the rope, as transformers does by default.
         if scaling.get("attention_factor") is not None or scaling.get("mscale") != scaling.get("mscale_all_dim"):
             raise UnsupportedError("`config.json`: a yarn rope with an `attention_factor` or two `mscale` of its own")
-        original = scaling.get("original_max_position_embeddings", config.get("max_position_embeddings"))
-        out["rope.scaling.original_context_length"] = int(original)
+        trained = whole(config, "max_position_embeddings")
+        out["rope.scaling.original_context_length"] = whole(scaling, "original_max_position_embeddings", trained)
         for key, name in (
             ("yarn_ext_factor", "extrapolation_factor"),
             ("yarn_beta_fast", "beta_fast"),
             ("yarn_beta_slow", "beta_slow"),
         ):
-            if isinstance(scaling.get(name), (int, float)):
-                out[f"rope.scaling.{key}"] = float(scaling[name])
+            if scaling.get(name) is not None:
+                out[f"rope.scaling.{key}"] = _finite(name, scaling[name])
     return out
+
+
+def _finite(key: str, value: object) -> float:
+    """A number that single precision holds."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= _MAX_FLOAT:
+        raise FormatError(f"`config.json`: `{key}` is {value!r:.80}, a number is due")
+    return float(value)
 
 
 def _float(config: Config, key: str, default: float) -> float:
     value = config.get(key)
     value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise FormatError(f"`config.json`: `{key}` is {value!r}, a number is due")
-    return float(value)
+    return _finite(key, value)
 
 
-def _int(config: Config, key: str, default: int | None = None) -> int:
+def whole(config: Config, key: str, default: int | None = None) -> int:
+    """A count or a length of config.json. Raises FormatError for anything else."""
     value = config.get(key)
     value = default if value is None else value
     if type(value) is not int or not 0 <= value < 1 << 31:
-        raise FormatError(f"`config.json`: `{key}` is {value!r}, a whole number is due")
+        raise FormatError(f"`config.json`: `{key}` is {value!r:.80}, a whole number is due")
     return value

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, UnsupportedError
-from .hf_config import Config, architecture_of, n_expert, n_layer
+from .hf_config import Config, architecture_of, n_expert, n_layer, whole
+from .hf_expected import expected, is_tied
 from .hf_rows import KeyHalf, Mxfp4Rows, TransposedRows, count, rows_of, slice_of
 from .safetensors_file import Stored
 from .source import DenseTensor, FileRows, Key, PickedRows, Rows
@@ -43,6 +44,7 @@ class Mapped:
         kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == self.row.gguf)
         self._names = gguf.get_tensor_name_map(kind, self.n_layer)
         self.dense: dict[str, DenseTensor] = {}
+        self._origin: dict[str, str] = {}  # by GGUF name, of the tensors that keep their place
         self.experts: dict[Key, dict[int, Rows]] = {}
         for name in sorted(stored):
             self._take(name, stored[name])
@@ -56,7 +58,7 @@ class Mapped:
             return  # layers past the last predict several tokens; llama.cpp leaves them out
         if name.endswith("weight_scale_inv"):
             return  # read with the weights that they scale
-        if name == "lm_head.weight" and self.config.get("tie_word_embeddings"):
+        if name == "lm_head.weight" and is_tied(self.config):
             return
         single, fused = _SINGLE.fullmatch(name), _FUSED.fullmatch(name)
         if single:
@@ -156,6 +158,7 @@ class Mapped:
         if mapped.endswith("ffn_gate_inp_shexp.weight"):
             ne = (count(tensor.shape),)  # one row; GGUF has it as a vector
         self._add(mapped, ne, rows)
+        self._origin[mapped] = name
 
     def _map(self, name: str) -> str:
         mapped = self._names.get_name(key=name, try_suffixes=(".weight", ".bias"))
@@ -169,7 +172,7 @@ class Mapped:
     def _permute(self, name: str, tensor: Stored, rows: Rows) -> Rows:
         """Heads are halves that rotate against each other; llama.cpp wants neighbours: rows 0, n/2, 1, n/2 + 1, ..."""
         key = "num_attention_heads" if ".q_proj." in name else "num_key_value_heads"
-        n_head = int(self.config.get(key) or self.config["num_attention_heads"])
+        n_head = whole(self.config, key, 0) or whole(self.config, "num_attention_heads")
         total = tensor.shape[0]
         if n_head < 1 or total % (2 * n_head):
             raise FormatError(f"`{name}` has {total} rows, which do not divide into {n_head} heads")
@@ -181,7 +184,7 @@ class Mapped:
 
     def _kv_b(self, name: str, tensor: Stored) -> None:
         n_head, n_key, n_value = (
-            int(self.config[key]) for key in ("num_attention_heads", "qk_nope_head_dim", "v_head_dim")
+            whole(self.config, key) for key in ("num_attention_heads", "qk_nope_head_dim", "v_head_dim")
         )
         rows = self._rows(tensor)
         if len(tensor.shape) != 2 or tensor.shape[0] != n_head * (n_key + n_value):
@@ -204,8 +207,8 @@ class Mapped:
 
     def _check(self) -> None:
         """Every layer has what its like have; every expert is there, in the shape that config.json says."""
-        hidden = self.config["hidden_size"]
-        width = self.config.get("moe_intermediate_size") or self.config["intermediate_size"]
+        hidden = whole(self.config, "hidden_size")
+        width = whole(self.config, "moe_intermediate_size", 0) or whole(self.config, "intermediate_size")
         for (layer, _, role), stack in sorted(self.experts.items()):
             if len(stack) != self.n_expert or max(stack) != self.n_expert - 1:
                 missing = next(i for i in range(len(stack) + 1) if i not in stack)
@@ -218,6 +221,7 @@ class Mapped:
                         f"{role} of expert {expert} in layer {layer} is {rows.n_row} x {rows.n_col}, "
                         f"`config.json` says {shape[0]} x {shape[1]}"
                     )
+        self._check_expected()
         layers: dict[int, set[str]] = {layer: set() for layer in range(self.n_layer)}
         for name in self.dense:
             found = re.match(r"blk\.(\d+)\.(.*)", name)
@@ -232,14 +236,43 @@ class Mapped:
                     raise FormatError(f"layer {lacking} lacks `{name}`, which layer {having} has")
                 if layer in mixture and {key[2] for key in self.experts if key[0] == layer} != {"gate", "up", "down"}:
                     raise FormatError(f"layer {layer} lacks matrices of its experts")
-        dense_first = self.config.get("first_k_dense_replace") or 0
+        dense_first = whole(self.config, "first_k_dense_replace", 0)
         if mixture != set(range(dense_first, self.n_layer)):
             raise FormatError(f"{len(mixture)} layers have experts, `config.json` says {self.n_layer - dense_first}")
-        for name in ("token_embd.weight", "output_norm.weight"):
+
+    def _check_expected(self) -> None:
+        """Every tensor that config.json says is there, in the shape that it says."""
+        due = expected(self.config)
+        for name, shape in due.items():
             if name not in self.dense:
-                raise FormatError(f"the checkpoint lacks `{name}`")
-        if self.dense["token_embd.weight"].ne[0] != hidden:
-            raise FormatError(f"the embedding has rows of {self.dense['token_embd.weight'].ne[0]}, not of {hidden}")
+                raise FormatError(
+                    f"the checkpoint lacks `{self._stored_name(name)}`, which `config.json` says it has",
+                    hint="a file of it may be missing: download or copy it again",
+                )
+            found = self.dense[name].ne
+            if len(found) != len(shape) or any(want not in (0, have) for have, want in zip(found, shape, strict=True)):
+                said = " x ".join(str(size or "any") for size in shape)
+                raise FormatError(
+                    f"`{self._stored_name(name)}` is {' x '.join(map(str, found))}, `config.json` says {said}"
+                )
+        if "output.weight" in due and self.dense["output.weight"].ne != self.dense["token_embd.weight"].ne:
+            raise FormatError("`lm_head.weight` and the embedding differ in shape")
+
+    def _stored_name(self, name: str) -> str:
+        """What a checkpoint calls a tensor: as another layer of this one does, else as others do."""
+        if name in self._origin:
+            return self._origin[name]
+        block = re.match(r"blk\.(\d+)\.", name)
+        if block:
+            for other, origin in self._origin.items():
+                sibling = re.match(r"blk\.(\d+)\.", other)
+                if sibling and other[sibling.end() :] == name[block.end() :]:
+                    return origin.replace(f".{sibling[1]}.", f".{block[1]}.", 1)
+        stem, _, suffix = name.rpartition(".")
+        known = [key for key, (_, mapped) in self._names.mapping.items() if mapped == stem]
+        usual = [key for key in known if key.startswith("model.") or key == "lm_head"]
+        usual.sort(key=lambda key: not (".mlp." in key or ".self_attn." in key))
+        return f"{(usual or known or [stem])[0]}.{suffix}"
 
 
 class _Reshaped:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import FormatError, UnsupportedError
+from ..errors import FormatError, StorageError, UnsupportedError
 from .gguf_header import FLOAT32, INT32, Value, encode
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's kinds of tokens
@@ -61,7 +61,9 @@ def tokenizer_values(
         if isinstance(settings.get("add_prefix_space"), bool):
             values["tokenizer.ggml.add_space_prefix"] = encode(settings["add_prefix_space"])
         values |= _special(folder, n_vocab, merges=values["tokenizer.ggml.model"] == encode("gpt2"))
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError, struct.error) as error:
+    except OSError as error:
+        raise StorageError(f"cannot read the tokenizer in `{folder}`: {error.strerror or error}") from None
+    except (TypeError, AttributeError, ValueError, LookupError, ArithmeticError, RecursionError, struct.error) as error:
         raise FormatError(f"the tokenizer in `{folder}` is damaged: {str(error)[:80]}") from None
     return values
 
@@ -87,6 +89,8 @@ def _special(folder: Path, n_vocab: int, *, merges: bool) -> dict[str, Value]:
     if merges:
         if not vocab.merges:
             raise FormatError(f"the tokenizer in `{folder}` has no merges")
+        if not all(isinstance(merge, str) and " " in merge for merge in vocab.merges):
+            raise FormatError(f"the tokenizer in `{folder}` is damaged: a merge is not two pieces of text")
         out["tokenizer.ggml.merges"] = encode(vocab.merges)
     names = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # llama.cpp's spelling
     for kind, token in vocab.special_token_ids.items():
@@ -94,13 +98,30 @@ def _special(folder: Path, n_vocab: int, *, merges: bool) -> dict[str, Value]:
     for kind, add in vocab.add_special_token.items():
         if kind in ("bos", "eos", "sep"):
             out[f"tokenizer.ggml.add_{kind}_token"] = encode(bool(add))
-    if isinstance(vocab.chat_template, str):
-        out["tokenizer.chat_template"] = encode(vocab.chat_template)
-    elif vocab.chat_template:
-        for entry in vocab.chat_template:
-            name = entry["name"]
-            out["tokenizer.chat_template" + ("" if name == "default" else f".{name}")] = encode(entry["template"])
+    for name, template in _templates(folder, vocab.chat_template).items():
+        if not isinstance(name, str) or not isinstance(template, str):
+            raise FormatError(f"the tokenizer in `{folder}` is damaged: a chat template is not text")
+        out["tokenizer.chat_template" + ("" if name == "default" else f".{name}")] = encode(template)
     return out
+
+
+def _templates(folder: Path, in_settings: Any) -> dict[Any, Any]:
+    """The chat templates by name. Files of their own go before the tokenizer's settings, which may be older."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+        return {"default": _template(file), **{path.stem: _template(path) for path in others}}
+    found = in_settings or _json(folder / "chat_template.json").get("chat_template")  # the last is a processor's
+    if not found:
+        return {}
+    return {"default": found} if isinstance(found, str) else {entry["name"]: entry["template"] for entry in found}
+
+
+def _template(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise FormatError(f"`{path}` is no UTF-8 text") from None
 
 
 def _from_json(
@@ -131,7 +152,7 @@ def _from_json(
 
 def _put(names: list[str | None], token: Any, name: Any) -> None:
     if type(token) is not int or not isinstance(name, str) or not 0 <= token < len(names):
-        raise FormatError(f"the tokenizer has a token {token!r}, the model {len(names)}")
+        raise FormatError(f"the tokenizer has a token {token!r:.40}, the model {len(names)}")
     names[token] = name
 
 

@@ -27,8 +27,11 @@ _SYNC_S = 1.0  # work lost at most by a kill, and dirty pages held at most, are 
 class Output:
     """Owns OUT.partial and its journal; a context manager. Raises StorageError, UsageError."""
 
-    def __init__(self, path: Path, fingerprint: str, n_part: int, header_bytes: int, data_bytes: int) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, fingerprint: str, n_part: int, header_bytes: int, data_bytes: int, *, overwrite: bool = True
+    ) -> None:
+        """overwrite: whether a file that has this name meanwhile may go."""
+        self.path, self._overwrite = path, overwrite
         self.partial = path.with_name(path.name + ".partial")
         self._journal_path = path.with_name(path.name + ".partial.journal")
         self._header_bytes, self._total = header_bytes, header_bytes + data_bytes
@@ -52,17 +55,30 @@ class Output:
             raise
 
     def _open(self) -> int:
-        try:
-            fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise StorageError(f"cannot write `{self.partial}`: {error.strerror}") from None
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        """OUT.partial, locked: the file that has this name now, and not one that has become OUT meanwhile."""
+        while True:
+            try:
+                fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except OSError as error:
+                raise StorageError(f"cannot write `{self.partial}`: {error.strerror}") from None
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(fd)
+                raise UsageError(
+                    f"`{self.path}` is being written by another process", hint="wait for it, or choose another name"
+                ) from None
+            if _is_at(fd, self.partial):
+                break
+            os.close(fd)  # who had the lock has finished: its file is OUT
+        if not self._overwrite and self.path.exists():
+            if os.fstat(fd).st_size == 0:  # made just now
+                self.partial.unlink(missing_ok=True)
             os.close(fd)
             raise UsageError(
-                f"`{self.path}` is being written by another process", hint="wait for it, or choose another name"
-            ) from None
+                f"`{self.path}` exists: another process has just written it",
+                hint="choose another name, or add `--overwrite`",
+            )
         return fd
 
     def _resume(self, fingerprint: str, n_part: int) -> dict[int, str]:
@@ -154,13 +170,16 @@ class Output:
                     n = os.pwrite(self._fd, view, at)
                     view, at = view[n:], at + n
                 os.fsync(self._fd)
+            if not self._overwrite and self.path.exists():
+                raise UsageError(f"`{self.path}` exists: it was written meanwhile", hint="choose another name")
             os.replace(self.partial, self.path)
             folder = os.open(self.path.parent, os.O_RDONLY)
             os.fsync(folder)
             os.close(folder)
         except OSError as error:
             raise self._cannot_write(error) from None
-        self._journal_path.unlink(missing_ok=True)
+        if _is_at(self._journal, self._journal_path):  # and not that of who writes the next one already
+            self._journal_path.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """What was written is of no use."""
@@ -187,3 +206,12 @@ class Output:
                 self._sync()
         os.close(self._journal)
         os.close(self._fd)
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Whether an open file is the one that has this name."""
+    try:
+        there = os.stat(path)
+    except OSError:
+        return False
+    return os.path.samestat(os.fstat(fd), there)

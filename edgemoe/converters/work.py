@@ -19,6 +19,8 @@ from .ggml import Bytes, Floats, dequantize, quantize, row_bytes
 from .target import Part, Target, Tensor
 
 CHUNK_WEIGHTS = 2 << 20  # weights that a worker has at once: 8 MiB as float32
+_MOST_IN_HALVES = 65504.0
+_WIDE = ("F32", "BF16")  # hold whatever float32 does
 _SLACK = 48 * MIB  # allocator, threads, what Python makes in passing
 
 
@@ -140,5 +142,12 @@ def _convert(job: Job, take: Take, stop: threading.Event) -> str:
         # ggml's quantizers end the process when they meet what is no number.
         if not (np.isfinite(values.max()) and np.isfinite(values.min())):
             raise FormatError(f"`{job.part.name}` holds a value that is not a finite number")
+        # Scales of blocks are halves: what is larger would be written as infinity, and read as no number.
+        largest = max(values.max(), -values.min())
+        if largest > _MOST_IN_HALVES and kind not in _WIDE:
+            raise FormatError(
+                f"`{job.part.name}` holds the value {largest:g}, which {kind} cannot hold",
+                hint="keep it in `F32` or `BF16`; the checkpoint may be damaged",
+            )
         take(job, at, quantize(values, kind, job.part.importance), values)
     return digest.hexdigest()

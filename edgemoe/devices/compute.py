@@ -6,6 +6,7 @@ from .. import _native
 from ..paths import read_cached, write_cached
 from .cpu import cpu_name
 
+_MOST = 1e15  # bytes a second: what is remembered may have been damaged
 _MAX_NS = 500_000_000
 
 
@@ -25,7 +26,7 @@ def measure_compute(type_name: str, n_threads: int, *, fresh: bool = False) -> f
 def cached_compute(type_name: str, n_threads: int) -> float | None:
     """What `measure_compute` found before, None when it has not been asked."""
     known = read_cached("compute.json").get(_key(type_name, n_threads))
-    return float(known) if isinstance(known, (int, float)) and known > 0 else None
+    return float(known) if isinstance(known, (int, float)) and 0 < known < _MOST else None
 
 
 def _key(type_name: str, n_threads: int) -> str:

@@ -13,6 +13,7 @@ from ..units import MIB
 
 N_LANE = 4  # reads under way at once where it has not been measured
 
+_MOST = 1e15  # of anything that is measured here
 _MAX_BYTES = 512 * MIB
 _MAX_NS = 1_000_000_000
 _KEEP = 64  # measurements
@@ -35,6 +36,11 @@ class StorageSpeed:
     block_bytes: int
     n_lane: int
     direct_io: bool
+
+    def is_sound(self) -> bool:
+        """Whether these are values that a measurement gives: what is remembered may have been damaged."""
+        numbers = (self.bytes_per_s, self.latency_s, self.block_bytes, self.n_lane)
+        return all(isinstance(value, (int, float)) and 0 < value < _MOST for value in numbers)
 
 
 @dataclass(frozen=True)
@@ -73,8 +79,9 @@ def cached_storage(path: str | Path, block_bytes: int, *, n_lane: int = N_LANE) 
     """What `measure_storage` found before, None when it has not been asked. Reads a small file, measures nothing."""
     known = read_cached("storage.json").get(_key(path, block_bytes, n_lane))
     try:
-        return StorageSpeed(**known) if known else None
-    except TypeError:  # written by another version
+        found = StorageSpeed(**known) if known else None
+        return found if found and found.is_sound() else None
+    except TypeError:  # written by another version, or damaged
         return None
 
 

@@ -7,11 +7,14 @@ to another name first. The folder goes when OUT is there.
 from __future__ import annotations
 
 import concurrent.futures
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +32,7 @@ from ..converters.ggml import fits
 from ..converters.source import Rows, Source
 from ..devices.memory import available_memory
 from ..errors import StorageError, UnsupportedError, UsageError
+from ..runtime.find.names import resolve
 from ..runtime.load import load
 from ..runtime.setup import Setup
 from .experts import (
@@ -80,7 +84,7 @@ class Request:
 
 def calibrate(request: Request, progress: Progress) -> Calibration:
     """Raises whatever opening the model raises, UsageError for a text that is too short, StorageError."""
-    source = open_source(Path(request.model).expanduser())
+    source = open_source(resolve(request.model))
     roles = _roles(source)
     shapes = [_shape(source, layer, roles[layer]) for layer in sorted(roles)]
     types = _types(source, request.types)
@@ -97,7 +101,7 @@ def calibrate(request: Request, progress: Progress) -> Calibration:
             layers[number] = _layer(source, number, roles[number], sums[i], errors)
         progress("measuring quantizers", len(roles), len(roles))
         facts = {
-            "model": Path(request.model).name,
+            "model": source.path.name,
             "text": ", ".join(name for name, _ in request.texts),
             "n_window": request.n_window,
             "n_ctx": request.n_ctx,
@@ -309,11 +313,11 @@ class _Store:
         self.folder = folder
 
     def arrays(self, name: str) -> dict[str, Any] | None:
-        path = self.folder / f"{name}.npz"
-        if not path.exists():
-            return None
-        with np.load(path) as found:
-            return dict(found)
+        try:
+            with np.load(self.folder / f"{name}.npz") as found:
+                return dict(found)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            return None  # not there, or damaged: it is computed again
 
     def keep(self, name: str, arrays: Mapping[str, Any]) -> None:
         temporary = self.folder / f"{name}.tmp.npz"
@@ -325,12 +329,15 @@ class _Store:
 
     def sums(self) -> tuple[int, list[LayerSums]]:
         found = self.arrays("sums")
-        if found is None:
+        if found is None or not {"seen", "done"} <= found.keys():
             return 0, []
-        layers = [
-            LayerSums(**{name: found[f"{name}-{i}"] for name in _ARRAYS}, n_seen=int(found["seen"][i]))
-            for i in range(len(found["seen"]))
-        ]
+        try:
+            layers = [
+                LayerSums(**{name: found[f"{name}-{i}"] for name in _ARRAYS}, n_seen=int(found["seen"][i]))
+                for i in range(len(found["seen"]))
+            ]
+        except KeyError:
+            return 0, []
         return int(found["done"]), layers
 
     def keep_sums(self, done: int, layers: Sequence[LayerSums]) -> None:
@@ -344,13 +351,14 @@ class _Store:
         self.keep("sums", arrays)
 
     def sensitivity(self) -> Sensitivity:
-        path = self.folder / "sensitivity.json"
-        if not path.exists():
-            return Sensitivity()
-        value = json.loads(path.read_text("utf-8"))
-        return Sensitivity(
-            {int(i): v for i, v in value["by_layer"].items()}, {int(i): v for i, v in value["floor"].items()}
-        )
+        try:
+            value = json.loads((self.folder / "sensitivity.json").read_text("utf-8"))
+            return Sensitivity(
+                {int(i): float(v) for i, v in value["by_layer"].items()},
+                {int(i): float(v) for i, v in value["floor"].items()},
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return Sensitivity()  # not there, or damaged
 
     def keep_sensitivity(self, sensitivity: Sensitivity) -> None:
         temporary = self.folder / "sensitivity.tmp"
@@ -375,13 +383,50 @@ def _partial(request: Request, source: Source, types: Sequence[str]) -> Iterator
         "types": list(types),
     }
     folder = request.out.with_name(f"{request.out.name}.partial")
-    note = folder / "what.json"
+    lock = _begin(request, folder, what)
     try:
-        if folder.exists() and (not note.exists() or json.loads(note.read_text("utf-8")) != what):
-            shutil.rmtree(folder)
+        yield _Store(folder)
+    finally:
+        os.close(lock)
+
+
+def _begin(request: Request, folder: Path, what: Mapping[str, Any]) -> int:
+    """Make the folder and lock it; what other work left in it goes. Returns the open folder."""
+    note, lock = folder / "what.json", -1
+    try:
         folder.mkdir(exist_ok=True)
+        lock = _locked(folder)
+        if not _is_of(note, what):
+            for path in folder.iterdir():
+                path.unlink()
         note.write_text(json.dumps(what), "utf-8")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise StorageError(f"cannot use `{folder}`: {reason}", hint="remove it, or choose another `-o`") from None
-    yield _Store(folder)
+    except BlockingIOError:
+        raise UsageError(
+            f"`{request.out}` is being made by another process", hint="wait for it, or choose another `-o`"
+        ) from None
+    except OSError as error:
+        if lock >= 0:
+            os.close(lock)
+        raise StorageError(
+            f"cannot use `{folder}`: {error.strerror or error}", hint="remove it, or choose another `-o`"
+        ) from None
+    return lock
+
+
+def _locked(folder: Path) -> int:
+    """The folder, open and locked as long as it is. Raises BlockingIOError where another process has it."""
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _is_of(note: Path, what: Mapping[str, Any]) -> bool:
+    """Whether the note is of this work."""
+    try:
+        return bool(json.loads(note.read_text("utf-8")) == what)
+    except (OSError, ValueError, RecursionError):
+        return False

@@ -117,10 +117,11 @@ def open_reference(path: Path) -> Reference:
         raise StorageError(f"cannot read `{path}`: {error.strerror}") from None
     try:
         facts = json.loads(header)
-        n_row = facts["n_row"]
-        if os.fstat(stream.fileno()).st_size == _HEADER_BYTES + n_row * facts["n_vocab"] * 4:
+        n_row, *others = (facts[key] for key in ("n_row", "n_vocab", "n_ctx", "n_window"))
+        good = all(type(value) is int and 0 < value < 1 << 48 for value in (n_row, *others))
+        if good and os.fstat(stream.fileno()).st_size == _HEADER_BYTES + n_row * facts["n_vocab"] * 4:
             return Reference(stream, facts)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
     stream.close()
     raise FormatError(f"`{path}` is no whole reference", hint="make it again with `--save`")

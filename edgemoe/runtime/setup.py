@@ -38,8 +38,9 @@ class Setup:
 
     memory: of the whole process: "6GiB", "75%" (of what this process may use), bytes, or "auto": 85 % of what is
         available now, or less if every expert fits in less (and no GPU's driver takes what nobody knows).
-    ctx: tokens of context, prompt and answers together, at most what the model was trained for. None: 4096, or less
-        if the budget is small; `engine.plan.n_ctx` says how many.
+    ctx: tokens of context, prompt and answers together, at most what the model was trained for: more is cut, and
+        `engine.plan.context_line` says so. None: 4096, or less if the budget is small; `engine.plan.n_ctx` says how
+        many.
     threads: compute threads; None: the physical cores.
     n_ubatch: most tokens computed at once in prefill; None: chosen by the plan.
     n_outputs: most tokens whose logits one `eval(..., want_all=True)` keeps.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ..runtime.engine.engine import Engine
-from ..runtime.text.sampling import Sampling
+from ..runtime.text.sampling import MAX_SEED, Sampling
 from ..runtime.text.stream import Step
 from . import prompts
 from .failures import invalid
@@ -136,7 +136,7 @@ _COMPLETION_TOKENS = 16  # OpenAI's default of `max_tokens` for completions
 
 def _choices(tokens: Sequence[list[int]], request: Sampled, sampling: Sampling) -> list[_Choice]:
     """n answers to each prompt; with a seed the answers take the seeds from it on."""
-    seeds = [None if sampling.seed is None else (sampling.seed + i) % 2**32 for i in range(request.n or 1)]
+    seeds = [None if sampling.seed is None else (sampling.seed + i) % (MAX_SEED + 1) for i in range(request.n or 1)]
     return [_Choice(one, replace(sampling, seed=seed)) for one in tokens for seed in seeds]
 
 

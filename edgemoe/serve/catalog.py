@@ -15,8 +15,10 @@ from pathlib import Path
 
 from .. import _native
 from ..errors import UsageError
+from ..printable import whole_characters
 from ..runtime.engine.engine import Engine
 from ..runtime.engine.stats import Stats
+from ..runtime.find.local import model_name
 from ..runtime.find.names import resolve
 from ..runtime.formats import open_model
 from ..runtime.load import load, plan
@@ -68,8 +70,9 @@ class Catalog:
         labelled = bool(label) and not Path(given).expanduser().exists()
         wanted = rest if labelled else given
         file = resolve(wanted, progress=self._talk)
-        # A file is served under its own name, a model that has one under that.
-        name = label if labelled else file.stem if Path(wanted).expanduser().exists() else wanted
+        # A file is served under its own name, a set of files under the set's, a model that has a name under that.
+        name = label if labelled else model_name(file) if Path(wanted).expanduser().exists() else wanted
+        name = whole_characters(name)  # clients must be able to send it
         with open_model(file) as model:
             # Refused now rather than at the first request for it.
             plan(model, self.setup, measure=False)
@@ -105,6 +108,8 @@ class Catalog:
         self.current = (name, engine)
         if self.setup.device == "auto":
             self._talk(engine.plan.device_line)
+        if engine.plan.context_line:
+            self._talk(engine.plan.context_line)
         share = f"{engine.plan.fraction:.0%} of its experts fit"
         self._talk(f"{name} is loaded in {time.monotonic() - begin:.1f} s: {share}, {engine.n_ctx:,} tokens of context")
         return engine

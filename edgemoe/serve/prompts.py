@@ -12,12 +12,12 @@ from ..errors import UsageError
 from ..runtime.engine.engine import Engine
 from ..runtime.text.grammar import json_grammar, schema_grammar
 from ..runtime.text.prompt import CHATML_END
-from ..runtime.text.sampling import Sampling
+from ..runtime.text.sampling import MAX_SEED, Sampling
 from . import tools as tool_text
 from .failures import invalid
 from .protocol import ChatRequest, Message, Prompt, Sampled, Tool
 
-_SEEDS = 2**32
+_SEEDS = MAX_SEED + 1
 _LEAST = 1e-4  # a temperature or top-p below is the likeliest token alone; dividing by it would leave the floats
 
 

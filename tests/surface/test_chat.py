@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import pty
-import re
-import select
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from console import Cli, needs_library
+from terminal import terminal
 
 pytestmark = needs_library
 
@@ -113,58 +104,6 @@ def test_save_overwrites_nothing_of_others(cli: Cli, good: Path, tmp_path: Path)
     other.write_text("years of work")
     assert cli("chat", good, *GREEDY, stdin=f"hello\n/save {other}\n").returncode == 2
     assert other.read_text() == "years of work"
-
-
-class Terminal:
-    """A child at a pseudo terminal."""
-
-    def __init__(self, arguments: list[str], environment: dict[str, str]) -> None:
-        self._master, slave = pty.openpty()
-        self.child = subprocess.Popen(
-            [sys.executable, "-m", "edgemoe", *arguments],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            env={**environment, "TERM": "dumb"},
-            start_new_session=True,
-        )
-        os.close(slave)
-        self.seen = ""
-
-    def type(self, text: str) -> None:
-        os.write(self._master, text.encode())
-
-    def expect(self, pattern: str, timeout: float = 60) -> str:
-        """What was shown up to the pattern, which must appear."""
-        deadline = time.monotonic() + timeout
-        while not (match := re.search(pattern, self.seen)):
-            ready, _, _ = select.select([self._master], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, f"`{pattern}` did not appear in {self.seen!r}"
-            try:
-                self.seen += os.read(self._master, 65536).decode("utf-8", "replace")
-            except OSError:  # the child closed its end
-                pytest.fail(f"`{pattern}` did not appear in {self.seen!r}")
-        shown, self.seen = self.seen[: match.end()], self.seen[match.end() :]
-        return shown
-
-    def interrupt(self) -> None:
-        """Ctrl-C, a moment after the last thing was shown, as a hand would: readline must have begun to wait."""
-        time.sleep(0.3)
-        self.child.send_signal(signal.SIGINT)
-
-    def close(self) -> None:
-        self.child.kill()
-        self.child.wait()
-        os.close(self._master)
-
-
-@contextlib.contextmanager
-def terminal(arguments: list[str], environment: dict[str, str]) -> Iterator[Terminal]:
-    opened = Terminal(arguments, environment)
-    try:
-        yield opened
-    finally:
-        opened.close()
 
 
 def test_at_a_terminal_ctrl_c_stops_the_answer_and_not_the_program(good: Path, environment: dict[str, str]) -> None:

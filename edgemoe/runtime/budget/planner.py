@@ -84,6 +84,7 @@ class Plan:
     itself; device_number: 1 + its index among ggml's devices, 0 for the CPU. prediction: None with a GPU, whose speed
     nobody measured. gpu_bytes: given there, of gpu_budget_bytes. n_gpu_layer: layers whose experts are computed there,
     gpu_experts: those of other layers, numbered through all of them (neither cached nor in n_expert_total).
+    n_ctx_asked: the context that was asked for, 0 for none; n_ctx is less where the model was trained for less.
     """
 
     model: str
@@ -117,6 +118,7 @@ class Plan:
     gpu_budget_bytes: int = 0
     n_gpu_layer: int = 0
     gpu_experts: tuple[int, ...] = ()
+    n_ctx_asked: int = 0
 
     @staticmethod
     def of(name: str, native: NativePlan, **more: Any) -> Plan:
@@ -136,6 +138,16 @@ class Plan:
         if not self.device:
             return "no GPU in this llama.cpp; the CPU computes"
         return f"device: {self.device}, {self.device_description} (`--device cpu` for the CPU)"
+
+    @property
+    def context_line(self) -> str:
+        """That the context is not the one that was asked for, in words; "" where it is."""
+        if self.n_ctx_asked <= self.n_ctx:
+            return ""
+        return (
+            f"`--ctx {self.n_ctx_asked}` is more than the model was trained for: "
+            f"the context is cut to {self.n_ctx:,} tokens"
+        )
 
     @property
     def fixed_bytes(self) -> int:
@@ -165,6 +177,8 @@ class Plan:
             ("  lent", self.prefill_bytes, f"by the cache, while a batch of {self.n_ubatch} tokens is computed"),
         ]
         lines = [f"{'budget':<16}{format_size(self.budget_bytes):>10}"]
+        if self.context_line:
+            lines.append(f"{'context':<16}{self.context_line}")
         lines += [f"  {name:<14}{format_size(size):>10}  {note}" for name, size, note in rows]
         if self.device:
             layers = f", experts of {self.n_gpu_layer} layers" if self.n_gpu_layer else ""
@@ -229,7 +243,14 @@ def finish(
     except UsageError as refused:  # more than this process may use
         raise UsageError(refused.message, hint=refused.hint or "use `--memory auto`, or less") from None
     prediction = predict(model, native.fraction, speeds) if speeds else None
-    return Plan.of(model.name, native, direct_io=model.direct_io, reader=reader, prediction=prediction)
+    return Plan.of(
+        model.name,
+        native,
+        direct_io=model.direct_io,
+        reader=reader,
+        prediction=prediction,
+        n_ctx_asked=n_ctx or 0,
+    )
 
 
 def smallest_bytes(model: ModelInfo, sizes: Sizes, budget: Budget) -> int:

@@ -98,7 +98,7 @@ class Engine:
             # Weights and KV cache are in place; these buffers fill as tokens are computed.
             untouched = plan.decode_bytes + plan.output_bytes
             self._allowance = Allowance(plan, host_info, backend.set_cache_bytes, untouched_bytes=untouched)
-            self._sequence = TokenSequence(backend, self._allowance.lock)
+            self._sequence = TokenSequence(backend, self._allowance.lock, longest=model.info.n_ctx_train)
         except BaseException:
             self._finalizer()
             raise

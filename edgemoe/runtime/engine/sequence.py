@@ -11,6 +11,7 @@ from ... import _native
 from ...errors import Cancelled, NativeError, UnsupportedError, UsageError
 from .backend import Backend
 
+_ANSWER_TOKENS = 512  # of room that a hint leaves for an answer
 _WAIT_S = 0.05  # how late a signal handler may run during prefill
 
 
@@ -20,11 +21,15 @@ class TokenSequence:
     epoch: counts the purposes it has served: continuing an answer keeps it, anything else that changes it begins one.
     """
 
-    def __init__(self, backend: Backend, control: threading.RLock) -> None:
-        """control: guards the backend; reentrant: a signal handler may call `cancel` in the thread that has it."""
+    def __init__(self, backend: Backend, control: threading.RLock, *, longest: int = 0) -> None:
+        """control: guards the backend; reentrant: a signal handler may call `cancel` in the thread that has it.
+
+        longest: tokens of the longest context that the model can have, 0 if that is not known: for hints.
+        """
         self.n_vocab = backend.n_vocab
         self.n_ctx = backend.n_ctx
         self.epoch = 0
+        self._longest = longest or self.n_ctx
         self._backend: Backend | None = backend
         self._control = control
         self._busy = threading.Lock()  # held while something is computed, cut or sampled
@@ -61,9 +66,16 @@ class TokenSequence:
         self.check(tokens)
         if len(tokens) > self.n_ctx:
             raise UsageError(
-                f"the prompt has {len(tokens):,} tokens, the context holds {self.n_ctx:,}",
-                hint=f"use `--ctx {len(tokens) + 512}` or more, or a shorter prompt",
+                f"the prompt has {len(tokens):,} tokens, the context holds {self.n_ctx:,}", hint=self._room(len(tokens))
             )
+
+    def _room(self, n_token: int) -> str:
+        """What to do about a prompt that does not fit: a larger context only where the model can have it."""
+        if n_token > self._longest:
+            return f"the model was trained for {self._longest:,} tokens: give a shorter prompt, or ask in parts"
+        wanted = min(n_token + _ANSWER_TOKENS, self._longest)
+        more = " or more" if wanted < self._longest else ", all that the model was trained for"
+        return f"use `--ctx {wanted}`{more}, or a shorter prompt"
 
     def begin(self) -> None:
         """Something new is asked for: what was cancelled before is forgotten."""

@@ -8,6 +8,7 @@ import struct
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ _KINDS = {
     4: struct.Struct("<HBQQ"),  # stall: layer, matrix, begin, end
     5: struct.Struct("<HBQQ"),  # product: layer, matrix, begin, end
 }
+_MAX_EXPERTS = 1 << 20
 _USE = struct.Struct("<HIfB")  # expert, n_row, weight, state
 STATES = ("miss", "hit", "late", "streamed")
 """What a use found, by number."""
@@ -98,17 +100,18 @@ def read_trace(path: str | os.PathLike[str]) -> Trace:
         raise StorageError(f"cannot read `{path}`: {error.strerror}", hint="give a file that `--trace` wrote") from None
     trace, position = _about(raw, path)
     visits_done = 0
+    n_expert = trace.n_expert
     for kind, values, uses in _records(raw, position, path):
         if kind == 2:
             layer, n_token, ns, n_use = values
-            if layer >= len(trace.n_expert):
+            if layer >= len(n_expert):
                 raise _damaged(path)
             trace.visit_layer.append(layer)
             trace.visit_n_token.append(n_token)
             trace.visit_n_use.append(n_use)
             trace.visit_ns.append(ns)
             for expert, n_row, weight, state in uses:
-                if expert >= trace.n_expert[layer] or state >= len(STATES):
+                if expert >= n_expert[layer] or state >= len(STATES) or not isfinite(weight):
                     raise _damaged(path)
                 trace.use_expert.append(expert)
                 trace.use_n_row.append(n_row)
@@ -128,11 +131,20 @@ def _about(raw: bytes, path: str | os.PathLike[str]) -> tuple[Trace, int]:
     (length,) = struct.unpack_from("<I", raw, 8)
     try:
         about = json.loads(raw[12 : 12 + length])
-        if not (about["n_expert"] and all(0 < n < 65536 for n in about["n_expert"])):
+        sizes, n_used = about["expert_bytes"], about["n_expert_used"]
+        good = _counts(about["n_expert"]) and _counts(sizes) and _counts([n_used]) and n_used < 1 << 16
+        good = good and isinstance(about["model"], str)
+        # Policies keep a row for each expert, numbered in 32 bits: no model has so many.
+        if not good or len(sizes) != len(about["n_expert"]) or sum(about["n_expert"]) > _MAX_EXPERTS:
             raise ValueError
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise _damaged(path) from None
     return Trace(about), 12 + length
+
+
+def _counts(values: Any) -> bool:
+    """Whether this is a list of whole numbers above 0."""
+    return isinstance(values, list) and bool(values) and all(type(n) is int and 0 < n < 1 << 48 for n in values)
 
 
 def _records(

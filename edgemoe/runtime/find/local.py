@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,9 @@ from pathlib import Path
 from ...places import BUILTIN, Place, builtin_path, model_places
 
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})$")
+_DIGEST = re.compile(r"[\w+.-]+:[0-9A-Fa-f]+")
 _OLLAMA_MODEL = "application/vnd.ollama.image.model"
+_DEEPEST = 6  # folders below a link
 _MAX_MANIFEST_BYTES = 1 << 20
 
 
@@ -78,12 +80,39 @@ def _found(path: Path, place: Place, *, name: str = "", repo: str = "") -> Itera
     yield Found(name or model_name(path), path, place.label, n_bytes, repo)
 
 
+def _files_below(root: Path) -> Iterator[Path]:
+    """Every file below a folder, linked folders followed, each folder once: a link that leads back in ends there.
+
+    What lies deeper below a link than any program keeps models is left out: it may lead to the root of a disk.
+    """
+    seen: set[tuple[int, int]] = set()
+    todo = deque([(root, 0)])  # with the folders since the link that led there
+    while todo:
+        folder, depth = todo.popleft()
+        try:
+            status = folder.stat()
+            inside = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError:  # not ours to read, or gone
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for entry in inside:
+            if entry.name.startswith("."):
+                continue
+            path = Path(folder, entry.name)
+            if os.path.isdir(path):
+                deeper = depth + 1 if depth or entry.is_symlink() else 0
+                if deeper <= _DEEPEST:
+                    todo.append((path, deeper))
+            else:
+                yield path
+
+
 def _in_folder(place: Place) -> Iterator[Found]:
-    for folder, inside, files in os.walk(place.folder):
-        inside[:] = sorted(name for name in inside if not name.startswith("."))
-        for name in files:
-            if is_model_file(name):
-                yield from _found(Path(folder, name), place)
+    for file in _files_below(place.folder):
+        if is_model_file(file.name):
+            yield from _found(file, place)
 
 
 def _in_hub(place: Place) -> Iterator[Found]:
@@ -92,7 +121,7 @@ def _in_hub(place: Place) -> Iterator[Found]:
         owner, _, name = repo.name.removeprefix("models--").partition("--")
         files: dict[str, Path] = {}
         for snapshot in sorted(repo.glob("snapshots/*"), key=_age):
-            for file in sorted(snapshot.rglob("*.[gG][gG][uU][fF]")):
+            for file in sorted(_files_below(snapshot)):
                 if is_model_file(file.name):
                     files[str(file.relative_to(snapshot))] = file
         for file in files.values():
@@ -100,13 +129,16 @@ def _in_hub(place: Place) -> Iterator[Found]:
 
 
 def _age(path: Path) -> float:
-    return path.stat().st_mtime
+    try:
+        return path.stat().st_mtime
+    except OSError:  # a link to nothing
+        return 0.0
 
 
 def _in_ollama(place: Place) -> Iterator[Found]:
     """manifests/HOST/OWNER/MODEL/TAG names the blob that holds the weights."""
     root = place.folder / "manifests"
-    for manifest in sorted(path for path in root.rglob("*") if path.is_file()):
+    for manifest in sorted(path for path in _files_below(root) if path.is_file()):
         blob = _ollama_blob(place.folder, manifest)
         if blob is not None:
             parts = manifest.relative_to(root).parts
@@ -119,8 +151,8 @@ def _ollama_blob(folder: Path, manifest: Path) -> Path | None:
             return None
         layers = json.loads(manifest.read_text("utf-8"))["layers"]
         digest = next(layer["digest"] for layer in layers if layer["mediaType"] == _OLLAMA_MODEL)
-        return folder / "blobs" / str(digest).replace(":", "-")
-    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        return folder / "blobs" / digest.replace(":", "-") if _DIGEST.fullmatch(digest) else None
+    except (OSError, ValueError, KeyError, TypeError, StopIteration, RecursionError):
         return None  # not a manifest
 
 

@@ -59,7 +59,7 @@ def open_gguf(file: Path) -> GgufModel:
     except FormatError as error:
         raise _hinted(error, "the file may be incomplete: compare its size, or download or copy it again") from None
     except UnsupportedError as error:
-        raise _hinted(error, "edgemoe runs Mixture-of-Experts GGUF files; llama.cpp runs dense ones") from None
+        raise _hinted(error, _unsupported_hint(error.message, file)) from None
     except StorageError as error:
         raise _hinted(error, "check that every file of the model is there and readable") from None
     return GgufModel(file, handle)
@@ -81,6 +81,14 @@ def _check_file(file: Path) -> None:
     if not found:
         what = "is not a regular file" if file.exists() else "does not exist"
         raise UsageError(f"`{file}` {what}", hint="give the path of a GGUF file")
+
+
+def _unsupported_hint(message: str, file: Path) -> str:
+    if "no longer reads" in message:
+        return f"`edgemoe convert {file} NEW.gguf` makes a file of today's form, or download a newer one"
+    if "dense model" in message:
+        return "edgemoe runs Mixture-of-Experts GGUF files; llama.cpp runs dense ones"
+    return "take another file of the model"
 
 
 def _hinted(error: EdgeMoEError, hint: str) -> EdgeMoEError:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from ... import _native
-from ...errors import UnsupportedError, UsageError
+from ...errors import FormatError, StorageError, UnsupportedError, UsageError
 from ..budget.planner import Plan, choose, finish
 from ..model import Model, ModelInfo
 from ..setup import POLICIES, Progress, Setup
@@ -71,15 +71,23 @@ def backend(model: OnnxModel, setup: Setup, plan: Plan, progress: Progress | Non
     if progress:
         progress(f"loading {model.info.name}")
     before = _native.memory()["rss_bytes"]
-    made = OnnxBackend(
-        model,
-        parts,
-        n_ctx=plan.n_ctx,
-        n_ubatch=plan.n_ubatch,
-        n_threads=setup.n_threads,
-        n_outputs=setup.n_rows,
-        policy=POLICIES.index(setup.policy),
-    )
+    try:
+        made = OnnxBackend(
+            model,
+            parts,
+            n_ctx=plan.n_ctx,
+            n_ubatch=plan.n_ubatch,
+            n_threads=setup.n_threads,
+            n_outputs=setup.n_rows,
+            policy=POLICIES.index(setup.policy),
+        )
+    except OSError as error:
+        raise StorageError(f"cannot read `{error.filename or parts}`: {error.strerror or error}") from None
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
+        raise FormatError(
+            f"the packed parts of `{model.path}` are damaged: {str(error)[:80]}",
+            hint=f"remove `{parts}`, and they are made again",
+        ) from None
     _native.trim_heap()
     grown = _native.memory()["rss_bytes"] - before
     known = plan.kv_bytes + model.info.dense_bytes + made.residency.used_bytes

@@ -6,6 +6,7 @@ import json
 import os
 import zlib
 from collections import Counter
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from ..model import LayerInfo, Model, ModelInfo
 
 MANIFEST, MODEL_FILE, VOCABULARY = "edgemoe.json", "model.onnx", "vocabulary.gguf"
 PAGE = 4096
-_NUMBERS = (
-    "n_layer", "n_embd", "n_head", "n_head_kv", "head_dim", "n_ff", "n_expert", "n_expert_used", "n_vocab", "n_ctx",
-)  # fmt: skip
-_MAX = 1 << 24
+# Each number of the manifest, and the largest that is believed: sizes made of them stay inside 64 bits.
+_NUMBERS = {
+    "n_layer": 1 << 10, "n_embd": 1 << 20, "n_head": 1 << 12, "n_head_kv": 1 << 12, "head_dim": 1 << 12,
+    "n_ff": 1 << 20, "n_expert": 1 << 16, "n_expert_used": 1 << 16, "n_vocab": 1 << 24, "n_ctx": 1 << 24,
+}  # fmt: skip
+_BLOCKS = (64, 32, 16)  # weights that share a scale
 _BITS = (2, 4, 8)
 _BITS_FOR_SCALES = 64  # a block, at most, after ONNX Runtime's packing: two floats
 
@@ -48,13 +51,18 @@ class OnnxModel(Model):
 
     def __init__(self, folder: Path) -> None:
         self.path = folder
-        manifest, self._digest = _manifest(folder)
+        manifest, digest = _manifest(folder)
         self.shape: dict[str, int] = {name: _number(manifest, name, folder) for name in _NUMBERS}
+        s = self.shape
+        if s["n_expert_used"] > s["n_expert"] or s["n_head"] % s["n_head_kv"] or s["n_embd"] % 16 or s["n_ff"] % 16:
+            raise _damaged(folder, "its numbers do not fit each other")
         self._template = manifest.get("chat_template")
         self._texts = {key: str(manifest.get(key, "")) for key in ("name", "architecture", "source")}
         if self._template is not None and not isinstance(self._template, str):
             raise _damaged(folder, "`chat_template` is no text")
         self._files = _files(manifest, folder)
+        # What was packed of an export is packed again when any of its files is another.
+        self._digest = digest << 32 | zlib.crc32(_stamp(folder, self._files).encode())
         self.bits = _expert_bits(manifest, self.shape, folder)
         self._expert_bytes = [_expert_bytes(layer, folder) for layer in manifest["experts"]]
         self.info = self._info()
@@ -104,7 +112,7 @@ class OnnxModel(Model):
     def slot_bytes(self, bits: int) -> int:
         """Memory of an expert of so many bits, at most: packed, whole pages."""
         n_weight = self.shape["n_ff"] * self.shape["n_embd"]
-        block = next(size for size in (64, 32, 16) if self.shape["n_ff"] % size == 0 == self.shape["n_embd"] % size)
+        block = next(size for size in _BLOCKS if self.shape["n_ff"] % size == 0 == self.shape["n_embd"] % size)
         each = (2 * n_weight, n_weight)  # gate and up, and down
         return sum(-(-n * (bits + _BITS_FOR_SCALES // block) // 8 // PAGE) * PAGE + 2 * PAGE for n in each)
 
@@ -149,16 +157,19 @@ def open_export(folder: Path) -> OnnxModel:
     return OnnxModel(folder)
 
 
+def _stamp(folder: Path, names: Iterable[str]) -> str:
+    """Changes when a file of the export does."""
+    try:
+        found = [(folder / name).stat() for name in sorted(names)]
+    except OSError as error:
+        raise StorageError(f"cannot read `{folder}`: {error.strerror}") from None
+    return json.dumps([os.path.realpath(folder), *([s.st_ino, s.st_size, s.st_mtime_ns] for s in found)])
+
+
 def _manifest(folder: Path) -> tuple[dict[str, Any], int]:
     path = folder / MANIFEST
     try:
         raw = path.read_bytes()
-        stamp = json.dumps(
-            [
-                os.path.realpath(folder),
-                *((folder / MODEL_FILE).stat().st_size, (folder / MODEL_FILE).stat().st_mtime_ns),
-            ]
-        )
         value = json.loads(raw)
     except OSError as error:
         raise StorageError(f"cannot read `{path}`: {error.strerror}") from None
@@ -166,13 +177,13 @@ def _manifest(folder: Path) -> tuple[dict[str, Any], int]:
         raise _damaged(folder, "it is not JSON") from None
     if not isinstance(value, dict) or value.get("version") != 1:
         raise _damaged(folder, "it is not of version 1")
-    return value, zlib.crc32(raw) << 32 | zlib.crc32(stamp.encode())
+    return value, zlib.crc32(raw)
 
 
 def _number(manifest: dict[str, Any], name: str, folder: Path) -> int:
     value = manifest.get(name)
-    if type(value) is not int or not 0 < value < _MAX:
-        raise _damaged(folder, f"`{name}` is {value!r}")
+    if type(value) is not int or not 0 < value <= _NUMBERS[name]:
+        raise _damaged(folder, f"`{name}` is {value!r:.80}")
     return value
 
 
@@ -181,7 +192,7 @@ def _files(manifest: dict[str, Any], folder: Path) -> dict[str, int]:
     if not isinstance(files, dict) or not {MODEL_FILE, VOCABULARY, "model.onnx.data"} <= files.keys():
         raise _damaged(folder, "it does not name the files")
     for name, due in files.items():
-        if "/" in name or "\\" in name or name.startswith(".") or type(due) is not int:
+        if "/" in name or "\\" in name or "\0" in name or name.startswith(".") or type(due) is not int:
             raise _damaged(folder, f"it names a file `{name[:40]}`")
         try:
             size = (folder / name).stat().st_size
@@ -207,17 +218,25 @@ def _expert_bits(manifest: dict[str, Any], shape: dict[str, int], folder: Path) 
         if not isinstance(experts, list) or len(experts) != shape["n_expert"]:
             raise _damaged(folder, "a layer has not all experts")
         bits = [expert.get("bits") if isinstance(expert, dict) else None for expert in experts]
-        if any(width not in _BITS for width in bits):
+        if any(type(width) is not int or width not in _BITS for width in bits):
             raise _damaged(folder, "an expert has neither 2, 4 nor 8 bits")
         found.append([int(width) for width in bits if width is not None])
     return found
 
 
 def _expert_bytes(layer: dict[str, Any], folder: Path) -> list[int]:
-    try:
-        return [sum(int(size) for _, size in expert["places"]) for expert in layer["experts"]]
-    except (KeyError, TypeError, ValueError):
-        raise _damaged(folder, "it does not say where an expert is") from None
+    found = []
+    for expert in layer["experts"]:
+        places = expert.get("places")
+        if not isinstance(places, list) or not places or not all(map(_is_place, places)):
+            raise _damaged(folder, "it does not say where an expert is")
+        found.append(sum(size for _, size in places))
+    return found
+
+
+def _is_place(value: Any) -> bool:
+    """Offset and bytes."""
+    return isinstance(value, list) and len(value) == 2 and all(type(n) is int and 0 <= n < 1 << 48 for n in value)
 
 
 def _damaged(folder: Path, what: str) -> EdgeMoEError:

@@ -56,7 +56,8 @@ def note_overhead(model: OnnxModel, n_threads: int, n_bytes: int) -> None:
     """What a load measured, for the next plan: the most that was ever seen."""
     name, key = notes_name(model), f"fixed {n_threads}"
     notes = read_cached(name)
-    if n_bytes > int(notes.get(key, -1)):
+    known = notes.get(key)
+    if not isinstance(known, int) or n_bytes > known:
         write_cached(name, {**notes, key: n_bytes})
 
 

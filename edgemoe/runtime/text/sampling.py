@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+from array import array
 from dataclasses import dataclass
 
 from ... import _native
 from ..._abi import SamplerParams
 from ...errors import UsageError
 
-_MAX_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,25 @@ class Sampling:
     grammar_trigger: str = ""
 
     def __post_init__(self) -> None:
-        _check(0 <= self.temp < math.inf, "temp", self.temp, "0 (greedy) or more, like `0.8`")
+        _check(0 <= _single(self.temp) < math.inf, "temp", self.temp, "0 (greedy) or more, like `0.8`")
         _check(0 <= self.top_k < 2**31, "top-k", self.top_k, "a whole number; 0 is off")
-        _check(0 < self.top_p <= 1, "top-p", self.top_p, "above 0 and up to 1; 1 is off")
+        _check(0 < _single(self.top_p) <= 1, "top-p", self.top_p, "above 0 and up to 1; 1 is off")
         _check(0 <= self.min_p <= 1, "min-p", self.min_p, "0 to 1; 0 is off")
-        _check(0 < self.repeat_penalty < math.inf, "repeat-penalty", self.repeat_penalty, "above 0; 1 is off")
+        _check(0 < _single(self.repeat_penalty) < math.inf, "repeat-penalty", self.repeat_penalty, "above 0; 1 is off")
         _check(0 <= self.repeat_last_n <= 2**20, "repeat-last-n", self.repeat_last_n, "0 to 1048576 tokens")
-        _check(abs(self.presence_penalty) < math.inf, "presence-penalty", self.presence_penalty, "a number; 0 is off")
         _check(
-            abs(self.frequency_penalty) < math.inf, "frequency-penalty", self.frequency_penalty, "a number; 0 is off"
+            abs(_single(self.presence_penalty)) < math.inf,
+            "presence-penalty",
+            self.presence_penalty,
+            "a number; 0 is off",
         )
-        _check(self.seed is None or 0 <= self.seed <= _MAX_SEED, "seed", self.seed, f"0 to {_MAX_SEED}")
+        _check(
+            abs(_single(self.frequency_penalty)) < math.inf,
+            "frequency-penalty",
+            self.frequency_penalty,
+            "a number; 0 is off",
+        )
+        _check(self.seed is None or 0 <= self.seed <= MAX_SEED, "seed", self.seed, f"0 to {MAX_SEED}")
 
     def open(self, text: _native.TextHandle) -> _native.SamplerHandle:
         """A native sampler, to be closed with `_native.sampler_close`. Raises UsageError for a grammar that is none."""
@@ -84,6 +93,11 @@ class Sampling:
             top_k=self.top_k,
             repeat_last_n=self.repeat_last_n,
         )
+
+
+def _single(value: float) -> float:
+    """The value as the sampler gets it, in single precision: what is too large is infinity, what is too small 0."""
+    return array("f", [value])[0]
 
 
 def _check(good: bool, name: str, value: object, allowed: str) -> None:

@@ -69,6 +69,21 @@ bool parse_expert_name(const std::string &name, ExpertName *parsed) {
     return false;
 }
 
+// A tensor of files from before April 2024: one expert as "blk.0.ffn_gate.3.weight".
+bool is_old_expert(const std::string &name) {
+    for (const char *role : {"gate", "up", "down"}) {
+        std::string const stem = std::string(".ffn_") + role + ".", end = ".weight";
+        size_t const at = name.find(stem);
+        if (name.compare(0, 4, "blk.") != 0 || at == std::string::npos) continue;
+        size_t const begin = at + stem.size();
+        uint32_t number = 0;
+        if (name.size() > begin + end.size() && name.compare(name.size() - end.size(), end.size(), end) == 0 &&
+            parse_number(name.substr(begin, name.size() - end.size() - begin), &number))
+            return true;
+    }
+    return false;
+}
+
 constexpr uint64_t k_hash_start = 14695981039346656037u;
 
 uint64_t hash_bytes(uint64_t h, const void *data, size_t n) { // FNV-1a
@@ -309,6 +324,17 @@ std::vector<TensorInfo> read_headers(const std::string &path, ModelIndex *index)
     return tensors;
 }
 
+[[noreturn]] void fail_without_experts(const ModelIndex &index, const std::string &path) {
+    for (TensorInfo const &t : index.dense)
+        if (is_old_expert(t.name))
+            fail(EMOE_ERR_UNSUPPORTED,
+                 "`%s` is a Mixture-of-Experts file in the form of before April 2024 (a tensor for each expert, `%s`), "
+                 "which llama.cpp no longer reads",
+                 path.c_str(), t.name.c_str());
+    fail(EMOE_ERR_UNSUPPORTED, "`%s` is a dense model (%s): it has no routed experts to stream", path.c_str(),
+         index.architecture.c_str());
+}
+
 // Takes the experts out; the rest is the index's dense part.
 std::vector<TensorInfo> take_experts(std::vector<TensorInfo> tensors, const std::string &path, ModelIndex *index) {
     uint64_t const format = meta_number(index->meta.get(), k_key_format);
@@ -333,9 +359,7 @@ std::vector<TensorInfo> take_experts(std::vector<TensorInfo> tensors, const std:
             index->dense.push_back(std::move(t));
         }
     }
-    if (experts.empty())
-        fail(EMOE_ERR_UNSUPPORTED, "`%s` is a dense model (%s): it has no routed experts to stream", path.c_str(),
-             index->architecture.c_str());
+    if (experts.empty()) fail_without_experts(*index, path);
     index->dense_token_bytes = index->dense_bytes;
     for (TensorInfo const &t : index->dense)
         if (untied && t.name == "token_embd.weight") index->dense_token_bytes -= t.bytes;

@@ -46,7 +46,7 @@ Sampler::Sampler(const emoe_sampler_params &p) : params_(p) {
     if (!(p.temp >= 0) || !std::isfinite(p.temp))
         fail(EMOE_ERR_ARGUMENT, "a temperature of %g", static_cast<double>(p.temp));
     if (!(p.top_p > 0 && p.top_p <= 1)) fail(EMOE_ERR_ARGUMENT, "a top-p of %g", static_cast<double>(p.top_p));
-    if (!(p.min_p >= 0 && p.min_p < 1)) fail(EMOE_ERR_ARGUMENT, "a min-p of %g", static_cast<double>(p.min_p));
+    if (!(p.min_p >= 0 && p.min_p <= 1)) fail(EMOE_ERR_ARGUMENT, "a min-p of %g", static_cast<double>(p.min_p));
     if (!(p.repeat_penalty > 0) || !std::isfinite(p.repeat_penalty))
         fail(EMOE_ERR_ARGUMENT, "a repeat penalty of %g", static_cast<double>(p.repeat_penalty));
     if (p.repeat_last_n > k_repeat_tokens)
@@ -104,7 +104,8 @@ void Sampler::build(uint32_t n_vocab) {
     if (p.top_p < 1) add(llama_sampler_init_top_p(p.top_p, 1));
     if (p.min_p > 0) add(llama_sampler_init_min_p(p.min_p, 1));
     add(llama_sampler_init_temp(p.temp));
-    add(llama_sampler_init_dist(p.seed));
+    // For LLAMA_DEFAULT_SEED llama.cpp would draw one, and the answer could not be had again.
+    add(llama_sampler_init_dist(p.seed == LLAMA_DEFAULT_SEED ? 0 : p.seed));
 }
 
 int32_t Sampler::sample(const TextModel &model, uint32_t i) {
