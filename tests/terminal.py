@@ -19,14 +19,14 @@ import pytest
 class Terminal:
     """A child at a pseudo terminal."""
 
-    def __init__(self, arguments: list[str], environment: dict[str, str]) -> None:
+    def __init__(self, arguments: list[str], environment: dict[str, str], kind: str) -> None:
         self._master, slave = pty.openpty()
         self.child = subprocess.Popen(
             [sys.executable, "-m", "edgemoe", *arguments],
             stdin=slave,
             stdout=slave,
             stderr=slave,
-            env={**environment, "TERM": "dumb"},
+            env={**environment, "TERM": kind},
             start_new_session=True,
         )
         os.close(slave)
@@ -60,8 +60,8 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def terminal(arguments: list[str], environment: dict[str, str]) -> Iterator[Terminal]:
-    opened = Terminal(arguments, environment)
+def terminal(arguments: list[str], environment: dict[str, str], *, kind: str = "dumb") -> Iterator[Terminal]:
+    opened = Terminal(arguments, environment, kind)
     try:
         yield opened
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -34,8 +35,8 @@ def prepare(interactive: bool) -> None:
     with contextlib.suppress(ImportError):
         import readline  # input() uses it once it is loaded
 
-        # Python turns it off. libedit, which some Pythons have instead, knows nothing of it.
-        if "libedit" not in (readline.__doc__ or ""):
+        # Python turns it off. libedit, which some Pythons have instead, knows nothing of it; nor do dumb terminals.
+        if "libedit" not in (readline.__doc__ or "") and os.environ.get("TERM") != "dumb":
             readline.parse_and_bind("set enable-bracketed-paste on")
 
 

@@ -60,7 +60,7 @@ def test_lines_that_are_pasted_together_are_one_message(
     if "libedit" in (readline.__doc__ or ""):
         pytest.skip("libedit knows no bracketed paste")
     saved = tmp_path / "chat.json"
-    with terminal(["chat", str(good), "-n", "2"], environment) as person:
+    with terminal(["chat", str(good), "-n", "2"], environment, kind="xterm") as person:
         person.expect(">>> ")
         person.type("\x1b[200~/* one\ntwo */\nthree\x1b[201~\r")
         person.expect("tok/s")
