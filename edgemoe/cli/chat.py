@@ -155,9 +155,8 @@ class _Chat:
         before = engine.stats()
         try:
             self._make_room()
-            limits = {"max_tokens": self._max_tokens, "sampling": self._sampling}
             parts: dict[str, str] = {}
-            pieces = engine.chat_pieces(conversation.messages(), **limits)
+            pieces = engine.chat_pieces(conversation.messages(), max_tokens=self._max_tokens, sampling=self._sampling)
             _, interrupted = self._show(told(pieces, parts, dimmed=False if self._live else None))
         except EdgeMoEError:
             conversation.take_back("user")  # a question that cannot be answered must not spoil the next

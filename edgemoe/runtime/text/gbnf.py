@@ -16,7 +16,10 @@ JSON_RULES = {
     # Blanks where people who format JSON put them, and no more: small models, once in blanks, find no way out.
     "ws": '| " " | "\\n" " "{0,8}',
     "sp": '" "?',
-    "char": '[^"\\\\\\x7F\\x00-\\x1F] | "\\\\" (["\\\\/bfnrt] | "u" [0-9a-fA-F]{4})',
+    # One character: halves of a pair only together.
+    "char": '[^"\\\\\\x7F\\x00-\\x1F] | "\\\\" (["\\\\/bfnrt] | "u" code)',
+    "code": '[0-9a-cA-CeEfF] [0-9a-fA-F]{3} | [dD] ([0-7] [0-9a-fA-F]{2} | [89abAB] [0-9a-fA-F]{2} "\\\\u" low)',
+    "low": "[dD] [c-fC-F] [0-9a-fA-F]{2}",
     "string": '"\\"" char* "\\""',
     "integer": '"-"? ("0" | [1-9] [0-9]{0,15})',
     "number": 'integer ("." [0-9]{1,16})? ([eE] [-+]? [0-9]{1,2})?',
@@ -198,7 +201,7 @@ class Rules:
                 nexts.setdefault(name[at], []).append(name)
         if not nexts:
             return f"{plain} {plain}*"
-        ways = [f'[{in_class(char)}] {self.shared("key", self._unlike(some, at + 1))}' for char, some in nexts.items()]
+        ways = [f"[{in_class(char)}] {self.shared('key', self._unlike(some, at + 1))}" for char, some in nexts.items()]
         ways.append(f"[^{PLAIN}{''.join(map(in_class, nexts))}] {plain}*")
         if not any(len(name) == at for name in names):
             ways.append('""')

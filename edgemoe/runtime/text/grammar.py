@@ -7,7 +7,8 @@ the schema too: what counts is that none inside fails it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ...errors import UsageError
@@ -21,7 +22,7 @@ _TIME = (
     '("Z" | [+-] ([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9])'
 )
 _OCTET = '("25" [0-5] | "2" [0-4] [0-9] | "1" [0-9] [0-9] | [1-9] [0-9] | [0-9])'
-_LABEL = "[a-zA-Z0-9] ([a-zA-Z0-9-]{0,40} [a-zA-Z0-9])?"
+_LABEL = '[a-zA-Z0-9]{1,20} ("-" [a-zA-Z0-9]{1,20}){0,2}'
 _HOST = f'{_LABEL} ("." {_LABEL}){{0,3}}'
 _GROUP = "[0-9a-f]{1,4}"
 _URI = f'[a-z] [a-z0-9+.-]{{0,12}} "://" {_HOST} (":" [1-9] [0-9]{{0,3}})? ("/" [a-zA-Z0-9._~!$&()*+,;=:@-]*)*'
@@ -43,6 +44,7 @@ _FORMATS = {
 _NO_FORMATS = ("int32", "int64", "float", "double", "decimal", "password", "binary", "byte")
 _HELD = frozenset(("type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref", "nullable"))
 _MAX_DEPTH = 48
+_MAX_S = 5
 
 
 def json_grammar() -> str:
@@ -74,6 +76,7 @@ class Converter:
         self._rules = Rules(prefix)
         self._known: dict[str, str] = {}
         self._depth = 0
+        self._deadline = time.monotonic() + _MAX_S
 
     def lines(self) -> Iterable[str]:
         """All rules so far, JSON's own included."""
@@ -88,6 +91,8 @@ class Converter:
         self._depth += 1
         if self._depth > _MAX_DEPTH:
             raise UsageError(f"the schema is nested deeper than {_MAX_DEPTH} levels")
+        if time.monotonic() > self._deadline:
+            raise UsageError(f"the schema takes more than {_MAX_S} s to turn into a grammar", hint="use a smaller one")
         try:
             if isinstance(schema, Mapping) and (says(schema) & {"$ref", "allOf"}):
                 return self._shared(schema, name)
@@ -119,7 +124,7 @@ class Converter:
             at = self._rules[at]
         return False
 
-    def _lost(self, keyword: str, why: str) -> None:
+    def lost(self, keyword: str, why: str) -> None:
         """A keyword that is not held: refused or noted."""
         if self._strict:
             raise UsageError(
@@ -130,7 +135,7 @@ class Converter:
             self.notes.append(note)
 
     def _body(self, schema: Any, name: str) -> str:
-        schema = plain(schema, self._document, self._lost)
+        schema = plain(schema, self._document, self.lost)
         if schema is True or schema == {}:
             return "value"
         if schema is False:
@@ -163,9 +168,9 @@ class Converter:
         for key in sorted(schema.keys() - NOTES - _HELD - other):
             if key in _SOMETIMES:
                 if _SOMETIMES[key](schema[key]):
-                    self._lost(key, "a grammar cannot hold it")
+                    self.lost(key, "a grammar cannot hold it")
             elif key not in _DONE:
-                self._lost(key, "it is not known here" if key not in _UNHELD else "a grammar cannot hold it")
+                self.lost(key, "it is not known here" if key not in _UNHELD else "a grammar cannot hold it")
 
     def _of_kind(self, schema: Schema, kind: str, name: str) -> str:
         if kind == "object":
@@ -185,7 +190,15 @@ class Converter:
         listed = schema["enum"] if "enum" in schema else [schema["const"]]
         if not isinstance(listed, list) or not listed:
             raise UsageError("`enum` in the schema lists no values")
-        found = [value for value in listed if takes(schema, value, self._document)]
+        if "pattern" in schema:
+            self.lost("pattern", "it stands beside values")  # what it takes could take for ever to find out
+        if "format" in schema and schema["format"] not in _NO_FORMATS:
+            self.lost("format", "it stands beside values")
+        rest = {key: value for key, value in schema.items() if key not in ("enum", "pattern", "format")}
+        try:
+            found = [value for value in listed if not says(rest) or takes(rest, value, self._document)]
+        except TypeError:
+            raise UsageError("a keyword beside `enum` or `const` in the schema has the wrong form") from None
         if not found:
             raise UsageError("no value of `enum` or `const` in the schema goes with what stands beside it")
         if schema.get("nullable") is True and None not in found:
@@ -195,8 +208,8 @@ class Converter:
     def _union(self, schema: Schema, key: str, name: str) -> str:
         choices = alternatives(schema, key)
         if key == "oneOf" and not disjoint(choices, self._document):
-            self._lost("oneOf", "its schemas may hold at once")
-        simple = [plain(choice, self._document, self._lost) for choice in choices]
+            self.lost("oneOf", "its schemas may hold at once")
+        simple = [plain(choice, self._document, self.lost) for choice in choices]
         names = [self.rule(choice, f"{name}-{i}") for i, choice in enumerate(simple) if choice is not False]
         if not names:
             raise UsageError(f"no schema of `{key}` takes a value")
@@ -211,7 +224,7 @@ class Converter:
         if not isinstance(properties, Mapping) or not isinstance(required, list):
             raise UsageError("`properties` or `required` in the schema has the wrong form")
         more = schema.get("additionalProperties", not properties)
-        fields = {str(key): plain(value, self._document, self._lost) for key, value in properties.items()}
+        fields = {str(key): plain(value, self._document, self.lost) for key, value in properties.items()}
         for key in required:
             if fields.get(key, more) is False:
                 raise UsageError(f"`{key!r:.60}` is required by the schema and not allowed by it")
@@ -268,7 +281,9 @@ class Converter:
         if least > len(parts):  # more of the further items, as many as must be
             if items is False:
                 raise UsageError("`minItems` in the schema asks for items that it does not allow")
-            further = self._rules.listed(f'"," ws {self.rule(items, f"{name}-item")}', least - len(parts), least - len(parts))
+            further = self._rules.listed(
+                f'"," ws {self.rule(items, f"{name}-item")}', least - len(parts), least - len(parts)
+            )
             return '"[" ws ' + ' "," ws '.join(parts) + f' {further} ws "]"'
         return '"[" ws ' + (' "," ws '.join(parts) + " " if parts else "") + 'ws "]"'
 
@@ -280,32 +295,33 @@ class Converter:
             try:
                 inside = patterns.inside(pattern, self._rules)
             except patterns.NotRegular as reason:
-                self._lost("pattern", f"`{pattern:.60}` has {reason}")
+                self.lost("pattern", f"`{pattern:.60}` has {reason}")
             else:
                 if bounded:
-                    self._lost("minLength" if least else "maxLength", "it stands beside a `pattern`")
+                    self.lost("minLength" if least else "maxLength", "it stands beside a `pattern`")
                 if form is not None:
-                    self._lost("format", "it stands beside a `pattern`")
+                    self.lost("format", "it stands beside a `pattern`")
                 return f'"\\"" ({inside}) "\\""' if inside else '"\\"" "\\""'
         if isinstance(form, str) and form in _FORMATS:
             if bounded:
-                self._lost("minLength" if least else "maxLength", f"it stands beside the `format` {form}")
+                self.lost("minLength" if least else "maxLength", f"it stands beside the `format` {form}")
             return f'"\\"" {_FORMATS[form]} "\\""'
         if form is not None and form not in _NO_FORMATS:
-            self._lost("format", f"`{form!r:.40}` is not known here")
+            self.lost("format", f"`{form!r:.40}` is not known here")
         if not bounded:
             return "string"
         return f'"\\"" {self._rules.counted("char", least, most)} "\\""'
 
 
 _DONE = frozenset(
-    ("properties", "required", "additionalProperties", "items", "prefixItems", "additionalItems", "minItems", "maxItems",
-     "minLength", "maxLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "pattern", "format")
+    ("properties", "required", "additionalProperties", "items", "prefixItems", "additionalItems", "minItems",
+     "maxItems", "minLength", "maxLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "pattern",
+     "format")
 )  # fmt: skip
 _UNHELD = frozenset(("not", "if", "then", "else", "patternProperties", "propertyNames", "contains", "minContains",
                      "maxContains", "dependentRequired", "dependentSchemas", "maxProperties"))  # fmt: skip
 # Keywords that are held where they say little.
-_SOMETIMES = {
+_SOMETIMES: dict[str, Callable[[Any], bool]] = {
     "uniqueItems": lambda value: value is True,
     "minProperties": lambda value: value != 0,
     "multipleOf": lambda value: True,

@@ -28,8 +28,10 @@ _PROBED = 8  # templates that are remembered
 
 def fitted(template: str, messages: Sequence[Mapping[str, Any]], names: Names) -> str:
     """The prompt for a conversation. Raises Refused with the template's first words, FormatError."""
-    given = [_without_channels(dict(message)) for message in messages] if thinking_of(template).channels else list(
-        map(dict, messages)
+    given = (
+        [_without_channels(dict(message)) for message in messages]
+        if thinking_of(template).channels
+        else list(map(dict, messages))
     )
     if any(len(message.get("tool_calls") or ()) > 1 for message in given) and not _takes_several(template):
         given = one_call_each(given)
@@ -137,7 +139,10 @@ def _short_ids(messages: Conversation) -> Conversation:
     changed = []
     for message in messages:
         if message.get("tool_calls"):
-            message = {**message, "tool_calls": [{**call, "id": short(call.get("id", ""))} for call in message["tool_calls"]]}
+            message = {
+                **message,
+                "tool_calls": [{**call, "id": short(call.get("id", ""))} for call in message["tool_calls"]],
+            }
         if message["role"] == "tool":
             message = {**message, "tool_call_id": short(message.get("tool_call_id", ""))}
         changed.append(message)
@@ -188,8 +193,12 @@ def _joined(*texts: Any) -> str:
 
 
 _CHANGES: tuple[Callable[[Conversation], Conversation], ...] = (
-    _short_ids, one_call_each, _system_first, merge_neighbours, lambda messages: merge_neighbours(fold_system(messages)),
-)  # fmt: skip
+    _short_ids,
+    one_call_each,
+    _system_first,
+    merge_neighbours,
+    lambda messages: merge_neighbours(fold_system(messages)),
+)
 
 
 def _with_parts(message: dict[str, Any]) -> dict[str, Any]:
@@ -275,23 +284,25 @@ def _takes_objects(template: str) -> bool:
     return PROBE_VALUE not in as_text or f'\\"{PROBE_KEY}' in as_text
 
 
-@functools.lru_cache(2 * _PROBED)
-def shown_calls(template: str, *, as_text: bool | None = None, n_call: int = 1) -> str:
-    """How a template shows an assistant that calls a tool, between the question and the result; "" if it does not.
+@functools.lru_cache(8 * _PROBED)
+def shown_calls(template: str, *, as_text: bool | None = None, n_call: int = 1, calls: str = "") -> str:
+    """How a template shows an assistant that calls tools, between the question and the result; "" if it does not.
 
-    as_text: give the arguments as JSON text; None: as the template wants it.
+    as_text: give the arguments as JSON text; None: as the template wants it. calls: JSON of [name, arguments] each, as
+    others than n_call of the probe's own.
     """
     if "tool_calls" not in template:
         return ""
     as_text = not _takes_objects(template) if as_text is None else as_text
-    calls = [
-        {"type": "function", "id": f"call0000{i}", "function": {"name": PROBE_NAME, "arguments": {PROBE_KEY: PROBE_VALUE}}}
-        for i in range(n_call)
+    given = json.loads(calls) if calls else [(PROBE_NAME, {PROBE_KEY: PROBE_VALUE})] * n_call
+    made = [
+        {"type": "function", "id": f"call0000{i}", "function": {"name": name, "arguments": arguments}}
+        for i, (name, arguments) in enumerate(given)
     ]
     asked: Conversation = [
         {"role": "user", "content": _QUESTION},
-        {"role": "assistant", "content": "", "tool_calls": calls},
-        *({"role": "tool", "content": _RESULT, "tool_call_id": call["id"], "name": PROBE_NAME} for call in calls),
+        {"role": "assistant", "content": "", "tool_calls": made},
+        *({"role": "tool", "content": _RESULT, "tool_call_id": call["id"], "name": PROBE_NAME} for call in made),
     ]
     if as_text:
         asked = [_with_text_arguments(message) for message in asked]

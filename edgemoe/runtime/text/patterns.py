@@ -41,7 +41,7 @@ def inside(pattern: str, rules: Rules) -> str:
     # ECMAScript's names of groups; Python's have a P.
     source = re.sub(r"\(\?<(?![=!])", "(?P<", pattern).replace("\\/", "/")
     try:
-        parsed = parser.parse(source)
+        parsed: Any = parser.parse(source)
     except (re.error, RecursionError, OverflowError) as error:
         raise NotRegular(str(error) or "nested too deep") from None
     if parsed.state.flags & ~re.UNICODE.value:

@@ -64,7 +64,9 @@ def render(
 
 def text_bytes(messages: Sequence[Message]) -> int:
     """About how long the messages are."""
-    return sum(len(str(message.get("content") or "")) + len(str(message.get("tool_calls") or "")) for message in messages)
+    return sum(
+        len(str(message.get("content") or "")) + len(str(message.get("tool_calls") or "")) for message in messages
+    )
 
 
 def _chatml(messages: Sequence[Message], *, add_generation_prompt: bool) -> str:

@@ -104,7 +104,11 @@ def _unsigned(first: int, last: int | None, more: str, decimals: int | None) -> 
     inner = None if last is None else last - 1  # the last step may have no further digits
     if decimals is None:
         return [_pointed(one, None, "") for one in _spans(first, last, width)]
-    ways = [_pointed(one, decimals, more) for one in _spans(first, inner, width)] if inner is None or inner >= first else []
+    ways = (
+        [_pointed(one, decimals, more) for one in _spans(first, inner, width)]
+        if inner is None or inner >= first
+        else []
+    )
     return ways if last is None else [*ways, *(_pointed(one, decimals, "") for one in _spans(last, last, width))]
 
 

@@ -1,7 +1,7 @@
 """The algebra of JSON schemas: references, what two schemas take together, whether one takes a value. Pure.
 
-`together` gives a schema that takes nothing that one of the two refuses. What it cannot unite goes to `lost`, which notes
-it or raises.
+`together` gives a schema that takes nothing that one of the two refuses. What it cannot unite goes to `lost`, which
+notes it or raises.
 """
 
 from __future__ import annotations
@@ -207,7 +207,17 @@ def _united(a: Schema, b: Schema, lost: Lost) -> Any:
         if key in a and key in b:
             out[key] = _both(a[key], b[key])
     _unite_tuples(out, a, b)
-    united = {*_PICKED, "type", "const", "enum", "required", "properties", "additionalProperties", "items", "prefixItems"}
+    united = {
+        *_PICKED,
+        "type",
+        "const",
+        "enum",
+        "required",
+        "properties",
+        "additionalProperties",
+        "items",
+        "prefixItems",
+    }
     for key in sorted((a.keys() & b.keys()) - united - NOTES):
         if not same(a[key], b[key]):
             lost(key, "two different ones hold at once")
@@ -338,19 +348,14 @@ def _is_kind(kind: str, value: Any) -> bool:
 
 def _takes_kind(schema: Schema, value: Any, deeper: Callable[[Any, Any], bool]) -> bool:
     if isinstance(value, str):
-        if not schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value)):
-            return False
-        try:
-            return "pattern" not in schema or bool(re.search(schema["pattern"], value))
-        except (re.error, TypeError):
-            return False
+        return bool(_at_least(schema, "minLength") <= len(value) <= schema.get("maxLength", len(value)))
     if _is_number(value):
         low, low_out, high, high_out = ranges.bounds(schema)
         at = Decimal(repr(value))
         above = low is None or at > low or (at == low and not low_out)
         return above and (high is None or at < high or (at == high and not high_out))
     if isinstance(value, list):
-        if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
+        if not _at_least(schema, "minItems") <= len(value) <= schema.get("maxItems", len(value)):
             return False
         first, items = schema.get("prefixItems", []), schema.get("items", True)
         rest = value[len(first) :] if isinstance(first, list) else value
@@ -361,6 +366,10 @@ def _takes_kind(schema: Schema, value: Any, deeper: Callable[[Any, Any], bool]) 
             return False
         return all(deeper(fields.get(key, more), one) for key, one in value.items())
     return True
+
+
+def _at_least(schema: Schema, name: str) -> Any:
+    return schema.get(name, 0)
 
 
 def disjoint(choices: list[Any], document: Any) -> bool:
@@ -390,7 +399,9 @@ def _apart(a: Schema, b: Schema) -> bool:
         return False
     needed = set(map(str, a.get("required", []))) & set(map(str, b.get("required", [])))
     return any(
-        isinstance(fields.get(key), Mapping) and isinstance(others.get(key), Mapping) and _apart(fields[key], others[key])
+        isinstance(fields.get(key), Mapping)
+        and isinstance(others.get(key), Mapping)
+        and _apart(fields[key], others[key])
         for key in needed
         if (_values(fields.get(key)) is not None and _values(others.get(key)) is not None)
         or "type" in (fields.get(key) or {})

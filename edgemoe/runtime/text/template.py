@@ -127,11 +127,16 @@ class _Process:
         try:
             # A session of its own: Ctrl-C at the terminal is not for it.
             self._child = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
             )
         except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
             raise StorageError(
-                f"the process for the model's chat template cannot be started: {getattr(error, 'strerror', None) or error}",
+                f"the process for the model's chat template cannot be started: {why}",
                 hint="allow this user one more process, or use `edgemoe run --raw`",
             ) from None
         for pipe in (self._child.stdin, self._child.stdout):

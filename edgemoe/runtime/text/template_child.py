@@ -4,17 +4,21 @@
 and processor time are limited by the system, and what a rendering does to this process is nobody else's trouble.
 """
 
+from __future__ import annotations
+
 import functools
 import json
 import os
 import resource
 import sys
+from collections.abc import Callable
+from typing import Any
 
 KEPT = 4  # templates that stay compiled
 CPU_S = 2  # processor time of one request
 
 
-def main():
+def main() -> None:
     paths = read()
     sys.path[:] = paths["path"]
     limit(resource.RLIMIT_CORE, 0)
@@ -27,7 +31,7 @@ def main():
     taken = address_space()
     while True:
         request = read()
-        if request is None:
+        if not request:
             return
         used = resource.getrusage(resource.RUSAGE_SELF)
         limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 1 + CPU_S)
@@ -37,7 +41,7 @@ def main():
         write(answer)
 
 
-def answered(request):
+def answered(request: dict[str, Any]) -> dict[str, Any]:
     """{"text": ...}, or what went wrong by its kind."""
     import jinja2
 
@@ -66,7 +70,7 @@ class Refused(Exception):
 
 
 @functools.lru_cache(maxsize=KEPT)
-def compiled(template):
+def compiled(template: str) -> Callable[..., str]:
     from datetime import datetime
 
     from jinja2.ext import Extension, loopcontrols
@@ -77,17 +81,23 @@ def compiled(template):
 
         tags = {"generation"}  # noqa: RUF012  (jinja2 declares it so)
 
-        def parse(self, parser):
+        def parse(self, parser: Any) -> Any:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
-    def refuse(message):
+    def refuse(message: str) -> str:
         raise Refused(message)
 
     # Like json.dumps with ensure_ascii off; jinja2's own filter escapes HTML.
-    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    def tojson(
+        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    ) -> str:
         return json.dumps(
-            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators and tuple(separators), sort_keys=sort_keys
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators and tuple(separators),
+            sort_keys=sort_keys,
         )
 
     # Lists and mappings of a rendering are its own: templates may change them.
@@ -99,12 +109,12 @@ def compiled(template):
     return environment.from_string(template).render
 
 
-def address_space():
+def address_space() -> int:
     with open("/proc/self/statm") as file:
         return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def limit(kind, soft):
+def limit(kind: int, soft: int) -> None:
     """As far as the system lets us: what is not limited here, the parent's patience limits."""
     try:
         _, hard = resource.getrlimit(kind)
@@ -115,14 +125,14 @@ def limit(kind, soft):
         pass
 
 
-def read():
+def read() -> dict[str, Any]:
     size = sys.stdin.buffer.read(8)
     if len(size) < 8:
-        return None
-    return json.loads(sys.stdin.buffer.read(int.from_bytes(size, "little")))
+        return {}
+    return dict(json.loads(sys.stdin.buffer.read(int.from_bytes(size, "little"))))
 
 
-def write(answer):
+def write(answer: dict[str, Any]) -> None:
     data = json.dumps(answer).encode()
     sys.stdout.buffer.write(len(data).to_bytes(8, "little") + data)
     sys.stdout.buffer.flush()

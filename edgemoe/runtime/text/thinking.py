@@ -152,7 +152,9 @@ class MarkReader:
             thought = thought.rstrip()
         else:
             # A mark that has begun, and blanks before it, wait.
-            keep = next((n for n in range(len(self._marks.close) - 1, 0, -1) if thought.endswith(self._marks.close[:n])), 0)
+            keep = next(
+                (n for n in range(len(self._marks.close) - 1, 0, -1) if thought.endswith(self._marks.close[:n])), 0
+            )
             ready = thought[: len(thought) - keep].rstrip()
             self._held, thought = thought[len(ready) :], ready
         if thought:
@@ -206,9 +208,10 @@ class ChannelReader:
         known = _HEADER.match(self._held)
         beyond = self._held[known.end() :] if known else self._held
         # Not a header, nor the beginning of one: the model answers without channels.
-        if beyond.strip() and not beyond.lstrip().startswith("<") and not (known and (known["channel"] or known["to"])):
-            if not any(word.startswith(self._held.strip()) for word in ("assistant", "to=")):
-                self._where, self._held = "text", beyond
+        told = beyond.strip() and not beyond.lstrip().startswith("<")
+        begun = known and (known["channel"] or known["to"])
+        if told and not begun and not any(word.startswith(self._held.strip()) for word in ("assistant", "to=")):
+            self._where, self._held = "text", beyond
 
     def _skip(self) -> None:
         """Between two messages there is nothing but the mark of the next."""
@@ -231,7 +234,12 @@ class ChannelReader:
         marks = (*_ENDS, START)
         longest = max(map(len, marks))
         keep = next(
-            (n for n in range(min(longest, len(self._held)), 0, -1) if any(m.startswith(self._held[-n:]) for m in marks)), 0
+            (
+                n
+                for n in range(min(longest, len(self._held)), 0, -1)
+                if any(m.startswith(self._held[-n:]) for m in marks)
+            ),
+            0,
         )
         body, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         yield from self._piece(body)
