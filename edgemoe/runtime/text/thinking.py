@@ -210,7 +210,7 @@ class ChannelReader:
         # Not a header, nor the beginning of one: the model answers without channels.
         told = beyond.strip() and not beyond.lstrip().startswith("<")
         begun = known and (known["channel"] or known["to"])
-        if told and not begun and not any(word.startswith(self._held.strip()) for word in ("assistant", "to=")):
+        if told and not begun and not any(word.startswith(beyond.strip()) for word in ("assistant", "to=")):
             self._where, self._held = "text", beyond
 
     def _skip(self) -> None:
