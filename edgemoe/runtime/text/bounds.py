@@ -27,10 +27,15 @@ _TOKEN = re.compile(
 
 
 class _Item:
-    """A thing in a sequence. refers: to a rule; ways: of a group. least, most: repeats, most None without end."""
+    """A thing in a sequence. refers: to a rule; ways: of a group; source: a text or a class of characters.
 
-    def __init__(self, size: int, refers: str = "", ways: list[list[_Item]] | None = None) -> None:
-        self.size, self.refers, self.ways = size, refers, ways
+    least, most: repeats, most None without end.
+    """
+
+    def __init__(
+        self, size: int, refers: str = "", ways: list[list[_Item]] | None = None, source: str = ""
+    ) -> None:
+        self.size, self.refers, self.ways, self.source = size, refers, ways, source
         self.least = 1
         self.most: int | None = 1
 
@@ -91,9 +96,10 @@ def _parse(grammar: str) -> dict[str, _Ways]:
         if kind == "name":
             ways[-1].append(_Item(1, refers=text))
         elif kind == "text":
-            ways[-1].append(_Item(len(re.sub(r"\\(?:x..|u....|U.{8}|.)", "x", text, flags=re.DOTALL)) - 2))
+            n_char = len(re.sub(r"\\(?:x..|u....|U.{8}|.)", "x", text, flags=re.DOTALL)) - 2
+            ways[-1].append(_Item(n_char, source=text))
         elif kind == "one":
-            ways[-1].append(_Item(max(1, len(text) // 3)))
+            ways[-1].append(_Item(max(1, len(text) // 3), source=text))
         elif text == "|":
             ways.append([])
         elif text == "(":

@@ -77,6 +77,7 @@ class Rules:
         self._prefix = prefix
         self._made: dict[str, str] = {}
         self._known: dict[tuple[str, str], str] = {}
+        self._counts: dict[tuple[str, int], str] = {}
         self._unrolled = 0
 
     def __getitem__(self, name: str) -> str:
@@ -153,9 +154,12 @@ class Rules:
         """`item` at most n times: either as often as the highest power of two and some more, or less often."""
         if n <= 1:
             return f"({item})?" if n else ""
-        high = 1 << (n.bit_length() - 1)
-        more, less = self._up_to(item, n - high), self._up_to(item, high - 1)
-        return self.shared("upto", f"{self._power(item, high.bit_length() - 1)} {more} | {less}")
+        if (item, n) not in self._counts:
+            high = 1 << (n.bit_length() - 1)
+            more, less = self._up_to(item, n - high), self._up_to(item, high - 1)
+            body = f"{self._power(item, high.bit_length() - 1)} {more} | {less}"
+            self._counts[item, n] = self.shared("upto", body)
+        return self._counts[item, n]
 
     # ---------------------------------------------------------------- lists of texts
 

@@ -132,8 +132,6 @@ def alternatives(schema: Schema, key: str) -> list[Any]:
 def _multiplied(schema: Schema, keys: list[str], document: Any, lost: Lost) -> Schema:
     """Alternatives with what stands beside them put into each."""
     key = keys[0]
-    if key == "oneOf" and not disjoint(alternatives(schema, key), document):
-        lost("oneOf", "its schemas may hold at once")
     beside = {name: value for name, value in schema.items() if name != key and name not in NOTES}
     ways: list[Any] = []
     for choice in alternatives(schema, key):
@@ -143,6 +141,8 @@ def _multiplied(schema: Schema, keys: list[str], document: Any, lost: Lost) -> S
         if len(ways) > _MAX_CHOICES:
             raise UsageError(f"the schema's alternatives make more than {_MAX_CHOICES} together")
     ways = [way for way in ways if way is not False]
+    if key == "oneOf" and not disjoint(ways, document):
+        lost("oneOf", "its schemas may hold at once")
     if not ways:
         raise UsageError(f"no alternative of `{key}` goes with what stands beside it in the schema")
     return {"anyOf": ways}
