@@ -74,7 +74,5 @@ def write(
         found.update(keys or {})
         return {key: value for key, value in found.items() if value is not None}
 
-    with mock.patch.multiple(
-        tinymoe, vocabulary=lambda: tokens, draw=drawn, CONTROL=marks, _key_values=keyed
-    ):
+    with mock.patch.multiple(tinymoe, vocabulary=lambda: tokens, draw=drawn, CONTROL=marks, _key_values=keyed):
         return tinymoe.write(path, "qwen3moe", expert_type="F32", dense_type="F32", n_layer=1, n_expert=8)

@@ -102,4 +102,7 @@ def test_a_process_that_cannot_be_started_is_one_line(monkeypatch: pytest.Monkey
 
 def test_a_long_conversation_is_rendered() -> None:
     text = "é < 😀 " * 100_000
-    assert render("{% for m in messages %}[{{ m.content }}]{% endfor %}", [{"role": "user", "content": text}]) == f"[{text}]"
+    assert (
+        render("{% for m in messages %}[{{ m.content }}]{% endfor %}", [{"role": "user", "content": text}])
+        == f"[{text}]"
+    )

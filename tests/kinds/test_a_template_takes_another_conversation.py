@@ -88,7 +88,9 @@ def test_ids_are_shortened_where_a_template_insists_on_it() -> None:
     ],
 )
 def test_calls_come_one_by_one_where_a_template_shows_one(template: str) -> None:
-    assert render(template, CALLED) == '[user]hello[assistant]{"n": "first"}[tool]one[assistant]{"n": "second"}[tool]two'
+    assert (
+        render(template, CALLED) == '[user]hello[assistant]{"n": "first"}[tool]one[assistant]{"n": "second"}[tool]two'
+    )
 
 
 def test_arguments_are_text_where_a_template_wants_text() -> None:

@@ -102,7 +102,7 @@ HELD: list[Any] = [
     {"$ref": "#/$defs/a%20b", "$defs": {"a b": closed(n={"anyOf": [{"$ref": "#/$defs/a%20b"}, {"type": "null"}]})}},
     {"type": "string", "minLength": 2, "maxLength": 40},
     {"type": "string", "pattern": "^[A-Z]{2,20}-\\d+(\\.\\d)?$"},
-    {"type": "string", "pattern": "b[^\"x]d|^q"},
+    {"type": "string", "pattern": 'b[^"x]d|^q'},
     {"type": "string", "format": "email"},
     {"type": "string", "format": "date-time"},
     {"type": "string", "format": "ipv4"},
@@ -195,7 +195,9 @@ def test_long_strings_cost_a_few_rules() -> None:
 @pytest.mark.parametrize(
     "grammar",
     [
-        "root ::= " + " ".join(f"s{i}" for i in range(60)) + "".join(f'\ns{i} ::= ("a" "b"){{0,2000}}' for i in range(60)),
+        "root ::= "
+        + " ".join(f"s{i}" for i in range(60))
+        + "".join(f'\ns{i} ::= ("a" "b"){{0,2000}}' for i in range(60)),
         "root ::= " + " | ".join(f'"{i}"' for i in range(3000)),
         'root ::= "a"{0,999999}',
         "root ::= a0" + "".join(f'\na{i} ::= a{i + 1} | "x"? a{i + 1}' for i in range(40)) + '\na40 ::= "z"',

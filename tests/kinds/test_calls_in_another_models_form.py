@@ -37,7 +37,7 @@ def tagged(head: str, pair: str, tail: str, before: str = "", after: str = "") -
 
 
 FORMS: dict[str, str] = {
-    "Hermes": each("{{ '<tool_call>\n' }}{\"name\": \"NAME\", \"arguments\": GIVEN}{{ '\n</tool_call>\n' }}"),
+    "Hermes": each('{{ \'<tool_call>\n\' }}{"name": "NAME", "arguments": GIVEN}{{ \'\n</tool_call>\n\' }}'),
     "GLM": tagged("<tool_call>NAME\n", "<arg_key>KEY</arg_key>\n<arg_value>VALUE</arg_value>\n", "</tool_call>"),
     "GLM, no lines": tagged("<tool_call>NAME", "<arg_key>KEY</arg_key><arg_value>VALUE</arg_value>", "</tool_call>"),
     "Qwen3-Coder": tagged(
@@ -46,8 +46,8 @@ FORMS: dict[str, str] = {
         "</function>{{ '\n' }}</tool_call>",
     ),
     "MiniMax": tagged(
-        '<invoke name="NAME">{{ \'\n\' }}',
-        '<parameter name="KEY">VALUE</parameter>{{ \'\n\' }}',
+        "<invoke name=\"NAME\">{{ '\n' }}",
+        "<parameter name=\"KEY\">VALUE</parameter>{{ '\n' }}",
         "</invoke>{{ '\n' }}",
         "<minimax:tool_call>\n",
         "</minimax:tool_call>",
@@ -83,7 +83,7 @@ SCHEMA: dict[str, Any] = {
 }
 TOOLS = [Known("weather", SCHEMA), Known("ping", {"type": "object", "properties": {}})]
 CALLS: list[tuple[str, dict[str, Any]]] = [
-    ("weather", {"city": "Sõo <b>\"x\"</b>\n&", "days": 3, "tags": ["a", "</b>"], "sure": True}),
+    ("weather", {"city": 'Sõo <b>"x"</b>\n&', "days": 3, "tags": ["a", "</b>"], "sure": True}),
     ("ping", {}),
     ("weather", {"city": "7"}),
 ]
@@ -135,7 +135,9 @@ def test_channels_are_known_by_their_marks() -> None:
         None,
         "{{ messages[0].content }}",
         template("{% for c in m.tool_calls %}<call>{{ c.function.name }}({{ c.function.arguments }}){% endfor %}"),
-        template("{% for c in m.tool_calls %}<|tool_call_start|>[{{ c.function.name }}()]<|tool_call_end|>{% endfor %}"),
+        template(
+            "{% for c in m.tool_calls %}<|tool_call_start|>[{{ c.function.name }}()]<|tool_call_end|>{% endfor %}"
+        ),
     ],
 )
 def test_what_shows_no_form_that_is_read_here_is_asked_in_words(source: str | None) -> None:

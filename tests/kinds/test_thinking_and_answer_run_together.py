@@ -68,9 +68,9 @@ def test_marks_are_found_wherever_the_text_is_cut(
 @pytest.mark.parametrize(
     "text",
     [
-        '<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary to=functions.add '
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary to=functions.add "
         '<|constrain|>json<|message|>{"a": 1}<|call|>',
-        '<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant to=functions.add<|channel|>commentary json'
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant to=functions.add<|channel|>commentary json"
         '<|message|>{"a": 1}',
     ],
 )

@@ -22,6 +22,7 @@ from ..budget.allowance import Allowance
 from ..budget.planner import Plan
 from ..model import Model, ModelInfo
 from ..setup import READERS
+from ..text.bounds import Pace
 from ..text.prompt import CHATML_END, Message, first_rendering_bytes, render, rendering_bytes, text_bytes
 from ..text.sampling import Sampling
 from ..text.stream import Step, TextStream
@@ -384,8 +385,11 @@ class Engine:
             epoch, n_token = self._sequence.epoch, 0
             ahead = Lookahead(self._sequence, self._n_draft, self._payoff)
             append = functools.partial(self._append, epoch=epoch)
+            pace = Pace(sampling.grammar)
             while True:
+                pace.begin()
                 token, piece = self._sequence.sample(sampler, epoch, row=ahead.row, special=special)
+                pace.end()
                 if piece is None:
                     self.finish_reason = "stop"
                     break

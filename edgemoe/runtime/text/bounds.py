@@ -1,12 +1,13 @@
 """What a grammar will take of memory and time, seen before llama.cpp is given it. Pure.
 
 llama.cpp unrolls repeats, and follows all ways in which a text may go on at once. A grammar that would explode is
-refused here in words. One that grows only while an answer is written is stopped by `Engine`, which watches memory.
+refused here in words. One that grows only while an answer is written is stopped then (`Pace`).
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 
 from ...errors import UsageError
@@ -15,6 +16,7 @@ from ...units import KIB, MIB, format_size
 MAX_BYTES = 8 * MIB  # of the unrolled rules of one grammar
 _MAX_TEXT = 256 * KIB  # as in native/src/llama/sampler.cpp
 _MAX_WAYS = 1000
+_MAX_TOKEN_S = 2  # a large vocabulary against a grammar of any use takes a tenth
 _RULE_BYTES, _ELEMENT_BYTES = 160, 24  # measured: 180 for an optional repeat
 _MAX_REPEAT = 100_000
 _MAX_DEPTH = 150
@@ -32,9 +34,7 @@ class _Item:
     least, most: repeats, most None without end.
     """
 
-    def __init__(
-        self, size: int, refers: str = "", ways: list[list[_Item]] | None = None, source: str = ""
-    ) -> None:
+    def __init__(self, size: int, refers: str = "", ways: list[list[_Item]] | None = None, source: str = "") -> None:
         self.size, self.refers, self.ways, self.source = size, refers, ways, source
         self.least = 1
         self.most: int | None = 1
@@ -64,6 +64,30 @@ def check(grammar: str) -> None:
             f"the grammar's rule `{worst:.40}` can begin in more than {_MAX_WAYS:,} ways at once",
             hint="use fewer alternatives",
         )
+
+
+class Pace:
+    """Watches a grammar while an answer is written: alternatives that stay alike for long double with every step.
+
+    llama.cpp compares all of them with each other, so what grows shows in the processor's time for one token.
+    """
+
+    def __init__(self, grammar: str) -> None:
+        self._watched = bool(grammar)
+        self._begun = 0.0
+
+    def begin(self) -> None:
+        """Before a token is picked."""
+        if self._watched:
+            self._begun = time.thread_time()
+
+    def end(self) -> None:
+        """After it. Raises UsageError."""
+        if self._watched and time.thread_time() - self._begun > _MAX_TOKEN_S:
+            raise UsageError(
+                f"the grammar grew while the answer was written: one token took {_MAX_TOKEN_S} s to check",
+                hint="its alternatives stay alike for too long: use fewer, or ones that differ early",
+            )
 
 
 class _Malformed(Exception):
