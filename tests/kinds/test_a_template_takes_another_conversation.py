@@ -1,4 +1,4 @@
-"""Templates without a system role, with parts only, with roles in turn or short ids get the same words in their form."""
+"""Templates without a system role, with parts only, roles in turn or short ids get the same words in their form."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def call(name: str) -> dict[str, Any]:
     return {"id": name, "type": "function", "function": {"name": "add", "arguments": {"n": name}}}
 
 
-CALLED = [
+CALLED: list[dict[str, Any]] = [
     TURNS[1],
     {"role": "assistant", "content": "", "tool_calls": [call("first"), call("second")]},
     {"role": "tool", "content": "one", "tool_call_id": "first"},

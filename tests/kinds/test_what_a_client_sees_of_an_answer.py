@@ -1,4 +1,4 @@
-"""Through the server: schemas of `json_object`, thinking apart, calls in the model's form, template variables, marks."""
+"""Through the server: schemas of `json_object`, thinking apart, calls in the model's form, variables, marks."""
 
 from __future__ import annotations
 
