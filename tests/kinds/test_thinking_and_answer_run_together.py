@@ -118,6 +118,10 @@ def test_channels_do_not_reach_the_user_and_may_be_sent_back(tmp_path: Path) -> 
     with edgemoe.load(path, memory="300MiB", ctx=256) as engine:
         first = "".join(engine.chat(asked, max_tokens=20))
         assert first.startswith("<think>\nHm.\n</think>") and "<|" not in first
-        again: list[dict[str, object]] = [*asked, {"role": "assistant", "content": ANALYSIS}, {"role": "user", "content": "again"}]
+        again: list[dict[str, object]] = [
+            *asked,
+            {"role": "assistant", "content": ANALYSIS},
+            {"role": "user", "content": "again"},
+        ]
         prompt = engine.detokenize(engine.chat_tokens(again), special=True)
         assert "final<|message|>Hello.<|end|>" in prompt and "a greeting" not in prompt
