@@ -103,6 +103,13 @@ def test_a_grammar_that_allows_no_token_ends_the_answer(engine: Engine) -> None:
     assert engine.finish_reason == "stop"
 
 
+def test_a_grammar_that_doubles_with_every_token_ends_in_words(engine: Engine) -> None:
+    doubling = 'root ::= "a" root "b" | "a" root "c" | "a"'
+    with pytest.raises(UsageError, match="grammar grew"):
+        answer(engine, 60, grammar=doubling, logit_bias=((ord("a"), 1e6),))
+    assert answer(engine, 4)
+
+
 def test_a_bias_forbids_and_forces(engine: Engine) -> None:
     first = next(engine.steps(engine.tokenize("the other thing"), max_tokens=1)).token
     steps = engine.steps(

@@ -16,7 +16,7 @@ from ..places import BUILTIN
 from ..printable import whole_characters
 from ..units import format_size
 from .conversation import Conversation, fit
-from .generate import find, load, stream, write
+from .generate import find, load, stream, told, write
 from .options import EngineOptions, ModelArgument, SamplingOptions, VerboseOption
 from .panel import lines, look, memory_rows
 from .status import note, say, status_line
@@ -172,15 +172,16 @@ class _Chat:
         before = engine.stats()
         try:
             self._make_room()
-            pieces = engine.chat(conversation.messages(), max_tokens=self._max_tokens, sampling=self._sampling)
-            text, interrupted = self._show(pieces)
+            parts: dict[str, str] = {}
+            pieces = engine.chat_pieces(conversation.messages(), max_tokens=self._max_tokens, sampling=self._sampling)
+            _, interrupted = self._show(told(pieces, parts, dimmed=False if self._live else None))
         except EdgeMoEError:
             conversation.take_back("user")  # a question that cannot be answered must not spoil the next
             raise
         if not self._live:
             print(flush=True)
-        if text:
-            conversation.answer(text)
+        if parts:
+            conversation.answer(parts.get("text", ""), parts.get("thinking", ""))
         else:
             conversation.take_back("user")
         after = engine.stats()

@@ -37,8 +37,10 @@ class Conversation:
     def ask(self, text: str) -> None:
         self.turns.append({"role": "user", "content": text})
 
-    def answer(self, text: str) -> None:
-        self.turns.append({"role": "assistant", "content": text})
+    def answer(self, text: str, thinking: str = "") -> None:
+        """thinking: what the model thought before; its template decides what of it the next turn sees."""
+        turn = {"role": "assistant", "content": text}
+        self.turns.append({**turn, "reasoning_content": thinking} if thinking else turn)
 
     def replace_turns(self, messages: Sequence[Message]) -> None:
         """Keep only these of `messages()`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from .terminal import cancel_on_interrupt
 
 if TYPE_CHECKING:
     from ..runtime.engine.engine import Engine
+    from ..runtime.text.thinking import Piece
 
 
 def find(model: str, *, verbose: bool = False) -> Path:
@@ -53,6 +55,34 @@ def write(text: str) -> None:
     """Print a piece of an answer at once: to a pipe as it is, to a terminal so that it cannot command it."""
     sys.stdout.write(shown(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+def told(pieces: Iterator[Piece], parts: dict[str, str] | None = None, *, dimmed: bool | None = None) -> Iterator[str]:
+    """Pieces of an answer as text to show: thinking is dimmed on a terminal, else between `<think>` marks.
+
+    parts: receives what was thought and what was answered, by the kinds of pieces.
+    """
+    from ..runtime.text.thinking import shown
+
+    def noted() -> Iterator[Piece]:
+        for piece in pieces:
+            if parts is not None:
+                parts[piece.kind] = parts.get(piece.kind, "") + piece.text
+            yield piece
+
+    if not (sys.stdout.isatty() and "NO_COLOR" not in os.environ if dimmed is None else dimmed):
+        yield from shown(noted())
+        return
+    thinking = False
+    try:
+        for piece in noted():
+            if thinking != (piece.kind == "thinking"):
+                thinking = not thinking
+                yield "\x1b[2m" if thinking else "\x1b[0m\n\n"
+            yield piece.text
+    finally:
+        if thinking:
+            write("\x1b[0m")
 
 
 def stream(pieces: Iterator[str], cancel: Callable[[], None], show: Callable[[str], None] = write) -> tuple[str, bool]:

@@ -11,7 +11,7 @@ import typer
 
 from ..errors import UsageError
 from ..places import BUILTIN
-from .generate import load, stream
+from .generate import load, stream, told
 from .options import EngineOptions, ModelArgument, SamplingOptions, VerboseOption
 from .status import note, status_line
 
@@ -62,7 +62,7 @@ def run(
             pieces = opened.generate(text, **limits)
         else:
             messages = [{"role": "system", "content": system}] if system else []
-            pieces = opened.chat([*messages, {"role": "user", "content": text}], **limits)
+            pieces = told(opened.chat_pieces([*messages, {"role": "user", "content": text}], **limits))
         _, interrupted = stream(pieces, opened.cancel)
         print(flush=True)
         if verbose:

@@ -9,15 +9,20 @@ from typing import Any
 import msgspec
 
 from ..errors import UsageError
-from ..runtime.engine.engine import Engine
-from ..runtime.text.grammar import json_grammar, schema_grammar
-from ..runtime.text.prompt import CHATML_END
+from ..runtime.engine.engine import ChatPrompt, Engine
+from ..runtime.text.grammar import json_grammar, literal, schema_grammar
+from ..runtime.text.prompt import CHATML_END, RESERVED, first_rendering_bytes
 from ..runtime.text.sampling import MAX_SEED, Sampling
+from ..runtime.text.thinking import Thinking
+from . import forms
 from . import tools as tool_text
+from .calls import after_thinking, either
 from .failures import invalid
-from .protocol import ChatRequest, Message, Prompt, Sampled, Tool
+from .forms import Form
+from .protocol import ChatRequest, Message, Prompt, ResponseFormat, Sampled, Tool
 
 _SEEDS = MAX_SEED + 1
+_PLAIN = Thinking()
 _LEAST = 1e-4  # a temperature or top-p below is the likeliest token alone; dividing by it would leave the floats
 
 
@@ -32,36 +37,83 @@ class Defaults:
 # ---------------------------------------------------------------- messages
 
 
-def chat_tokens(engine: Engine, request: ChatRequest, offered: Sequence[Tool]) -> list[int]:
+def form_of(engine: Engine, offered: Sequence[Tool]) -> Form:
+    """How the model calls tools, HERMES where it must be told. Raises FormatError."""
+    template = engine.model.chat_template
+    with engine.room(first_rendering_bytes(template) if offered else 0, "the chat template"):
+        form = forms.form_of(template) if offered else forms.HERMES
+        # A form that cannot be told in words is spoken only by those whose template tells it.
+        return form if form is forms.HERMES or forms.told_by(template) or forms.example(form) else forms.HERMES
+
+
+def chat_prompt(engine: Engine, request: ChatRequest, offered: Sequence[Tool], form: Form) -> ChatPrompt:
     """The tokens of a conversation, the tools told. Raises ApiError, UsageError, FormatError."""
-    native = tool_text.speaks_hermes(engine.model.chat_template)
-    messages = [_plain(message, native=native) for message in request.messages]
-    if native or not offered:
-        return engine.chat_tokens(messages, tools=tool_text.described(offered) if offered else None)
-    explanation = tool_text.explained(offered)
+    template = engine.model.chat_template
+    called = any(message.tool_calls or message.role == "tool" for message in request.messages)
+    native = (called and forms.form_of(template).native) or (bool(offered) and form.native)
+    names = _names_of_calls(request.messages)
+    messages = [_plain(message, names, native=native) for message in request.messages]
+    variables = template_variables(request)
+    if not offered or (form.native and forms.told_by(template)):
+        told = tool_text.described(offered) if offered else None
+        return engine.chat_prompt(messages, tools=told, variables=variables)
+    explanation = tool_text.explained(offered, form)
     if messages[0]["role"] == "system":
         messages[0]["content"] = f"{messages[0]['content']}\n\n{explanation}".strip()
     else:
         messages.insert(0, {"role": "system", "content": explanation})
-    return engine.chat_tokens(messages)
+    return engine.chat_prompt(messages, variables=variables)
 
 
-def _plain(message: Message, *, native: bool) -> dict[str, Any]:
+def template_variables(request: ChatRequest) -> dict[str, Any]:
+    """What a request tells the chat template beside messages and tools. Raises ApiError."""
+    variables = dict(request.chat_template_kwargs or {})
+    taken = sorted(RESERVED & variables.keys())
+    if taken:
+        raise invalid(f"`chat_template_kwargs` cannot set `{taken[0]}`", "chat_template_kwargs")
+    effort = request.reasoning_effort
+    if effort is not None:
+        variables.setdefault("reasoning_effort", effort)
+        if effort == "none":
+            variables.setdefault("enable_thinking", False)
+    if request.enable_thinking is not None:
+        variables.setdefault("enable_thinking", request.enable_thinking)
+    if "enable_thinking" in variables:  # the other names that templates give it
+        variables.setdefault("thinking", variables["enable_thinking"])
+        variables.setdefault("thinking_mode", "enabled" if variables["enable_thinking"] else "disabled")
+    return variables
+
+
+def _names_of_calls(messages: Sequence[Message]) -> dict[str, str]:
+    return {call.id: call.function.name for message in messages for call in message.tool_calls or () if call.id}
+
+
+def _plain(message: Message, names: Mapping[str, str], *, native: bool) -> dict[str, Any]:
     """A message with its text in one piece. native: the template knows of calls and their results."""
     text, role = content_text(message), message.role
     if role == "tool":
-        return {"role": "tool", "content": text} if native else _response(text)
+        if not native:
+            return _response(text)
+        known = {
+            "tool_call_id": message.tool_call_id or "",
+            "name": message.name or names.get(message.tool_call_id or ""),
+        }
+        return {"role": "tool", "content": text, **{key: value for key, value in known.items() if value is not None}}
     if role == "developer":
         role = "system"
+    thought = message.reasoning_content or message.reasoning
+    plain: dict[str, Any] = {"role": role, "content": text}
+    if thought and role == "assistant":
+        plain["reasoning_content"] = thought
     if not message.tool_calls:
-        return {"role": role, "content": text}
+        return plain
     if native:
         calls = []
         for call in message.tool_calls:
             function = {"name": call.function.name, "arguments": tool_text.arguments_of(call.function.arguments)}
-            calls.append({"type": "function", "function": function})
-        return {"role": role, "content": text, "tool_calls": calls}
-    return {"role": role, "content": f"{text}\n{tool_text.call_text(message)}".strip()}
+            calls.append({"type": "function", "id": call.id, "function": function})
+        return {**plain, "tool_calls": calls}
+    return {**plain, "content": f"{text}\n{tool_text.call_text(message)}".strip()}
 
 
 def _response(text: str) -> dict[str, Any]:
@@ -157,39 +209,51 @@ def _bias(given: Mapping[str, float], engine: Engine) -> tuple[tuple[int, float]
     return tuple(pairs)
 
 
-def constrained(chosen: Sampling, request: ChatRequest, offered: Sequence[Tool]) -> Sampling:
-    """With the grammar of the tools or of the response format. Raises ApiError."""
-    form = request.response_format
+def constrained(
+    chosen: Sampling,
+    request: ChatRequest,
+    offered: Sequence[Tool],
+    form: Form = forms.HERMES,
+    thinking: Thinking = _PLAIN,
+) -> tuple[Sampling, tuple[str, ...]]:
+    """With the grammar of the tools or of the response format, and what of their schemas is not held. Raises ApiError.
+
+    thinking: comes before what the grammar holds.
+    """
+    wanted = request.response_format
     required = bool(offered) and request.tool_choice not in (None, "auto")
-    parallel = request.parallel_tool_calls is not False
-    if form is None or form.type == "text":
+    if wanted is None or wanted.type == "text":
         if not offered:
-            return chosen
-        text, trigger = tool_text.grammar(offered, required, request.tool_choice, parallel=parallel)
-        return replace(chosen, grammar=text, grammar_trigger=trigger)
+            return chosen, ()
+        text, trigger, notes = tool_text.grammar(form, offered, request, required=required)
+        text = text if trigger else after_thinking(text, thinking)
+        return replace(chosen, grammar=text, grammar_trigger=trigger), tuple(notes)
     if required:
         raise invalid("a required tool call leaves no place for a `response_format`", "response_format")
-    answer = _form_grammar(form)
+    answer, notes = _form_grammar(wanted)
+    if thinking.channels:
+        first, _, rest = answer.partition("\n")
+        answer = first.replace("root ::=", "root ::= " + literal("<|channel|>final<|message|>"), 1) + "\n" + rest
     if offered:  # either calls or an answer in form
-        calls, _ = tool_text.grammar(offered, True, None, parallel=parallel)
-        answer = _either(calls, answer)
-    return replace(chosen, grammar=answer, grammar_trigger="")
+        calls, _, more = tool_text.grammar(form, offered, request, required=True)
+        answer, notes = either(calls, answer), [*notes, *more]
+    return replace(chosen, grammar=after_thinking(answer, thinking), grammar_trigger=""), tuple(notes)
 
 
-def _either(first: str, second: str) -> str:
-    """Texts of one grammar or of the other. Rules of the same name are the same rules, but for the roots."""
-    lines = dict.fromkeys([*first.splitlines()[1:], *second.splitlines()[1:]])
-    roots = [text.splitlines()[0].partition("::=")[2].strip() for text in (first, second)]
-    return "\n".join([f"root ::= ({roots[0]}) | ({roots[1]})", *lines])
-
-
-def _form_grammar(form: Any) -> str:
-    if form.type == "json_object":
-        return json_grammar()
-    if form.json_schema is None or form.json_schema.schema is msgspec.UNSET:
-        raise invalid("`response_format` of the type `json_schema` needs `json_schema.schema`", "response_format")
+def _form_grammar(wanted: ResponseFormat) -> tuple[str, list[str]]:
+    """Of `json_object`, with llama-server's `schema` or without, and of `json_schema`."""
+    schema, strict, param = wanted.schema, None, "response_format.schema"
+    if wanted.type == "json_schema":
+        inner = wanted.json_schema
+        if inner is not None and inner.schema is not msgspec.UNSET:
+            schema, strict, param = inner.schema, inner.strict, "response_format.json_schema.schema"
+        elif schema is msgspec.UNSET:
+            raise invalid("`response_format` of the type `json_schema` needs `json_schema.schema`", "response_format")
+    if schema is msgspec.UNSET or schema is None:
+        return json_grammar(), []
+    notes: list[str] = []
     try:
-        return schema_grammar(form.json_schema.schema)
+        return schema_grammar(schema, strict=bool(strict), notes=notes), notes
     except UsageError as error:
         hint = f" ({error.hint})" if error.hint else ""
-        raise invalid(f"`response_format`: {error.message}{hint}", "response_format.json_schema.schema") from None
+        raise invalid(f"`response_format`: {error.message}{hint}", param) from None

@@ -88,6 +88,8 @@ class Message(Struct):
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
 class Function(Struct):
@@ -119,8 +121,11 @@ class JsonSchema(Struct):
 
 
 class ResponseFormat(Struct):
+    """schema: as llama-server takes it beside `json_object`."""
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    schema: dict[str, Any] | UnsetType | None = UNSET
 
 
 class ChatRequest(Sampled, kw_only=True, forbid_unknown_fields=True):
@@ -132,11 +137,14 @@ class ChatRequest(Sampled, kw_only=True, forbid_unknown_fields=True):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
+    # for the chat template: variables of its own, and the two that most of them know
+    chat_template_kwargs: dict[str, Any] | None = None
+    enable_thinking: bool | None = None
+    reasoning_effort: str | None = None
     # without effect here
     metadata: dict[str, str] | None = None
     store: bool | None = None
     service_tier: str | None = None
-    reasoning_effort: str | None = None
     verbosity: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None

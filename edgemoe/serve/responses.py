@@ -10,7 +10,7 @@ from typing import Literal
 from msgspec import UNSET, Struct, UnsetType
 
 from . import answers
-from .answers import Called, Event, Finished, LogProb, Started, Used, Words
+from .answers import Called, Event, Finished, LogProb, Started, Thoughts, Used, Words
 
 _LEAST = -9999.0  # OpenAI's number for "never"; JSON has no infinity
 
@@ -71,6 +71,7 @@ class AssistantMessage(Struct):
     content: str | None
     role: str = "assistant"
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
     tool_calls: list[CallOut] | UnsetType = UNSET
 
 
@@ -94,6 +95,7 @@ class ChatCompletion(Struct):
 class Delta(Struct):
     role: str | UnsetType = UNSET
     content: str | UnsetType | None = UNSET
+    reasoning_content: str | UnsetType = UNSET
     tool_calls: list[CallOut] | UnsetType = UNSET
 
 
@@ -199,6 +201,7 @@ def usage_of(used: Used) -> Usage:
 def chat_completion(frame: Frame, events: Iterable[Event]) -> ChatCompletion:
     """All events of an answer as one object."""
     texts: dict[int, list[str]] = {}
+    thoughts: dict[int, list[str]] = {}
     calls: dict[int, list[CallOut]] = {}
     logprobs: dict[int, list[TokenLogprob]] = {}
     choices: list[ChatChoice] = []
@@ -207,12 +210,17 @@ def chat_completion(frame: Frame, events: Iterable[Event]) -> ChatCompletion:
         if isinstance(event, Words):
             texts.setdefault(event.index, []).append(event.text)
             logprobs.setdefault(event.index, []).extend(map(_chat_logprob, event.logprobs))
+        elif isinstance(event, Thoughts):
+            thoughts.setdefault(event.index, []).append(event.text)
+            logprobs.setdefault(event.index, []).extend(map(_chat_logprob, event.logprobs))
         elif isinstance(event, Called):
             calls.setdefault(event.index, []).append(_call(event))
         elif isinstance(event, Finished):
             i = event.index
             text: str | None = "".join(texts.get(i, ()))
             message = AssistantMessage(text or None if i in calls else text, tool_calls=calls.get(i, UNSET))
+            if i in thoughts:
+                message.reasoning_content = "".join(thoughts[i])
             told = ChatLogprobs(logprobs[i]) if logprobs.get(i) else None
             choices.append(ChatChoice(i, message, told, _reason(event)))
         elif isinstance(event, Used):
@@ -230,9 +238,10 @@ def chat_chunks(frame: Frame, event: Event, *, with_usage: bool) -> Iterator[Cha
     if isinstance(event, Started):
         for i in range(event.n_choice):
             yield chunk(ChunkChoice(i, Delta("assistant", "")))
-    elif isinstance(event, Words):
+    elif isinstance(event, (Words, Thoughts)):
         told = ChatLogprobs([_chat_logprob(one) for one in event.logprobs]) if event.logprobs else None
-        yield chunk(ChunkChoice(event.index, Delta(content=event.text), told))
+        more = Delta(content=event.text) if isinstance(event, Words) else Delta(reasoning_content=event.text)
+        yield chunk(ChunkChoice(event.index, more, told))
     elif isinstance(event, Called):
         call = _call(event)
         call.index = event.number

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from edgemoe.errors import FormatError, UsageError
-from edgemoe.runtime.text.prompt import render
+from edgemoe.runtime.text.prompt import first_rendering_bytes, render
 
 HELLO = [{"role": "user", "content": "hello"}]
 ROUND = [*HELLO, {"role": "assistant", "content": "hi"}, {"role": "user", "content": "bye"}]
@@ -22,21 +22,25 @@ def test_the_memory_of_the_first_rendering_is_known_and_is_nothing_afterwards() 
     program = (
         "import sys\n"
         "from edgemoe.devices.memory import process_memory\n"
-        "from edgemoe.runtime.text.prompt import CHATML, first_rendering_bytes, render\n"
-        "template = sys.argv[1] or None\n"
-        "expected, before = first_rendering_bytes(template), process_memory().rss\n"
-        "render(template, [{'role': 'user', 'content': 'hello'}])\n"
-        "assert first_rendering_bytes(template) == 0\n"
-        "print(expected, process_memory().rss - before)\n"
+        "from edgemoe.runtime.text.prompt import first_rendering_bytes, render\n"
+        "from edgemoe.runtime.text.template import resident_bytes\n"
+        "expected, before = first_rendering_bytes(sys.argv[1]), process_memory().rss\n"
+        "render(sys.argv[1], [{'role': 'user', 'content': 'hello'}])\n"
+        "assert first_rendering_bytes(sys.argv[1]) == 0 and 'jinja2' not in sys.modules\n"
+        "print(expected, process_memory().rss - before, resident_bytes())\n"
     )
     branches = "".join(
         f"{{% if messages[0].role == 'role {i}' %}}{{{{ messages[0].content | trim }}}}{{% endif %}}"
         for i in range(200)
     )
-    for template in ("", branches):
+    for template in ("{{ messages[0].content }}", branches):
         done = subprocess.run([sys.executable, "-c", program, template], capture_output=True, text=True, check=True)
-        expected, taken = map(int, done.stdout.split())
-        assert expected / 2 < taken <= expected, len(template)
+        expected, here, there = map(int, done.stdout.split())
+        assert here + there <= expected and expected / 2 < there, len(template)
+
+
+def test_chatml_runs_no_template() -> None:
+    assert first_rendering_bytes(None) == 0
 
 
 def test_bos_eos_and_the_generation_prompt_reach_the_template() -> None:
@@ -95,8 +99,6 @@ def test_a_template_cannot_reach_the_system() -> None:
     for attack in ("{{ messages.__class__.__mro__ }}", "{{ ''.__class__.__base__.__subclasses__() }}"):
         with pytest.raises(FormatError):
             render(attack, HELLO)
-    with pytest.raises(FormatError):
-        render("{{ messages.append(1) }}", HELLO)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Calls read out of a model's text as it comes, and the grammar that they follow."""
+"""Calls read out of a model's text as it comes, the grammar that they follow, and how models are told of tools."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import json
 import pytest
 
 from edgemoe.serve import tools
+from edgemoe.serve.calls import Call, CallReader, Known, calls_grammar
 from edgemoe.serve.failures import ApiError
+from edgemoe.serve.forms import HERMES
 from edgemoe.serve.protocol import (
     ChatRequest,
     Function,
@@ -18,14 +20,14 @@ from edgemoe.serve.protocol import (
     Tool,
     ToolCall,
 )
-from edgemoe.serve.tools import Call, CallReader
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
-ADD = Tool(Function("add", "adds", {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}))
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+ADD = Tool(Function("add", "adds", SCHEMA))
 
 
-def read(text: str, step: int) -> list[str | Call]:
-    reader = CallReader()
+def read(text: str, step: int, *, most: int | None = None) -> list[str | Call]:
+    reader = CallReader(most=most)
     found: list[str | Call] = []
     for i in range(0, len(text), step):
         found += reader.feed(text[i : i + step])
@@ -44,13 +46,23 @@ def test_calls_and_words_come_apart_wherever_the_text_is_cut(step: int) -> None:
     add = Call("add", '{"a": 1}')
     assert read(CALL, step) == [add]
     assert read(f"Let me see. {CALL}\n{CALL}", step) == ["Let me see. ", add, add]
+    assert read(f"{CALL} Done.", step) == [add, " Done."]
     assert read("1 < 2 and <tool", step) == ["1 < 2 and <tool"]
     assert read("no calls here", step) == ["no calls here"]
 
 
-def test_half_a_call_is_text() -> None:
-    assert read('<tool_call>\n{"name": "add", "argu', 3) == ['<tool_call>\n{"name": "add", "argu']
+def test_half_a_call_is_never_text() -> None:
+    assert read('<tool_call>\n{"name": "add", "argu', 3) == []
+    assert read('Well. <tool_call>\n{"name": "add", "arguments": {"a"', 3) == ["Well. "]
+
+
+def test_what_stands_in_a_calls_place_and_is_none_is_text() -> None:
     assert read("<tool_call>\n[1]\n</tool_call>", 3) == ["<tool_call>\n[1]\n"]
+
+
+def test_a_call_in_another_order_is_one_all_the_same() -> None:
+    other = '<tool_call>{"parameters": {"a": 1}, "name": "add"}</tool_call>'
+    assert read(other, 3) == [Call("add", '{"a": 1}')]
 
 
 def test_a_call_without_its_end_mark_still_counts() -> None:
@@ -59,6 +71,10 @@ def test_a_call_without_its_end_mark_still_counts() -> None:
 
 def test_a_next_call_that_barely_began_is_left_out() -> None:
     assert read(f"{CALL}\n<tool_c", 4) == [Call("add", '{"a": 1}')]
+
+
+def test_no_more_calls_are_taken_than_were_asked_for() -> None:
+    assert read(f"{CALL}\n{CALL}\n{CALL}", 9, most=1) == [Call("add", '{"a": 1}')]
 
 
 def request(**fields: object) -> ChatRequest:
@@ -75,24 +91,36 @@ def test_tools_that_make_no_sense_are_refused() -> None:
     assert tools.offered(request(tools=[ADD], tool_choice="none")) == []
 
 
-def test_only_a_template_that_speaks_the_form_is_given_the_tools() -> None:
-    assert tools.speaks_hermes("{% if tools %}<tool_call>{% endif %}")
-    assert not tools.speaks_hermes("{% if tools %}<tool_call><function=x>{% endif %}")
-    assert not tools.speaks_hermes("{{ messages }}")
-    assert not tools.speaks_hermes(None)
-
-
-def test_the_explanation_carries_every_tool() -> None:
+def test_the_explanation_carries_every_tool_and_a_call_as_an_example() -> None:
     text = tools.explained([ADD])
     assert '"name": "add"' in text and '"description": "adds"' in text and "<tool_response>" in text
+    assert '<tool_call>\n{"name": "NAME", "arguments": {"KEY": "VALUE"}}\n</tool_call>' in text
 
 
 def test_the_grammar_waits_for_the_mark_unless_a_call_is_required() -> None:
-    text, trigger = tools.grammar([ADD], False, "auto", parallel=True)
-    assert trigger == "<tool_call>" and text.startswith('root ::= "\\n" call')
-    text, trigger = tools.grammar([ADD], True, "required", parallel=False)
-    assert trigger == "" and text.startswith('root ::= "<tool_call>" "\\n" call')
+    text, trigger, notes = tools.grammar(HERMES, [ADD], request(tools=[ADD]), required=False)
+    assert trigger == "<tool_call>" and text.startswith('root ::= "\\n{\\"name\\": \\"" call') and not notes
+    one = request(tools=[ADD], tool_choice="required", parallel_tool_calls=False)
+    text, trigger, _ = tools.grammar(HERMES, [ADD], one, required=True)
+    assert trigger == "" and text.startswith('root ::= "<tool_call>" "\\n{\\"name\\": \\"" call')
     assert ")*" not in text.splitlines()[0]
+
+
+def test_a_named_function_is_the_only_one_and_called_once() -> None:
+    other = Tool(Function("sub", None, SCHEMA))
+    named = request(tools=[ADD, other], tool_choice=NamedTool(NamedFunction("sub")))
+    text, _, _ = tools.grammar(HERMES, [ADD, other], named, required=True)
+    assert '"add"' not in text and '"sub"' in text and ")*" not in text.splitlines()[0]
+    assert tools.most_calls(named) == 1
+
+
+def test_what_a_schema_of_parameters_asks_in_vain_is_noted_or_refused_by_the_functions_name() -> None:
+    odd = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
+    _, notes = calls_grammar(HERMES, [Known("add", odd)], required=True, parallel=True)
+    assert len(notes) == 1 and "`add`" in notes[0] and "`uniqueItems`" in notes[0]
+    strict = Tool(Function("add", None, odd, strict=True))
+    with pytest.raises(ApiError, match="parameters of `add`: `uniqueItems`"):
+        tools.grammar(HERMES, [strict], request(tools=[strict]), required=True)
 
 
 def test_earlier_calls_are_written_as_they_were_made() -> None:

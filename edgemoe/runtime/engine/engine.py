@@ -9,7 +9,7 @@ import weakref
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,12 @@ from ..budget.allowance import Allowance
 from ..budget.planner import Plan
 from ..model import Model, ModelInfo
 from ..setup import READERS
-from ..text.prompt import CHATML_END, Message, first_rendering_bytes, render
+from ..text.bounds import Pace
+from ..text.prompt import CHATML_END, Message, first_rendering_bytes, render, rendering_bytes, text_bytes
 from ..text.sampling import Sampling
 from ..text.stream import Step, TextStream
+from ..text.template import resident_bytes as template_bytes
+from ..text.thinking import Piece, Thinking, mark_texts, shown, thinking_of
 from .backend import Backend
 from .collected import Collected
 from .draft import COST_RESIDENT, COST_STREAMED, Lookahead, Payoff, allowed
@@ -41,6 +44,14 @@ _TOKENIZER_BYTES = 210
 _SHORT_TEXT_BYTES = 16 * KIB  # what the margin bears
 _NATIVE_STATS = frozenset(field.name for field in fields(Stats)) & {field[0] for field in NativeStats._fields_}
 _CHECK_TOKENS = 32  # computed between two looks at the process's memory
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """The tokens of a conversation, and how the answer to it is read."""
+
+    tokens: list[int]
+    thinking: Thinking
 
 
 class Engine:
@@ -97,7 +108,9 @@ class Engine:
             plan = replace(plan, direct_io=bool(stats["direct_io"]), reader=READERS[stats["reader"]], **lent)
             # Weights and KV cache are in place; these buffers fill as tokens are computed.
             untouched = plan.decode_bytes + plan.output_bytes
-            self._allowance = Allowance(plan, host_info, backend.set_cache_bytes, untouched_bytes=untouched)
+            self._allowance = Allowance(
+                plan, host_info, backend.set_cache_bytes, untouched_bytes=untouched, resident=_resident_bytes
+            )
             self._sequence = TokenSequence(backend, self._allowance.lock, longest=model.info.n_ctx_train)
         except BaseException:
             self._finalizer()
@@ -251,10 +264,22 @@ class Engine:
 
         A model without a template is asked in ChatML (`engine.model.chat_template` is None then).
         """
-        tokens = self.chat_tokens(messages)
+        return shown(self.chat_pieces(messages, max_tokens=max_tokens, sampling=sampling, stop=stop))
+
+    def chat_pieces(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        variables: Mapping[str, Any] | None = None,
+    ) -> Iterator[Piece]:
+        """`chat` with the model's thinking told from its answer. variables: see `prompt.render`."""
+        prompt = self.chat_prompt(messages, variables=variables)
         if self.model.chat_template is None:
             stop = (*stop, CHATML_END)
-        return self._answer(tokens, max_tokens, sampling, stop)
+        return _read(self._answer(prompt.tokens, max_tokens, sampling, stop), prompt.thinking)
 
     def chat_tokens(
         self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None
@@ -263,13 +288,25 @@ class Engine:
 
         Raises UsageError, FormatError.
         """
+        return self.chat_prompt(messages, tools=tools).tokens
+
+    def chat_prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> ChatPrompt:
+        """`chat_tokens`, and how the answer is read. tools, variables: see `prompt.render`. Raises likewise."""
         bos, eos = (self._token_text(token(self._sequence.text)) for token in (_native.text_bos, _native.text_eos))
         template = self.model.chat_template
-        with self.room(first_rendering_bytes(template), "the chat template"):
-            text = render(template, messages, bos=bos, eos=eos, tools=tools)
+        n_bytes = max(first_rendering_bytes(template), rendering_bytes(text_bytes(messages)))
+        with self.room(n_bytes, "the chat template"):
+            text = render(template, messages, bos=bos, eos=eos, tools=tools, variables=variables)
         # As llama.cpp does: a template that writes BOS itself gets no second one.
         add_special = not (bos and text.startswith(bos))
-        return self._tokenize(text, add_special=add_special, parse_special=True)
+        tokens = self._tokenize(text, add_special=add_special, parse_special=True)
+        return ChatPrompt(tokens, thinking_of(template, text))
 
     def _tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         raw = text.encode("utf-8", "replace")  # lone surrogates, as a terminal may produce, become "?"
@@ -280,7 +317,28 @@ class Engine:
             )
             if n_bytes:
                 _native.trim_heap()
+        if add_special and self._adds_end:
+            tokens.pop()
         return tokens
+
+    @functools.cached_property
+    def _adds_end(self) -> bool:
+        """Whether the vocabulary ends texts with a token: behind what a model is to continue it has no place."""
+        whole, bare = (
+            _native.text_tokenize(self._sequence.text, b"a", add_special=special, parse_special=False)
+            for special in (True, False)
+        )
+        return whole[-len(bare) :] != bare
+
+    @functools.cached_property
+    def _mark_pieces(self) -> dict[int, bytes]:
+        """The bytes of marks around thinking where they are control tokens: they are part of what the model says."""
+        pieces = {}
+        for text in mark_texts(self.model.chat_template):
+            tokens = self._tokenize(text, add_special=False, parse_special=True)
+            if len(tokens) == 1:
+                pieces[tokens[0]] = text.encode()
+        return pieces
 
     def _token_text(self, token: int) -> str:
         if token < 0:
@@ -327,12 +385,16 @@ class Engine:
             epoch, n_token = self._sequence.epoch, 0
             ahead = Lookahead(self._sequence, self._n_draft, self._payoff)
             append = functools.partial(self._append, epoch=epoch)
+            pace = Pace(sampling.grammar)
             while True:
+                pace.begin()
                 token, piece = self._sequence.sample(sampler, epoch, row=ahead.row, special=special)
+                pace.end()
                 if piece is None:
                     self.finish_reason = "stop"
                     break
                 n_token += 1
+                piece = piece or self._mark_pieces.get(token, b"")
                 logprob, top = (None, []) if n_top is None else self._sequence.logprobs(token, n_top, row=ahead.row)
                 yield Step(token, piece, stream.feed(piece), logprob, tuple(top))
                 if stream.stopped:
@@ -463,3 +525,15 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _resident_bytes() -> int:
+    """Of this process and of the one that renders templates for it."""
+    return int(_native.memory()["rss_bytes"]) + template_bytes()
+
+
+def _read(texts: Iterator[str], thinking: Thinking) -> Iterator[Piece]:
+    reader = thinking.reader()
+    for text in texts:
+        yield from reader.feed(text)
+    yield from reader.finish()

@@ -21,7 +21,8 @@ from ..engine import rates
 from ..find.local import split_set
 from ..model import Model, ModelInfo
 from ..setup import Progress, Setup
-from ..text.prompt import first_rendering_bytes
+from ..text.template import first_rendering_bytes
+from ..text.template import resident_bytes as template_bytes
 from .backend import NativeBackend
 from .model import GgufModel, open_gguf
 from .shell import shell_for
@@ -50,7 +51,8 @@ def plan(model: GgufModel, setup: Setup, *, measure: bool) -> Plan:
 
     def spend(placement: Placement, host_bytes: int, like: Plan | None) -> Plan:
         decided: dict[str, object] = {"gpu_experts": placement.experts, "n_gpu_layer": placement.n_gpu_layer}
-        decided |= {"device": _number(gpu), "process_bytes": _native.memory()["rss_bytes"] + host_bytes}
+        process_bytes = _native.memory()["rss_bytes"] + template_bytes() + host_bytes
+        decided |= {"device": _number(gpu), "process_bytes": process_bytes}
         if like:  # the same context, of which the GPU has a part already
             decided |= {"n_ctx": like.n_ctx, "n_ubatch": like.n_ubatch}
         native = setup.native(later_bytes=later_bytes, **decided)

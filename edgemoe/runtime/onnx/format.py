@@ -10,7 +10,8 @@ from ...errors import FormatError, StorageError, UnsupportedError, UsageError
 from ..budget.planner import Plan, choose, finish
 from ..model import Model, ModelInfo
 from ..setup import POLICIES, Progress, Setup
-from ..text.prompt import first_rendering_bytes
+from ..text.template import first_rendering_bytes
+from ..text.template import resident_bytes as template_bytes
 from .backend import OnnxBackend
 from .model import OnnxModel, export_at, open_export
 from .parts import parts_of
@@ -50,7 +51,8 @@ def plan(model: OnnxModel, setup: Setup, *, measure: bool) -> Plan:
 
     sizes = ExportSizes(model, n_threads=setup.n_threads, n_outputs=setup.n_rows)
     native = setup.native(
-        later_bytes=first_rendering_bytes(model.chat_template), process_bytes=_native.memory()["rss_bytes"]
+        later_bytes=first_rendering_bytes(model.chat_template),
+        process_bytes=_native.memory()["rss_bytes"] + template_bytes(),
     )
     return finish(model.info, choose(model.info, sizes, native), None, n_ctx=setup.ctx)
 

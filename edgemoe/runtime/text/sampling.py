@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ... import _native
 from ..._abi import SamplerParams
 from ...errors import UsageError
+from . import bounds
 
 MAX_SEED = 2**32 - 1
 
@@ -64,6 +65,8 @@ class Sampling:
 
     def open(self, text: _native.TextHandle) -> _native.SamplerHandle:
         """A native sampler, to be closed with `_native.sampler_close`. Raises UsageError for a grammar that is none."""
+        if self.grammar:
+            bounds.check(self.grammar)
         sampler = _native.sampler_open(self.params())
         try:
             if self.presence_penalty or self.frequency_penalty or self.logit_bias or self.grammar:

@@ -86,6 +86,17 @@ function note(text) {
   $("log").scrollTop = $("log").scrollHeight;
 }
 
+/** A folded place before an answer for what the model thinks. */
+function thinking(box) {
+  const fold = document.createElement("details"), title = document.createElement("summary");
+  const text = document.createElement("div");
+  fold.className = "thinking";
+  title.textContent = "Thinking";
+  fold.append(title, text);
+  box.before(fold);
+  return text;
+}
+
 async function ask(question) {
   messages.push({ role: "user", content: question });
   turn("user", question);
@@ -99,7 +110,7 @@ async function ask(question) {
   if ($("max-tokens").value) body.max_tokens = Number($("max-tokens").value);
   answering = new AbortController();
   buttons();
-  let text = "", begin = performance.now(), first = 0, usage = null, reason = "";
+  let text = "", begin = performance.now(), first = 0, usage = null, reason = "", thought = null;
   try {
     const response = await call("v1/chat/completions", body, answering.signal);
     for await (const chunk of events(response)) {
@@ -108,6 +119,11 @@ async function ask(question) {
       const choice = chunk.choices[0];
       if (!choice) continue;
       reason = choice.finish_reason ?? reason;
+      if (choice.delta.reasoning_content) {
+        first ||= performance.now();
+        thought ??= thinking(box);
+        thought.textContent += choice.delta.reasoning_content;
+      }
       if (choice.delta.content) {
         first ||= performance.now();
         text += choice.delta.content;
