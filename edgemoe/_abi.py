@@ -337,6 +337,22 @@ class Constraint(Struct):
         ("frequency_penalty", c_float),
         ("grammar", c_char_p),
         ("grammar_trigger", c_char_p),
+        ("typical_p", c_float),
+        ("top_n_sigma", c_float),
+        ("xtc_probability", c_float),
+        ("xtc_threshold", c_float),
+        ("dry_multiplier", c_float),
+        ("dry_base", c_float),
+        ("dry_allowed_length", c_int32),
+        ("dry_last_n", c_int32),
+        ("n_dry_breaker", c_uint32),
+        ("dry_breakers", POINTER(c_char_p)),
+        ("mirostat", c_uint32),
+        ("mirostat_tau", c_float),
+        ("mirostat_eta", c_float),
+        ("dynatemp_range", c_float),
+        ("dynatemp_exponent", c_float),
+        ("ignore_eos", c_uint32),
     ]
 
 

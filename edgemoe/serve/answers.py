@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from ..runtime.engine.engine import Engine
 from ..runtime.text.sampling import Sampling
 from ..runtime.text.stream import Step
-from . import prompts
+from . import prompts, sampled
 from .failures import invalid
 from .prompts import Defaults
 from .protocol import ChatRequest, CompletionRequest, Sampled
+from .scoring import LogProb, Told, scored
+from .timing import Clock, Timings
 from .tools import Call, CallReader, offered
 from .worker import Work
 
@@ -20,28 +22,33 @@ _MAX_PROMPTS = 64
 
 @dataclass(frozen=True)
 class Started:
-    """The request is in order; computing begins. texts: what each choice echoes, () when nothing."""
+    """The request is in order; computing begins. echoes: what each choice begins with, () when nothing.
+
+    n_prompt: tokens of the first prompt.
+    """
 
     n_choice: int
     echoes: tuple[str, ...] = ()
+    n_prompt: int = 0
 
 
 @dataclass(frozen=True)
-class LogProb:
-    """A token with its log-probability, and the likeliest ones."""
+class Scored:
+    """The tokens of a choice's echoed prompt."""
 
-    piece: bytes
-    logprob: float
-    top: tuple[tuple[bytes, float], ...] = ()
+    index: int
+    logprobs: tuple[LogProb, ...]
 
 
 @dataclass(frozen=True)
 class Words:
-    """More of a choice's text; logprobs: of the tokens since the last event, if asked for."""
+    """More of a choice's text; logprobs: of the tokens since the last event, if asked for. tokens: those since then."""
 
     index: int
     text: str
     logprobs: tuple[LogProb, ...] = ()
+    tokens: tuple[int, ...] = ()
+    timings: Timings | None = None
 
 
 @dataclass(frozen=True)
@@ -55,10 +62,12 @@ class Called:
 
 @dataclass(frozen=True)
 class Finished:
-    """reason: "stop", "length" or "tool_calls"."""
+    """reason: "stop", "length" or "tool_calls". stop: the stop text that ended it, "" if none did."""
 
     index: int
     reason: str
+    stop: str = ""
+    timings: Timings | None = None
 
 
 @dataclass(frozen=True)
@@ -68,9 +77,10 @@ class Used:
     n_prompt: int
     n_cached: int
     n_completion: int
+    timings: Timings | None = None
 
 
-Event = Started | Words | Called | Finished | Used
+Event = Started | Scored | Words | Called | Finished | Used
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,7 @@ class _Choice:
 
 def chat_work(request: ChatRequest, defaults: Defaults) -> Work:
     """Raises ApiError for what can be seen without a model."""
+    request = sampled.normalised(request)
     shown = offered(request)
     if request.top_logprobs and not request.logprobs:
         raise invalid("`top_logprobs` needs `logprobs`", "top_logprobs")
@@ -90,13 +101,17 @@ def chat_work(request: ChatRequest, defaults: Defaults) -> Work:
     if n_top is not None and shown:
         raise invalid("log-probabilities of answers with tools are not supported", "logprobs")
     prompts.stops(request)
+    asked, begun = sampled.continued(request)
+    limit = sampled.limit(request, request.max_completion_tokens, defaults)
+    if limit == 0:
+        raise invalid("an answer of 0 tokens: a chat is asked for 1 or more", "max_tokens")
 
     def work(engine: Engine) -> Iterator[Event]:
-        tokens = prompts.chat_tokens(engine, request, shown)
-        sampling = prompts.constrained(prompts.sampling(request, defaults, engine), request, shown)
-        limit = request.max_completion_tokens or request.max_tokens or defaults.max_tokens
+        tokens = prompts.chat_tokens(engine, asked, shown, begun)
+        chosen = sampled.sampling(request, defaults, engine)
+        chosen = sampled.with_grammar(chosen, request) or prompts.constrained(chosen, request, shown)
         stop = prompts.stops(request, engine)
-        choices = _choices([tokens], request, sampling)
+        choices = _choices([tokens], request, chosen)
         yield from _answers(engine, choices, request, limit, stop, n_top, with_calls=bool(shown))
 
     return work
@@ -111,17 +126,16 @@ def completion_work(request: CompletionRequest, defaults: Defaults) -> Work:
         raise invalid("`suffix` is not supported", "suffix")
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise invalid("`best_of` other than `n` is not supported", "best_of")
-    if request.echo and request.logprobs is not None:
-        raise invalid("log-probabilities of the prompt are not supported: `echo` with `logprobs`", "echo")
     stop = prompts.stops(request)
+    limit = sampled.limit(request, None, defaults, otherwise=_COMPLETION_TOKENS)
 
     def work(engine: Engine) -> Iterator[Event]:
         tokens = [prompts.tokens_of(engine, prompt, "prompt") for prompt in given]
         if any(not one for one in tokens):
             raise invalid("a prompt is empty", "prompt")
-        sampling = prompts.sampling(request, defaults, engine)
-        limit = request.max_tokens or defaults.max_tokens or _COMPLETION_TOKENS
-        choices = _choices(tokens, request, sampling)
+        chosen = sampled.sampling(request, defaults, engine)
+        chosen = sampled.with_grammar(chosen, request) or chosen
+        choices = _choices(tokens, request, chosen)
         echoes: tuple[str, ...] = ()
         if request.echo:
             texts = [one if isinstance(one, str) else engine.detokenize(one) for one in given]
@@ -151,31 +165,66 @@ def _answers(
     with_calls: bool = False,
     echoes: tuple[str, ...] = (),
 ) -> Iterator[Event]:
+    """All choices one after another. echoes: their prompts' texts, which come before the answers."""
     for choice in choices:
         engine.check(choice.tokens, choice.sampling)
-    yield Started(len(choices), echoes)
-    n_completion = n_cached = 0
+    yield Started(len(choices), echoes, len(choices[0].tokens))
+    clock = Clock()
+    n_cached = 0
     for index, choice in enumerate(choices):
         if request.cache_prompt is False:
             engine.reset()
-        steps = engine.steps(
-            choice.tokens, max_tokens=limit, sampling=choice.sampling, stop=stop, n_top=n_top, special=with_calls
-        )
-        reader = CallReader() if with_calls else None
-        for step in steps:
-            n_completion += step.token >= 0
-            if reader:
-                yield from _read(index, reader, reader.feed(step.text))
-            elif step.text or step.logprob is not None:
-                yield Words(index, step.text, _logprobs(engine, step))
+        clock.begin()
+        if echoes and n_top is not None:
+            yield Scored(index, scored(engine, choice.tokens, n_top))
+        if limit == 0:
+            if not echoes or n_top is None:
+                engine.eval_prompt(choice.tokens)
+            clock.prompt_done(len(choice.tokens), 0)
+            yield Finished(index, "length", "", clock.timings())
+            continue
+        yield from _one(engine, index, choice, request, limit, stop, n_top, clock, with_calls=with_calls)
         n_cached += engine.n_reused if index == 0 or choice.tokens is not choices[index - 1].tokens else 0
-        if reader:
-            yield from _read(index, reader, reader.finish())
-        called = reader is not None and reader.n_call > 0
-        yield Finished(index, "tool_calls" if called and engine.finish_reason == "stop" else engine.finish_reason)
     # Several answers to one prompt take it once.
     n_prompt = sum(len(choice.tokens) for choice in choices[:: request.n or 1])
-    yield Used(n_prompt, n_cached, n_completion)
+    yield Used(n_prompt, n_cached, clock.n_predicted, clock.timings())
+
+
+def _one(
+    engine: Engine,
+    index: int,
+    choice: _Choice,
+    request: Sampled,
+    limit: int | None,
+    stop: Sequence[str],
+    n_top: int | None,
+    clock: Clock,
+    *,
+    with_calls: bool,
+) -> Iterator[Event]:
+    """One choice. The log-probabilities of tokens whose text is held back come with that text, or not at all."""
+    steps = engine.steps(
+        choice.tokens, max_tokens=limit, sampling=choice.sampling, stop=stop, n_top=n_top, special=with_calls,
+        stop_tokens=frozenset(request.stop_token_ids or ()),
+    )  # fmt: skip
+    reader = CallReader() if with_calls else None
+    told = Told(engine, n_top)
+    ended = _Ending(stop)
+    for step in steps:
+        clock.step(step, len(choice.tokens), engine.n_reused)
+        ended.feed(step)
+        timings = clock.timings() if request.timings_per_token else None
+        if reader:
+            yield from _read(index, reader, reader.feed(step.text))
+        elif step.text or step.token >= 0:
+            yield Words(index, step.text, told.feed(step), (step.token,) if step.token >= 0 else (), timings)
+    if reader:
+        yield from _read(index, reader, reader.finish())
+    elif rest := told.finish(stopped=engine.finish_reason == "stop" and bool(ended.stop)):
+        yield Words(index, "", rest)
+    called = reader is not None and reader.n_call > 0
+    reason = "tool_calls" if called and engine.finish_reason == "stop" else engine.finish_reason
+    yield Finished(index, reason, ended.stop if reason == "stop" else "", clock.timings())
 
 
 def _read(index: int, reader: CallReader, found: Iterator[str | Call]) -> Iterator[Event]:
@@ -183,7 +232,19 @@ def _read(index: int, reader: CallReader, found: Iterator[str | Call]) -> Iterat
         yield Called(index, reader.n_call - 1, item) if isinstance(item, Call) else Words(index, item)
 
 
-def _logprobs(engine: Engine, step: Step) -> tuple[LogProb, ...]:
-    if step.logprob is None:
-        return ()
-    return (LogProb(step.piece, step.logprob, tuple((engine.piece(token), value) for token, value in step.top)),)
+class _Ending:
+    """Which stop text ended an answer."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = [text.encode() for text in stops]
+        self._tail = b""
+        self._longest = max(map(len, self._stops), default=0)
+        self.stop = ""
+
+    def feed(self, step: Step) -> None:
+        if not self._stops or self.stop:
+            return
+        self._tail += step.piece
+        found = [(at, text) for text in self._stops if (at := self._tail.find(text)) >= 0]
+        self.stop = min(found)[1].decode() if found else ""
+        self._tail = self._tail[-self._longest :]

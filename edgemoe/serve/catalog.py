@@ -28,12 +28,18 @@ Talk = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Entry:
-    """A model on offer. created: when its file was last changed, in seconds since 1970."""
+    """A model on offer. created: when its file was last changed, in seconds since 1970.
+
+    n_ctx: tokens that are served of the n_ctx_train that it was trained for. size_bytes: of its file.
+    """
 
     name: str
     path: Path
     created: int
     n_ctx_train: int
+    n_ctx: int
+    size_bytes: int
+    kind: str
 
 
 @dataclass
@@ -57,6 +63,7 @@ class Catalog:
         self.current: tuple[str, Engine] | None = None
         self.loading = ""
         self.totals = Totals()
+        self._budget_bytes = 0
         self._talk = talk
         self.entries: dict[str, Entry] = {}
         for given in paths:
@@ -72,11 +79,12 @@ class Catalog:
         name = label if labelled else file.stem if Path(wanted).expanduser().exists() else wanted
         with open_model(file) as model:
             # Refused now rather than at the first request for it.
-            plan(model, self.setup, measure=False)
-            n_ctx_train = model.info.n_ctx_train
+            n_ctx = plan(model, self.setup, measure=False).n_ctx
+            n_ctx_train, kind = model.info.n_ctx_train, model.info.architecture
         if name in self.entries:
             raise UsageError(f"two models are called `{name}`", hint=f"name one of them: `other={file}`")
-        self.entries[name] = Entry(name, file, int(file.stat().st_mtime), n_ctx_train)
+        found = file.stat()
+        self.entries[name] = Entry(name, file, int(found.st_mtime), n_ctx_train, n_ctx, found.st_size, kind)
 
     @property
     def first(self) -> str:
@@ -90,6 +98,17 @@ class Catalog:
             raise ApiError(
                 404, f"there is no model `{name:.200}`: this server has {known}", code="model_not_found", param="model"
             )
+
+    def named(self, name: str) -> str:
+        """The model that a request means: whatever it says where there is only one. Raises ApiError 404."""
+        if name in self.entries:
+            return name
+        # Ollama's clients add a tag, other servers' clients an owner; some know no other name than the one built in.
+        if len(self.entries) == 1 or not name:
+            return self.first
+        plain = name.removesuffix(":latest")
+        self.check(plain)
+        return plain
 
     def engine(self, name: str) -> Engine:
         """The engine of a model, loaded if it is not. Raises what `load` raises; then no model is loaded."""
@@ -120,6 +139,12 @@ class Catalog:
         del engine
         gc.collect()
         _native.trim_heap()
+
+    def budget_bytes(self) -> int:
+        """Of the model that is loaded, or that was: any thread."""
+        if self.current:
+            self._budget_bytes = self.current[1].plan.budget_bytes
+        return self._budget_bytes
 
     def set_memory(self, memory: str | int) -> None:
         """Change the budget, of the model that is loaded and of those to come. Raises BudgetError, UsageError."""

@@ -32,18 +32,21 @@ class Defaults:
 # ---------------------------------------------------------------- messages
 
 
-def chat_tokens(engine: Engine, request: ChatRequest, offered: Sequence[Tool]) -> list[int]:
-    """The tokens of a conversation, the tools told. Raises ApiError, UsageError, FormatError."""
+def chat_tokens(engine: Engine, request: ChatRequest, offered: Sequence[Tool], begun: str = "") -> list[int]:
+    """The tokens of a conversation, the tools told. begun: what the answer begins with already.
+
+    Raises ApiError, UsageError, FormatError.
+    """
     native = tool_text.speaks_hermes(engine.model.chat_template)
     messages = [_plain(message, native=native) for message in request.messages]
     if native or not offered:
-        return engine.chat_tokens(messages, tools=tool_text.described(offered) if offered else None)
+        return engine.chat_tokens(messages, tools=tool_text.described(offered) if offered else None, begun=begun)
     explanation = tool_text.explained(offered)
     if messages[0]["role"] == "system":
         messages[0]["content"] = f"{messages[0]['content']}\n\n{explanation}".strip()
     else:
         messages.insert(0, {"role": "system", "content": explanation})
-    return engine.chat_tokens(messages)
+    return engine.chat_tokens(messages, begun=begun)
 
 
 def _plain(message: Message, *, native: bool) -> dict[str, Any]:

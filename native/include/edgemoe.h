@@ -553,6 +553,22 @@ typedef struct emoe_constraint {
     float frequency_penalty; /* the same, for each time it is among them */
     const char *grammar;     /* GBNF: what is picked follows its rule `root`, then an end of answer; NULL: anything */
     const char *grammar_trigger; /* the grammar holds from where this text was first written; NULL: from the start */
+    float typical_p;             /* 0 or 1: off */
+    float top_n_sigma;           /* 0: off */
+    float xtc_probability;       /* 0: off */
+    float xtc_threshold;
+    float dry_multiplier; /* 0: off */
+    float dry_base;
+    int32_t dry_allowed_length;
+    int32_t dry_last_n; /* tokens looked back on; -1: all */
+    uint32_t n_dry_breaker;
+    const char *const *dry_breakers; /* n_dry_breaker texts over which no repetition goes; NULL: llama.cpp's own */
+    uint32_t mirostat;               /* 0: off; 1 or 2 in place of all but the temperature */
+    float mirostat_tau;
+    float mirostat_eta;
+    float dynatemp_range; /* the temperature moves by up to that with the entropy; 0: it does not */
+    float dynatemp_exponent;
+    uint32_t ignore_eos; /* 1: tokens that end an answer are never picked */
 } emoe_constraint;
 
 /* For a sampler that has picked nothing yet. EMOE_ERR_ARGUMENT for a grammar that llama.cpp does not take. */

@@ -7,7 +7,7 @@ import os
 import sys
 import weakref
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields, replace
 from types import TracebackType
@@ -28,6 +28,7 @@ from ..text.stream import Step, TextStream
 from .backend import Backend
 from .collected import Collected
 from .draft import COST_RESIDENT, COST_STREAMED, Lookahead, Payoff, allowed
+from .scoring import scores
 from .sequence import TokenSequence
 from .stats import Stats
 
@@ -65,18 +66,21 @@ class Engine:
         resolve: Callable[[str | int], int],
         warm_start: bool = True,
         n_draft: int | None = 0,
+        n_row: int = 1,
     ) -> None:
         """backend: the engine's from now on; with the smallest cache, which grows when it is known what is left for it.
 
         host_info: the model without the experts that a GPU has. resolve: bytes of a budget as the user writes it.
         warm_start: see `Setup`.
         n_draft: most tokens drafted at once; None: MAX_DRAFT where the model can verify them.
+        n_row: tokens whose logits one computation keeps, at most.
         """
         self.model = model
         self.host_info = host_info
         self.finish_reason = ""
         self.n_reused = 0
         self._resolve = resolve
+        self._n_row = min(n_row, plan.n_ubatch)
         self._payoff = Payoff(COST_STREAMED if plan.n_slot < plan.n_expert_total else COST_RESIDENT)
         self._n_drafted = self._n_draft_used = 0
         self._unchecked = 0  # tokens since the last look at the process's memory
@@ -227,12 +231,28 @@ class Engine:
         stop: Sequence[str] = (),
         n_top: int | None = None,
         special: bool = False,
+        stop_tokens: Collection[int] = (),
     ) -> Iterator[Step]:
         """`generate` token by token. n_top: give log-probabilities, and those of the n_top likeliest tokens.
 
-        special: the text of control tokens too.
+        special: the text of control tokens too. stop_tokens: end the answer as the model's own end tokens do.
         """
-        return self._steps(list(tokens), max_tokens, sampling, stop, n_top, special)
+        return self._steps(list(tokens), max_tokens, sampling, stop, n_top, special, stop_tokens)
+
+    def scores(self, tokens: Sequence[int], n_top: int) -> Iterator[Step]:
+        """The log-probability of each token of a prompt given those before it, computed anew from the first on.
+
+        The first has none. At most `Setup.n_rows` tokens are computed at once. Raises what `generate` raises.
+        """
+        self._sequence.check_prompt(tokens)
+        self._sequence.begin()
+        return scores(self._sequence, self._append, tokens, n_top, self._n_row)
+
+    def eval_prompt(self, tokens: Sequence[int]) -> None:
+        """Compute a prompt and no token after it; what is in the engine already is reused."""
+        self._sequence.check_prompt(tokens)
+        self._sequence.begin()
+        self.finish_reason, self.n_reused = "length", self._become(tokens)
 
     def check(self, tokens: Sequence[int], sampling: Sampling) -> None:
         """Raise what `steps` would raise before it computes: UsageError for a prompt or a grammar that cannot be."""
@@ -257,16 +277,18 @@ class Engine:
         return self._answer(tokens, max_tokens, sampling, stop)
 
     def chat_tokens(
-        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None
+        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None, begun: str = ""
     ) -> list[int]:
         """The prompt that `chat` computes for these messages. tools: see `prompt.render`.
+
+        begun: what the answer begins with already, to be gone on with.
 
         Raises UsageError, FormatError.
         """
         bos, eos = (self._token_text(token(self._sequence.text)) for token in (_native.text_bos, _native.text_eos))
         template = self.model.chat_template
         with self.room(first_rendering_bytes(template), "the chat template"):
-            text = render(template, messages, bos=bos, eos=eos, tools=tools)
+            text = render(template, messages, bos=bos, eos=eos, tools=tools) + begun
         # As llama.cpp does: a template that writes BOS itself gets no second one.
         add_special = not (bos and text.startswith(bos))
         return self._tokenize(text, add_special=add_special, parse_special=True)
@@ -301,6 +323,7 @@ class Engine:
         stop: Sequence[str],
         n_top: int | None = None,
         special: bool = False,
+        stop_tokens: Collection[int] = (),
     ) -> Iterator[Step]:
         """Check now, compute when the answer is asked for."""
         if max_tokens is not None and max_tokens < 1:
@@ -309,7 +332,7 @@ class Engine:
         stream = TextStream((stop,) if isinstance(stop, str) else stop)
         self._sequence.begin()
         self.finish_reason, self.n_reused = "", 0
-        return self._compute(tokens, max_tokens, sampling or Sampling(), stream, n_top, special)
+        return self._compute(tokens, max_tokens, sampling or Sampling(), stream, n_top, special, stop_tokens)
 
     def _compute(
         self,
@@ -319,6 +342,7 @@ class Engine:
         stream: TextStream,
         n_top: int | None,
         special: bool,
+        stop_tokens: Collection[int],
     ) -> Iterator[Step]:
         sampler = sampling.open(self._sequence.text)
         ahead: Lookahead | None = None
@@ -329,7 +353,7 @@ class Engine:
             append = functools.partial(self._append, epoch=epoch)
             while True:
                 token, piece = self._sequence.sample(sampler, epoch, row=ahead.row, special=special)
-                if piece is None:
+                if piece is None or token in stop_tokens:
                     self.finish_reason = "stop"
                     break
                 n_token += 1
@@ -359,6 +383,12 @@ class Engine:
     def n_past(self) -> int:
         """Tokens in the sequence."""
         return self._sequence.n_past
+
+    @property
+    def n_computed(self) -> int:
+        """`n_past`, told from any thread while a long prompt is being computed."""
+        with self._control() as backend:
+            return backend.n_past
 
     def eval(self, tokens: Sequence[int], want_all: bool = False) -> None:
         """Compute tokens after those in the sequence: one is decode, more are prefill.

@@ -1,0 +1,143 @@
+"""OpenAI's own endpoints: chat and text completions, models, and the refusal of embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from .answers import Event, chat_work, completion_work
+from .catalog import Catalog
+from .failures import ApiError
+from .flow import Flow
+from .prompts import Defaults
+from .protocol import ChatRequest, CompletionRequest, EmbeddingRequest, Sampled
+from .responses import (
+    ChatChunk,
+    Completion,
+    CompletionBuilder,
+    Frame,
+    ModelCard,
+    ModelList,
+    ModelMeta,
+    PromptProgress,
+    chat_chunks,
+    chat_completion,
+)
+from .wire import SSE_DONE, json_response, sse
+
+
+class _Events:
+    """What OpenAI's two streams have in common."""
+
+    kind = "text/event-stream; charset=utf-8"
+
+    def __init__(self, frame: Frame, asked: Sampled) -> None:
+        self._frame = frame
+        self._with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+
+    def end(self) -> bytes:
+        return SSE_DONE
+
+    def failure(self, error: ApiError) -> bytes:
+        return sse(error.body())
+
+    def ping(self) -> bytes:
+        return b": waiting\n\n"
+
+
+class ChatShape(_Events):
+    def pieces(self, event: Event) -> bytes:
+        return b"".join(sse(chunk) for chunk in chat_chunks(self._frame, event, with_usage=self._with_usage))
+
+    def whole(self, events: list[Event]) -> Any:
+        return chat_completion(self._frame, events)
+
+    def progress(self, progress: PromptProgress) -> bytes:
+        frame = self._frame
+        return sse(
+            ChatChunk(frame.id, frame.created, frame.model, [], frame.fingerprint, prompt_progress=progress)
+        )
+
+
+class CompletionShape(_Events):
+    def __init__(self, frame: Frame, asked: Sampled) -> None:
+        super().__init__(frame, asked)
+        self._builder = CompletionBuilder(frame)
+
+    def pieces(self, event: Event) -> bytes:
+        return b"".join(sse(piece) for piece in self._builder.pieces(event, with_usage=self._with_usage))
+
+    def whole(self, events: list[Event]) -> Any:
+        return self._builder.whole(events)
+
+    def progress(self, progress: PromptProgress) -> bytes:
+        frame = self._frame
+        return sse(Completion(frame.id, frame.created, frame.model, [], frame.fingerprint, prompt_progress=progress))
+
+
+class OpenAI:
+    """fingerprint: says which build answers."""
+
+    def __init__(self, flow: Flow, defaults: Defaults, fingerprint: str) -> None:
+        self._flow = flow
+        self._defaults = defaults
+        self._fingerprint = fingerprint
+
+    @property
+    def _catalog(self) -> Catalog:
+        return self._flow.worker.catalog
+
+    async def chat(self, request: Request) -> Response:
+        asked = await self._flow.asked(request, ChatRequest)
+        value: ChatRequest = asked.value
+        model = self._catalog.named(value.model)
+        shape = ChatShape(Frame("chatcmpl", model, self._fingerprint), _bare(value))
+        work = self._flow.later(asked, lambda one: chat_work(one, self._defaults))
+        return await self._flow.answer(
+            request, model, work, shape, stream=bool(value.stream), progress=bool(value.return_progress),
+            headers=asked.headers,
+        )  # fmt: skip
+
+    async def completions(self, request: Request) -> Response:
+        asked = await self._flow.asked(request, CompletionRequest)
+        value: CompletionRequest = asked.value
+        model = self._catalog.named(value.model)
+        shape = CompletionShape(Frame("cmpl", model, self._fingerprint), _bare(value))
+        work = self._flow.later(asked, lambda one: completion_work(one, self._defaults))
+        return await self._flow.answer(
+            request, model, work, shape, stream=bool(value.stream), progress=bool(value.return_progress),
+            headers=asked.headers,
+        )  # fmt: skip
+
+    async def embeddings(self, request: Request) -> Response:
+        asked = await self._flow.asked(request, EmbeddingRequest)
+        model = self._catalog.named(asked.value.model)
+        raise ApiError(
+            400,
+            f"`{model}` makes no embeddings: it is a model that continues text",
+            code="embeddings_not_supported",
+            param="model",
+        )
+
+    async def models(self, request: Request) -> Response:
+        return json_response(ModelList([self._card(name) for name in self._catalog.entries]))
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        self._catalog.check(name)
+        return json_response(self._card(name))
+
+    def _card(self, name: str) -> ModelCard:
+        entry, current = self._catalog.entries[name], self._catalog.current
+        loaded = bool(current and current[0] == name)
+        return ModelCard(
+            name, entry.created, entry.n_ctx, entry.n_ctx_train, loaded, entry.n_ctx,
+            ModelMeta(entry.n_ctx_train, entry.n_ctx, entry.size_bytes),
+        )  # fmt: skip
+
+
+def _bare(value: Sampled) -> Sampled:
+    """What a shape needs of a request, without its texts: they wait as the bytes that came."""
+    return Sampled(stream_options=value.stream_options)
