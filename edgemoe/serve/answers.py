@@ -52,6 +52,14 @@ class Words:
 
 
 @dataclass(frozen=True)
+class Thought:
+    """More of what a choice's model thinks before it answers."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True)
 class Called:
     """A choice calls a tool: its number-th call."""
 
@@ -80,7 +88,7 @@ class Used:
     timings: Timings | None = None
 
 
-Event = Started | Scored | Words | Called | Finished | Used
+Event = Started | Scored | Words | Thought | Called | Finished | Used
 
 
 @dataclass(frozen=True)

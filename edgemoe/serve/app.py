@@ -17,15 +17,18 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from .. import _native
+from . import anthropic, ollama
 from .failures import ApiError, of_engine
 from .flow import Flow
 from .guard import Access, Guard
 from .intake import Front, Intake, Log, drained
 from .live import INTERVAL_S, LiveView, RequestCounts, metrics
+from .native_api import Native
 from .openai_api import OpenAI
 from .openapi import document
 from .prompts import Defaults
 from .protocol import BudgetRequest
+from .responses_api import Responses
 from .wire import ClientGone, EventStream, json_response, sse
 from .worker import Worker
 
@@ -51,15 +54,15 @@ class Server:
         self._flow = Flow(worker, self.counts, self._intake, strict=strict)
         fingerprint = f"fp_{zlib.crc32(_native.build_stamp().encode()):08x}"
         self._openai = OpenAI(self._flow, defaults, fingerprint)
+        self._responses = Responses(self._flow, defaults)
+        self._anthropic = anthropic.Anthropic(self._flow, defaults)
+        self._ollama = ollama.Ollama(self._flow, defaults)
+        self._native = Native(self._flow, defaults)
 
     def app(self, access: Access) -> Starlette:
-        openai = self._openai
         routes = [
-            self._route("/v1/chat/completions", openai.chat, "POST"),
-            self._route("/v1/completions", openai.completions, "POST"),
-            self._route("/v1/embeddings", openai.embeddings, "POST"),
-            self._route("/v1/models", openai.models, "GET"),
-            self._route("/v1/models/{name:path}", openai.model, "GET"),
+            *self._openai_routes(),
+            *self._other_routes(),
             self._route("/health", self.health, "GET"),
             self._route("/metrics", self.metrics, "GET"),
             self._route("/openapi.json", self.openapi, "GET"),
@@ -72,6 +75,37 @@ class Server:
             Middleware(Guard, access=access),
         ]
         return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _http_error})
+
+    def _openai_routes(self) -> list[Route]:
+        openai = self._openai
+        return [
+            self._route("/v1/chat/completions", openai.chat, "POST"),
+            self._route("/v1/completions", openai.completions, "POST"),
+            self._route("/v1/responses", self._responses.create, "POST"),
+            self._route("/v1/embeddings", openai.embeddings, "POST"),
+            self._route("/v1/models", openai.models, "GET"),
+            self._route("/v1/models/{name:path}", openai.model, "GET"),
+        ]
+
+    def _other_routes(self) -> list[Route]:
+        """Anthropic's, Ollama's and llama.cpp's."""
+        others, lines, own = self._anthropic, self._ollama, self._native
+        return [
+            self._route("/v1/messages", others.messages, "POST", anthropic.failure),
+            self._route("/v1/messages/count_tokens", others.count_tokens, "POST", anthropic.failure),
+            self._route("/api/chat", lines.chat, "POST", ollama.failure),
+            self._route("/api/generate", lines.generate, "POST", ollama.failure),
+            self._route("/api/tags", lines.tags, "GET", ollama.failure),
+            self._route("/api/show", lines.show, "POST", ollama.failure),
+            self._route("/api/version", lines.version, "GET", ollama.failure),
+            self._route("/api/ps", lines.ps, "GET", ollama.failure),
+            self._route("/completion", own.completion, "POST"),
+            self._route("/tokenize", own.tokenize, "POST"),
+            self._route("/detokenize", own.detokenize, "POST"),
+            self._route("/apply-template", own.apply_template, "POST"),
+            self._route("/props", own.props, "GET"),
+            self._route("/slots", own.slots, "GET"),
+        ]
 
     def _route(self, path: str, endpoint: Endpoint, method: str, failure: Failure = ApiError.body) -> Route:
         async def answered(request: Request) -> Response:

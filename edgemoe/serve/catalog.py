@@ -30,7 +30,8 @@ Talk = Callable[[str], None]
 class Entry:
     """A model on offer. created: when its file was last changed, in seconds since 1970.
 
-    n_ctx: tokens that are served of the n_ctx_train that it was trained for. size_bytes: of its file.
+    n_ctx: tokens that are served of the n_ctx_train that it was trained for. size_bytes: of its file. kind: its
+    architecture.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Entry:
     n_ctx: int
     size_bytes: int
     kind: str
+    n_expert: int
 
 
 @dataclass
@@ -80,11 +82,13 @@ class Catalog:
         with open_model(file) as model:
             # Refused now rather than at the first request for it.
             n_ctx = plan(model, self.setup, measure=False).n_ctx
-            n_ctx_train, kind = model.info.n_ctx_train, model.info.architecture
+            info = model.info
         if name in self.entries:
             raise UsageError(f"two models are called `{name}`", hint=f"name one of them: `other={file}`")
         found = file.stat()
-        self.entries[name] = Entry(name, file, int(found.st_mtime), n_ctx_train, n_ctx, found.st_size, kind)
+        self.entries[name] = Entry(
+            name, file, int(found.st_mtime), info.n_ctx_train, n_ctx, found.st_size, info.architecture, info.n_expert
+        )
 
     @property
     def first(self) -> str:
@@ -99,9 +103,9 @@ class Catalog:
                 404, f"there is no model `{name:.200}`: this server has {known}", code="model_not_found", param="model"
             )
 
-    def named(self, name: str) -> str:
+    def named(self, name: str | None) -> str:
         """The model that a request means: whatever it says where there is only one. Raises ApiError 404."""
-        if name in self.entries:
+        if name and name in self.entries:
             return name
         # Ollama's clients add a tag, other servers' clients an owner; some know no other name than the one built in.
         if len(self.entries) == 1 or not name:

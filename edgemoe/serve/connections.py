@@ -20,7 +20,9 @@ _REFUSED_S = 1.0  # for a refused client to read why
 _MAX_REFUSED = 64  # told at once; more are cut off without a word
 
 _FULL = b'{"error":{"message":"too many connections","type":"server_error","param":null,"code":"too_many_connections"}}'
-_LATE = b'{"error":{"message":"the request did not come in time","type":"invalid_request_error","param":null,"code":null}}'
+_LATE = (
+    b'{"error":{"message":"the request did not come in time","type":"invalid_request_error","param":null,"code":null}}'
+)
 
 
 def _plain(status: bytes, body: bytes, more: bytes = b"") -> bytes:

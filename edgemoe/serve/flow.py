@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from . import tolerance
 from .answers import Event, Scored, Started, Used, Words
-from .failures import ApiError, of_engine
+from .failures import ApiError, of_decoding, of_engine
 from .intake import Intake, note, parsed_bytes
 from .live import RequestCounts
 from .protocol import decode
@@ -104,10 +104,14 @@ class Flow:
     def later(self, asked: Asked, build: Callable[[Any], Work]) -> Work:
         """Work that decodes the body again when its turn comes: what waits is held as the bytes that came.
 
-        What can be seen without a model is found now. Raises ApiError.
+        What can be seen without a model is found now; then what was decoded is let go. Raises ApiError.
         """
-        build(asked.value)
         body, kind = asked.body, type(asked.value)
+        try:
+            build(asked.value)
+        except msgspec.ValidationError as error:
+            raise of_decoding(error) from None
+        asked.value = None
 
         def work(engine: Any) -> Any:
             with self._room(body):
@@ -132,6 +136,14 @@ class Flow:
             return await self._stream(request, model, work, shape, progress=progress, headers=headers)
         events = await unless_gone(request.receive, self._collect(model, work))
         return json_response(shape.whole(events), 200, headers)
+
+    async def results(self, request: Request, model: str, work: Work) -> list[Any]:
+        """What work yields that is no answer: tokens, texts. Raises ApiError, ClientGone."""
+
+        async def collect() -> list[Any]:
+            return [event async for event in self.worker.events(Job(model, work))]
+
+        return await unless_gone(request.receive, collect())
 
     async def _collect(self, model: str, work: Work) -> list[Event]:
         events: list[Event] = []

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders

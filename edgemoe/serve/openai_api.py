@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -33,9 +34,9 @@ class _Events:
 
     kind = "text/event-stream; charset=utf-8"
 
-    def __init__(self, frame: Frame, asked: Sampled) -> None:
+    def __init__(self, frame: Frame, *, with_usage: bool) -> None:
         self._frame = frame
-        self._with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+        self._with_usage = with_usage
 
     def end(self) -> bytes:
         return SSE_DONE
@@ -56,14 +57,12 @@ class ChatShape(_Events):
 
     def progress(self, progress: PromptProgress) -> bytes:
         frame = self._frame
-        return sse(
-            ChatChunk(frame.id, frame.created, frame.model, [], frame.fingerprint, prompt_progress=progress)
-        )
+        return sse(ChatChunk(frame.id, frame.created, frame.model, [], frame.fingerprint, prompt_progress=progress))
 
 
 class CompletionShape(_Events):
-    def __init__(self, frame: Frame, asked: Sampled) -> None:
-        super().__init__(frame, asked)
+    def __init__(self, frame: Frame, *, with_usage: bool) -> None:
+        super().__init__(frame, with_usage=with_usage)
         self._builder = CompletionBuilder(frame)
 
     def pieces(self, event: Event) -> bytes:
@@ -91,25 +90,23 @@ class OpenAI:
 
     async def chat(self, request: Request) -> Response:
         asked = await self._flow.asked(request, ChatRequest)
-        value: ChatRequest = asked.value
-        model = self._catalog.named(value.model)
-        shape = ChatShape(Frame("chatcmpl", model, self._fingerprint), _bare(value))
+        how = _How.of(asked.value)
+        model = self._catalog.named(how.model)
+        shape = ChatShape(Frame("chatcmpl", model, self._fingerprint), with_usage=how.with_usage)
         work = self._flow.later(asked, lambda one: chat_work(one, self._defaults))
         return await self._flow.answer(
-            request, model, work, shape, stream=bool(value.stream), progress=bool(value.return_progress),
-            headers=asked.headers,
-        )  # fmt: skip
+            request, model, work, shape, stream=how.stream, progress=how.progress, headers=asked.headers
+        )
 
     async def completions(self, request: Request) -> Response:
         asked = await self._flow.asked(request, CompletionRequest)
-        value: CompletionRequest = asked.value
-        model = self._catalog.named(value.model)
-        shape = CompletionShape(Frame("cmpl", model, self._fingerprint), _bare(value))
+        how = _How.of(asked.value)
+        model = self._catalog.named(how.model)
+        shape = CompletionShape(Frame("cmpl", model, self._fingerprint), with_usage=how.with_usage)
         work = self._flow.later(asked, lambda one: completion_work(one, self._defaults))
         return await self._flow.answer(
-            request, model, work, shape, stream=bool(value.stream), progress=bool(value.return_progress),
-            headers=asked.headers,
-        )  # fmt: skip
+            request, model, work, shape, stream=how.stream, progress=how.progress, headers=asked.headers
+        )
 
     async def embeddings(self, request: Request) -> Response:
         asked = await self._flow.asked(request, EmbeddingRequest)
@@ -138,6 +135,17 @@ class OpenAI:
         )  # fmt: skip
 
 
-def _bare(value: Sampled) -> Sampled:
-    """What a shape needs of a request, without its texts: they wait as the bytes that came."""
-    return Sampled(stream_options=value.stream_options)
+@dataclass(frozen=True)
+class _How:
+    """What is needed of a request while it waits, without its texts: they wait as the bytes that came."""
+
+    model: str | None
+    stream: bool
+    progress: bool
+    with_usage: bool
+
+    @classmethod
+    def of(cls, value: Sampled) -> _How:
+        options = value.stream_options
+        usage = bool(options and options.include_usage)
+        return cls(value.model, bool(value.stream), bool(value.return_progress), usage)

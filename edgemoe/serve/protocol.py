@@ -1,5 +1,4 @@
-"""The requests, as OpenAI's reference gives them with llama.cpp's additions: types, ranges and defaults, checked as they
-are decoded.
+"""OpenAI's requests with llama.cpp's additions: types, ranges and defaults, checked as they are decoded.
 
 The OpenAPI document is made from these classes. What a request may carry without effect here is listed in each class
 under that heading. What is not known is told apart by `tolerance`.
@@ -50,7 +49,7 @@ class Sampled(Struct, kw_only=True):
     computed before a stream's first token.
     """
 
-    model: str = ""
+    model: str | None = ""
     temperature: Temperature | None = None
     top_p: Probability | None = None
     n: Choices | None = None
@@ -158,7 +157,7 @@ class ResponseFormat(Struct):
 
 
 class ChatRequest(Sampled, kw_only=True):
-    """continue_final_message: whether an assistant's message at the end is gone on with; where it is not said, it is."""
+    """continue_final_message: whether an assistant's message at the end is gone on with; not said: it is."""
 
     messages: Annotated[list[Message], Meta(min_length=1)]
     max_completion_tokens: Limit | None = None
@@ -191,7 +190,7 @@ class CompletionRequest(Sampled, kw_only=True):
 
 
 class EmbeddingRequest(Struct, kw_only=True):
-    model: str = ""
+    model: str | None = ""
     input: Prompt
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Count | None = None

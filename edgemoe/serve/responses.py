@@ -344,8 +344,8 @@ class CompletionBuilder:
                 self._begins[i] = len(text)
                 yield self._piece(CompletionChoice(i, text), with_usage=with_usage)
         elif isinstance(event, Scored):
-            told = self._told(event.logprobs, 0)
-            yield self._piece(CompletionChoice(event.index, "", told), with_usage=with_usage)
+            scored = CompletionChoice(event.index, "", self._told(event.logprobs, 0))
+            yield self._piece(scored, with_usage=with_usage)
         elif isinstance(event, Words):
             told = self._told(event.logprobs, self._begins.get(event.index, 0)) if event.logprobs else None
             if event.text or told or event.timings:
@@ -388,11 +388,11 @@ def _likeliest(one: LogProb) -> dict[str, float] | None:
 
 
 def _joined(first: CompletionLogprobs | None, second: CompletionLogprobs | None) -> CompletionLogprobs | None:
+    """The second's items at the first's end."""
     if first is None or second is None:
         return first or second
-    return CompletionLogprobs(
-        first.tokens + second.tokens,
-        first.token_logprobs + second.token_logprobs,
-        first.top_logprobs + second.top_logprobs,
-        first.text_offset + second.text_offset,
-    )
+    first.tokens += second.tokens
+    first.token_logprobs += second.token_logprobs
+    first.top_logprobs += second.top_logprobs
+    first.text_offset += second.text_offset
+    return first

@@ -14,11 +14,12 @@ import uvicorn
 
 from ..errors import StorageError, UsageError
 from ..runtime.setup import Setup
-from .app import Log, Server
+from .app import Server
 from .catalog import Catalog, Talk
 from .connections import HEAD_BYTES, Connection
 from .guard import ANYBODY, Access
 from .hosts import authority, is_loopback, origin
+from .intake import Log
 from .prompts import Defaults
 from .worker import Worker
 
@@ -61,7 +62,9 @@ class Settings:
         for text in self.names:
             place = authority(text)
             if place is None or place.port is not None:
-                raise UsageError(f"`--allow-host {text}` is no name", hint="give a host's name alone, like `ai.example`")
+                raise UsageError(
+                    f"`--allow-host {text}` is no name", hint="give a host's name alone, like `ai.example`"
+                )
 
     def _check_origin(self, text: str) -> None:
         if text == ANYBODY:

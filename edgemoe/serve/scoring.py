@@ -29,7 +29,8 @@ class LogProb:
 
 def scored(engine: Engine, tokens: Sequence[int], n_top: int) -> tuple[LogProb, ...]:
     """Every token of a prompt, given those before it. Computes all of it."""
-    found, offsets = [], _Offsets()
+    found: list[LogProb] = []
+    offsets = _Offsets()
     for step in engine.scores(tokens, n_top):
         text = engine.piece(step.token) if found or step.piece else b""
         found.append(_of(engine, step, text, offsets.feed(step.piece)))

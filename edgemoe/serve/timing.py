@@ -53,7 +53,10 @@ class Clock:
         self.n_predicted += step.token >= 0
 
     def timings(self) -> Timings:
-        prompt, predicted = self._rates(self._n_prompt, self._prompt_s), self._rates(self.n_predicted, self._predicted_s)
+        prompt, predicted = (
+            self._rates(self._n_prompt, self._prompt_s),
+            self._rates(self.n_predicted, self._predicted_s),
+        )
         return Timings(self._n_cached, *prompt, *predicted)
 
     @staticmethod

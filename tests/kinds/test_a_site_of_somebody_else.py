@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import serving
@@ -29,9 +28,9 @@ def test_this_machine(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "127.evil.example", "127.0.0.1.evil.example", "127.0.0.1.nip.io", "localhost.evil.example", "localhost.", "127.1",
+        "127.evil.example", "127.0.0.1.evil.example", "127.0.0.1.nip.io", "localhost.evil.example", "localhost.",
         "127.0.0.1.", "evil.example", "localhost@evil.example", "127.0.0.1@evil.example", "", "0.0.0.0", "::", "[::1]",
-        "128.0.0.1", "2130706433", "0x7f.0.0.1", "\uff11\uff12\uff17.0.0.1",
+        "127.1", "128.0.0.1", "2130706433", "0x7f.0.0.1", "\uff11\uff12\uff17.0.0.1",
     ],
 )  # fmt: skip
 def test_not_this_machine(name: str) -> None:
@@ -68,8 +67,8 @@ def test_a_host_that_is_answered(server: Served, host: str) -> None:
 @pytest.mark.parametrize(
     "host",
     [
-        "127.evil.example", "127.0.0.1.evil.example:8080", "localhost.evil.example", "[::1].evil.example", "evil.example",
-        "user@localhost", "ai.example.evil.example", "localhost.", "",
+        "127.evil.example", "127.0.0.1.evil.example:8080", "localhost.evil.example", "[::1].evil.example",
+        "evil.example", "user@localhost", "ai.example.evil.example", "localhost.", "",
     ],
 )  # fmt: skip
 @needs_library
@@ -79,7 +78,9 @@ def test_a_host_that_is_not(server: Served, host: str) -> None:
         assert status == 403 and answer["error"]["code"] == "host_not_allowed"
 
 
-@pytest.mark.parametrize("origin", [OBSIDIAN, SITE, "http://localhost:5173", "http://localhost", "HTTPS://chat.example"])
+@pytest.mark.parametrize(
+    "origin", [OBSIDIAN, SITE, "http://localhost:5173", "http://localhost", "HTTPS://chat.example"]
+)
 @needs_library
 def test_a_page_that_was_let_in(server: Served, origin: str) -> None:
     asked = "authorization,content-type,x-stainless-arch,x-stainless-os, x-stainless-timeout"

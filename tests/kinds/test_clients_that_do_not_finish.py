@@ -99,7 +99,9 @@ def test_half_sent_bodies_stay_inside_the_budget(server: Served) -> None:
 @needs_library
 def test_waiting_requests_are_held_as_the_bytes_that_came(server: Served) -> None:
     """A list of lists takes twenty times its text."""
-    body = json.dumps({"prompt": "x", "max_tokens": 1, "logit_bias": {}, "tools": [[] for _ in range(200_000)]}).encode()
+    body = json.dumps(
+        {"prompt": "x", "max_tokens": 1, "logit_bias": {}, "tools": [[] for _ in range(200_000)]}
+    ).encode()
     statuses: list[int] = []
     before = server.rss_bytes()
     running = server.stream(CHAT, {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 400, "stream": True})

@@ -193,6 +193,10 @@ class Engine:
         """Tokens of a text. special: begin with BOS where the model wants one, and read "<|im_end|>" as one token."""
         return self._tokenize(text, add_special=special, parse_special=special)
 
+    def tokens(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """`tokenize`, with both halves of `special` on their own."""
+        return self._tokenize(text, add_special=add_special, parse_special=parse_special)
+
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Text of tokens. special: that of control tokens too. Raises UsageError for a token that does not exist."""
         self._sequence.check(tokens)
