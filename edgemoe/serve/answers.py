@@ -52,11 +52,12 @@ class Words:
 
 
 @dataclass(frozen=True)
-class Thought:
-    """More of what a choice's model thinks before it answers."""
+class Thoughts:
+    """More of what the model thinks before a choice's text; logprobs: as of Words."""
 
     index: int
     text: str
+    logprobs: tuple[LogProb, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Used:
     timings: Timings | None = None
 
 
-Event = Started | Scored | Words | Thought | Called | Finished | Used
+Event = Started | Scored | Words | Thoughts | Called | Finished | Used
 
 
 @dataclass(frozen=True)

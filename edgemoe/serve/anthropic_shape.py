@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterator
 from typing import Any
 
-from .answers import Called, Event, Finished, Started, Thought, Used, Words
+from .answers import Called, Event, Finished, Started, Thoughts, Used, Words
 from .failures import ApiError
 from .responses import PromptProgress
 from .wire import sse
@@ -35,7 +35,7 @@ class MessageShape:
             yield _event("message_start", message={**self._message, "usage": _usage(Used(event.n_prompt, 0, 0))})
         elif isinstance(event, Words) and event.text:
             yield from self._grow("text", {"type": "text_delta", "text": event.text})
-        elif isinstance(event, Thought):
+        elif isinstance(event, Thoughts):
             yield from self._grow("thinking", {"type": "thinking_delta", "thinking": event.text})
         elif isinstance(event, Called):
             yield from self._called(event)

@@ -50,6 +50,7 @@ class Server:
         self.counts = RequestCounts()
         self.stopping = asyncio.Event()
         self._log = log
+        self._strict = strict
         self._intake = Intake(worker.catalog.budget_bytes)
         self._flow = Flow(worker, self.counts, self._intake, strict=strict)
         fingerprint = f"fp_{zlib.crc32(_native.build_stamp().encode()):08x}"
@@ -131,7 +132,7 @@ class Server:
         return Response(metrics(self.worker, self.counts), media_type="text/plain; version=0.0.4")
 
     async def openapi(self, request: Request) -> Response:
-        return json_response(document())
+        return json_response(document(list(self.worker.catalog.entries), strict=self._strict))
 
     async def live(self, request: Request) -> Response:
         view = LiveView(self.worker)

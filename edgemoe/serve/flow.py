@@ -229,7 +229,7 @@ class _Told:
         self._progress = progress
         self._n_prompt = 0
         self._begin = self._pinged = time.monotonic()
-        self._n_cached: int | None = None
+        self._last = (-1, -1)
 
     def pieces(self, event: Event) -> bytes:
         if isinstance(event, Started):
@@ -239,12 +239,11 @@ class _Told:
         return self._shape.pieces(event)
 
     def ping(self) -> bytes:
-        n_done = self._worker.n_computed(self._job) if self._n_prompt and self._progress else None
-        if n_done is not None:
-            self._n_cached = n_done if self._n_cached is None else self._n_cached
+        found = self._worker.progress(self._job) if self._n_prompt and self._progress else None
+        if found and found[1] <= found[0] <= self._n_prompt and found != self._last:
+            self._last = found
             ms = int((time.monotonic() - self._begin) * 1000)
-            done = PromptProgress(self._n_prompt, min(self._n_cached, n_done), min(n_done, self._n_prompt), ms)
-            if said := self._shape.progress(done):
+            if said := self._shape.progress(PromptProgress(self._n_prompt, found[1], found[0], ms)):
                 self._pinged = time.monotonic()
                 return said
         if time.monotonic() - self._pinged < PING_S - 0.1:

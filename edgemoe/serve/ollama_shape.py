@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from .answers import Called, Event, Finished, Thought, Used, Words
+from .answers import Called, Event, Finished, Thoughts, Used, Words
 from .failures import ApiError
 from .responses import PromptProgress
 
@@ -32,7 +32,7 @@ class LineShape:
     def _lines(self, event: Event) -> Iterator[dict[str, Any]]:
         if isinstance(event, Words) and event.text:
             yield self._line(event.text)
-        elif isinstance(event, Thought):
+        elif isinstance(event, Thoughts):
             yield self._line("", thinking=event.text)
         elif isinstance(event, Called):
             yield self._line("", tool_calls=[_call(event)])
@@ -55,7 +55,7 @@ class LineShape:
 
     def whole(self, events: list[Event]) -> Any:
         text = "".join(event.text for event in events if isinstance(event, Words))
-        thought = "".join(event.text for event in events if isinstance(event, Thought))
+        thought = "".join(event.text for event in events if isinstance(event, Thoughts))
         calls = [_call(event) for event in events if isinstance(event, Called)]
         finished = next((event for event in events if isinstance(event, Finished)), None)
         self._reason = "length" if finished and finished.reason == "length" else "stop"

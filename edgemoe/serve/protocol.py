@@ -95,7 +95,7 @@ class Sampled(Struct, kw_only=True):
 class Part(Struct):
     """A piece of a message. Only text is read."""
 
-    type: str
+    type: Annotated[str, Meta(extra_json_schema={"enum": ["text", "refusal", "input_text"]})]
     text: str | None = None
 
 
@@ -185,8 +185,8 @@ class CompletionRequest(Sampled, kw_only=True):
     prompt: Prompt
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     echo: bool | None = None
-    best_of: Choices | None = None
-    suffix: str | None = None
+    best_of: Annotated[int, Meta(ge=1, le=MAX_CHOICES, description="the same as `n`")] | None = None
+    suffix: Annotated[str, Meta(extra_json_schema={"maxLength": 0})] | None = None
 
 
 class EmbeddingRequest(Struct, kw_only=True):

@@ -151,24 +151,6 @@ class Completion(Struct):
     object: str = "text_completion"
 
 
-class EmbeddingItem(Struct):
-    index: int
-    embedding: list[float] | str
-    object: str = "embedding"
-
-
-class EmbeddingUsage(Struct):
-    prompt_tokens: int
-    total_tokens: int
-
-
-class Embeddings(Struct):
-    data: list[EmbeddingItem]
-    model: str
-    usage: EmbeddingUsage
-    object: str = "list"
-
-
 class ModelMeta(Struct):
     """As llama.cpp tells it."""
 

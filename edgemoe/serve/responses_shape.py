@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from .answers import Called, Event, Finished, Started, Thought, Used, Words
+from .answers import Called, Event, Finished, Started, Thoughts, Used, Words
 from .failures import ApiError
 from .responses import PromptProgress
 from .tools import Call
@@ -61,7 +61,7 @@ class ResponsesShape:
         elif isinstance(event, Words) and event.text:
             self._said.text += event.text
             yield from self._grow("message", "response.output_text.delta", event.text)
-        elif isinstance(event, Thought):
+        elif isinstance(event, Thoughts):
             yield from self._grow("reasoning", "response.reasoning_text.delta", event.text)
         elif isinstance(event, Called):
             yield from self._close()

@@ -76,13 +76,13 @@ class Worker:
     def busy(self) -> bool:
         return self._active is not None
 
-    def n_computed(self, job: Job) -> int | None:
-        """Tokens in the sequence, if a job is the one that runs."""
+    def progress(self, job: Job) -> tuple[int, int] | None:
+        """Tokens of a job's prompt that are computed, and those that were there already; None while it waits."""
         loaded = self.catalog.current
         if job is not self._active or loaded is None:
             return None
         try:
-            return loaded[1].n_computed
+            return loaded[1].progress
         except UsageError:  # it was closed in the meantime
             return None
 

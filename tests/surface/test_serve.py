@@ -441,3 +441,18 @@ def test_a_missing_package_is_one_clear_line(environment: dict[str, str], good: 
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("edgemoe: `edgemoe serve` needs the package `uvicorn`") and "hint: " in done.stderr
+
+
+def test_the_document_names_the_models_and_what_is_taken(server: Served) -> None:
+    document = server.ask("/openapi.json")[1]
+    schemas = document["components"]["schemas"]
+    assert schemas["ChatRequest"]["properties"]["model"]["enum"][:2] == ["alpha", "second"]
+    assert "200" not in document["paths"]["/v1/embeddings"]["post"]["responses"]
+    for path, operations in document["paths"].items():
+        for method in operations:
+            status = (
+                server.ask(path.replace("{model}", "alpha"), {} if method == "post" else None, method=method.upper())
+                if path != "/api/live"
+                else (200, None)
+            )
+            assert status[0] in (200, 400), path

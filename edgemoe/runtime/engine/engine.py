@@ -389,10 +389,10 @@ class Engine:
         return self._sequence.n_past
 
     @property
-    def n_computed(self) -> int:
-        """`n_past`, told from any thread while a long prompt is being computed."""
+    def progress(self) -> tuple[int, int]:
+        """Of a long prompt that is being computed: its tokens so far, and those that were there already. Any thread."""
         with self._control() as backend:
-            return backend.n_past
+            return backend.n_past, self._sequence.n_kept
 
     def eval(self, tokens: Sequence[int], want_all: bool = False) -> None:
         """Compute tokens after those in the sequence: one is decode, more are prefill.

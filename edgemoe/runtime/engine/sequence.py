@@ -25,6 +25,7 @@ class TokenSequence:
         self.n_vocab = backend.n_vocab
         self.n_ctx = backend.n_ctx
         self.epoch = 0
+        self.n_kept = 0  # what `become` found there, known while it computes the rest
         self._backend: Backend | None = backend
         self._control = control
         self._busy = threading.Lock()  # held while something is computed, cut or sampled
@@ -132,7 +133,7 @@ class TokenSequence:
             self.rewind(keep)
         except UnsupportedError:  # recurrent state cannot be cut
             self.rewind(0)
-        n_reused = len(self._tokens)
+        n_reused = self.n_kept = len(self._tokens)
         self.append(wanted[n_reused:])
         return n_reused
 
