@@ -227,6 +227,7 @@ def _one(
             yield from _read(index, reader, reader.feed(step.text))
         elif step.text or step.token >= 0:
             yield Words(index, step.text, told.feed(step), (step.token,) if step.token >= 0 else (), timings)
+    clock.end(len(choice.tokens), engine.n_reused)
     if reader:
         yield from _read(index, reader, reader.finish())
     elif rest := told.finish(stopped=engine.finish_reason == "stop" and bool(ended.stop)):

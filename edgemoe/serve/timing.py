@@ -45,12 +45,16 @@ class Clock:
         self._last, self._in_prompt = now, False
 
     def step(self, step: Step, n_prompt: int, n_cached: int) -> None:
-        if self._in_prompt:
-            self.prompt_done(n_prompt, n_cached)
+        self.end(n_prompt, n_cached)
         now = time.monotonic()
         self._predicted_s += now - self._last
         self._last = now
         self.n_predicted += step.token >= 0
+
+    def end(self, n_prompt: int, n_cached: int) -> None:
+        """The prompt is computed, also where no token came after it."""
+        if self._in_prompt:
+            self.prompt_done(n_prompt, n_cached)
 
     def timings(self) -> Timings:
         prompt, predicted = (

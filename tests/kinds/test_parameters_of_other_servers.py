@@ -146,6 +146,8 @@ def test_ends(server: Served) -> None:
 def test_timings(server: Served) -> None:
     timings = server.ask(CHAT, chat())[1]["timings"]
     assert timings["predicted_n"] == 6 and timings["prompt_n"] > 6 and timings["cache_n"] == 0
+    nothing = server.ask(CHAT, chat(stop_token_ids=list(range(256))))[1]
+    assert nothing["usage"]["completion_tokens"] == 0 and nothing["timings"]["prompt_n"] == timings["prompt_n"]
     chunks = list(server.stream(CHAT, chat(stream=True, timings_per_token=True)))
     assert sum("timings" in chunk for chunk in chunks) >= 6
     chunks = list(server.stream(CHAT, chat(stream=True)))
