@@ -53,6 +53,12 @@ def serve(
         ),
     ] = None,
     queue: Annotated[int, typer.Option(metavar="N", help="Requests that may wait; more are refused.")] = 32,
+    remember: Annotated[
+        float,
+        typer.Option(
+            metavar="PERCENT", help="Of the budget, at most, for conversations that others took the place of; 0: none."
+        ),
+    ] = 6.0,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse requests with parameters that are not known, not ignore these.")
     ] = False,
@@ -71,6 +77,8 @@ def serve(
             f"`edgemoe serve` needs the package `{error.name}`, which is not installed",
             hint=f"`pip install {error.name}` in this Python environment",
         ) from None
-    settings = Settings(host, port, api_key, tuple(cors_origin or ()), queue, tuple(allow_host or ()), strict)
+    settings = Settings(
+        host, port, api_key, tuple(cors_origin or ()), queue, tuple(allow_host or ()), strict, remember / 100
+    )
     log = note if verbose else None
     serve(models, setup, settings, Defaults(chosen, sampling.max_tokens), talk=note, log=log)

@@ -181,8 +181,6 @@ def _answers(
     clock = Clock()
     n_cached = 0
     for index, choice in enumerate(choices):
-        if request.cache_prompt is False:
-            engine.reset()
         clock.begin()
         if echoes and n_top is not None:
             yield Scored(index, scored(engine, choice.tokens, n_top))
@@ -214,7 +212,7 @@ def _one(
     """One choice. The log-probabilities of tokens whose text is held back come with that text, or not at all."""
     steps = engine.steps(
         choice.tokens, max_tokens=limit, sampling=choice.sampling, stop=stop, n_top=n_top, special=with_calls,
-        stop_tokens=frozenset(request.stop_token_ids or ()),
+        stop_tokens=frozenset(request.stop_token_ids or ()), anew=request.cache_prompt is False,
     )  # fmt: skip
     reader = CallReader() if with_calls else None
     told = Told(engine, n_top)

@@ -59,13 +59,16 @@ class Totals:
 class Catalog:
     """Names to models. setup: how each of them is opened; its memory is the budget now."""
 
-    def __init__(self, paths: Sequence[str | os.PathLike[str]], setup: Setup, talk: Talk) -> None:
-        """Reads headers. Raises UsageError for two models of one name, and what `open_model` and `plan` raise."""
+    def __init__(
+        self, paths: Sequence[str | os.PathLike[str]], setup: Setup, talk: Talk, *, prefix_share: float = 1 / 16
+    ) -> None:
+        """Reads headers. prefix_share: of the budget, for `Prefixes`. Raises UsageError for two models of one name, and what `open_model` and `plan` raise."""
         self.setup = setup
         self.current: tuple[str, Engine] | None = None
         self.loading = ""
         self.totals = Totals()
         self._budget_bytes = 0
+        self._prefix_share = prefix_share
         self._talk = talk
         self.entries: dict[str, Entry] = {}
         for given in paths:
@@ -125,12 +128,18 @@ class Catalog:
             engine = load(self.entries[name].path, self.setup)
         finally:
             self.loading = ""
+        engine.keep_prefixes(self._prefix_bytes(engine))
         self.current = (name, engine)
         if self.setup.device == "auto":
             self._talk(engine.plan.device_line)
         share = f"{engine.plan.fraction:.0%} of its experts fit"
         self._talk(f"{name} is loaded in {time.monotonic() - begin:.1f} s: {share}, {engine.n_ctx:,} tokens of context")
         return engine
+
+    def _prefix_bytes(self, engine: Engine) -> int:
+        """Of the budget, for conversations that others take the place of."""
+        budget = engine.plan.budget_bytes
+        return int(budget * self._prefix_share)
 
     def close(self) -> None:
         """Unload what is loaded and give its memory back."""
@@ -154,7 +163,12 @@ class Catalog:
         """Change the budget, of the model that is loaded and of those to come. Raises BudgetError, UsageError."""
         loaded, wanted = self.current, self.setup.but(memory=memory)
         if loaded:
-            loaded[1].set_budget(memory)
+            # First: what is remembered may not fit beside the experts any more.
+            loaded[1].keep_prefixes(0)
+            try:
+                loaded[1].set_budget(memory)
+            finally:
+                loaded[1].keep_prefixes(self._prefix_bytes(loaded[1]))
         else:
             plan(self.entries[self.first].path, wanted, measure=False)
         self.setup = wanted

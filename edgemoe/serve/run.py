@@ -32,6 +32,7 @@ class Settings:
     """Where to listen and whom to answer. port 0: any that is free. queue: requests that may wait.
 
     names: what the server may be called beside its address: a proxy's name. strict: refuse unknown parameters.
+    prefix_share: of the budget, most that goes to conversations that others take the place of.
     """
 
     host: str = "127.0.0.1"
@@ -41,6 +42,7 @@ class Settings:
     queue: int = 32
     names: tuple[str, ...] = ()
     strict: bool = False
+    prefix_share: float = 1 / 16
 
     @property
     def access(self) -> Access:
@@ -57,6 +59,10 @@ class Settings:
             raise UsageError(f"`--port {self.port}` is no port", hint="give 1 to 65535, or 0 for any that is free")
         if not 0 <= self.queue <= 10_000:
             raise UsageError(f"`--queue {self.queue}` makes no sense", hint="give 0 to 10000 requests that may wait")
+        if not 0 <= self.prefix_share <= 0.5:
+            raise UsageError(
+                f"`--remember {self.prefix_share:.0%}` makes no sense", hint="give 0 to 50 per cent of the budget"
+            )
         for text in self.origins:
             self._check_origin(text)
         for text in self.names:
@@ -92,7 +98,7 @@ def serve(
     """Serve until SIGINT or SIGTERM. setup: for every model. Raises what loading raises, UsageError, StorageError."""
     settings.check()
     with listening(settings) as listener:
-        catalog = Catalog(models, setup, talk)
+        catalog = Catalog(models, setup, talk, prefix_share=settings.prefix_share)
         catalog.engine(catalog.first)  # what cannot be loaded is known before anybody asks
         worker = Worker(catalog, settings.queue)
         try:

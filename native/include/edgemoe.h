@@ -371,6 +371,16 @@ EMOE_API uint32_t emoe_engine_n_past(const emoe_engine *engine);
 /* Cuts the sequence to its first n tokens. A recurrent model can only be cut to 0; EMOE_ERR_UNSUPPORTED then. */
 EMOE_API emoe_status emoe_engine_rewind(emoe_engine *engine, uint32_t n, emoe_error *err);
 
+/* The sequence's state (its KV cache), to be kept and taken up again without computing its tokens anew: logits are then
+ * what they would have been. Bytes that emoe_engine_state_get would write now; 0 when there are none to write. */
+EMOE_API uint64_t emoe_engine_state_bytes(emoe_engine *engine);
+/* Writes the state into buf of cap bytes, *n_bytes of them. Between decode calls. */
+EMOE_API emoe_status emoe_engine_state_get(emoe_engine *engine, void *buf, uint64_t cap, uint64_t *n_bytes,
+                                           emoe_error *err);
+/* Makes the sequence what it was when buf was written, by an engine of the same model and setup; bytes that were not, or
+ * have changed since, are refused and the sequence is as before. When llama.cpp refuses them the sequence is empty. */
+EMOE_API emoe_status emoe_engine_state_set(emoe_engine *engine, const void *buf, uint64_t n_bytes, emoe_error *err);
+
 /* Makes the decode call under way end soon with EMOE_ERR_CANCELLED. Does nothing when none is. Any thread. */
 EMOE_API void emoe_engine_cancel(emoe_engine *engine);
 /* Forgets a cancel. An engine for which this was ever called keeps a cancel until the next call of this, so that none

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ... import _native
 from ..._abi import Stats as NativeStats
 from ...devices.memory import process_memory
-from ...errors import UsageError
+from ...errors import UnsupportedError, UsageError
 from ...units import KIB, MIB, format_size
 from ..budget.allowance import Allowance
 from ..budget.planner import Plan
@@ -28,6 +28,7 @@ from ..text.stream import Step, TextStream
 from .backend import Backend
 from .collected import Collected
 from .draft import COST_RESIDENT, COST_STREAMED, Lookahead, Payoff, allowed
+from .prefixes import Prefixes
 from .scoring import scores
 from .sequence import TokenSequence
 from .stats import Stats
@@ -236,12 +237,14 @@ class Engine:
         n_top: int | None = None,
         special: bool = False,
         stop_tokens: Collection[int] = (),
+        anew: bool = False,
     ) -> Iterator[Step]:
         """`generate` token by token. n_top: give log-probabilities, and those of the n_top likeliest tokens.
 
         special: the text of control tokens too. stop_tokens: end the answer as the model's own end tokens do.
+        anew: compute the whole prompt, whatever is in the engine already.
         """
-        return self._steps(list(tokens), max_tokens, sampling, stop, n_top, special, stop_tokens)
+        return self._steps(list(tokens), max_tokens, sampling, stop, n_top, special, stop_tokens, anew)
 
     def scores(self, tokens: Sequence[int], n_top: int) -> Iterator[Step]:
         """The log-probability of each token of a prompt given those before it, computed anew from the first on.
@@ -328,6 +331,7 @@ class Engine:
         n_top: int | None = None,
         special: bool = False,
         stop_tokens: Collection[int] = (),
+        anew: bool = False,
     ) -> Iterator[Step]:
         """Check now, compute when the answer is asked for."""
         if max_tokens is not None and max_tokens < 1:
@@ -336,7 +340,7 @@ class Engine:
         stream = TextStream((stop,) if isinstance(stop, str) else stop)
         self._sequence.begin()
         self.finish_reason, self.n_reused = "", 0
-        return self._compute(tokens, max_tokens, sampling or Sampling(), stream, n_top, special, stop_tokens)
+        return self._compute(tokens, max_tokens, sampling or Sampling(), stream, n_top, special, stop_tokens, anew)
 
     def _compute(
         self,
@@ -347,11 +351,12 @@ class Engine:
         n_top: int | None,
         special: bool,
         stop_tokens: Collection[int],
+        anew: bool,
     ) -> Iterator[Step]:
         sampler = sampling.open(self._sequence.text)
         ahead: Lookahead | None = None
         try:
-            self.n_reused = self._become(tokens)
+            self.n_reused = self._become(tokens, anew=anew)
             epoch, n_token = self._sequence.epoch, 0
             ahead = Lookahead(self._sequence, self._n_draft, self._payoff)
             append = functools.partial(self._append, epoch=epoch)
@@ -422,12 +427,28 @@ class Engine:
         """Cut the sequence to its first n tokens. Raises UnsupportedError for a recurrent model unless n is 0."""
         self._sequence.rewind(n)
 
+    def keep_prefixes(self, max_bytes: int) -> None:
+        """Remember conversations that others take the place of, in up to so many bytes of the budget; 0: none."""
+        with self._control() as backend:
+            try:
+                backend.check_verify()
+                cuts = True
+            except UnsupportedError:
+                cuts = False
+        self._sequence.prefixes = Prefixes(max_bytes, self.room, cuts=cuts) if max_bytes else None
+
+    @property
+    def prefixes(self) -> tuple[int, int]:
+        """Conversations that are remembered beside the one in the engine, and their bytes. Any thread."""
+        kept = self._sequence.prefixes
+        return (kept.n_kept, kept.n_bytes) if kept else (0, 0)
+
     def reset(self) -> None:
         """Empty the sequence; the cache keeps its experts."""
         self._sequence.rewind(0)
 
-    def _become(self, tokens: Sequence[int]) -> int:
-        n_reused = self._sequence.become(tokens)
+    def _become(self, tokens: Sequence[int], *, anew: bool = False) -> int:
+        n_reused = self._sequence.become(tokens, anew=anew)
         self._allowance.check()
         return n_reused
 
