@@ -62,7 +62,10 @@ class Catalog:
     def __init__(
         self, paths: Sequence[str | os.PathLike[str]], setup: Setup, talk: Talk, *, prefix_share: float = 1 / 16
     ) -> None:
-        """Reads headers. prefix_share: of the budget, for `Prefixes`. Raises UsageError for two models of one name, and what `open_model` and `plan` raise."""
+        """Reads headers. prefix_share: of the budget, for `Prefixes`.
+
+        Raises UsageError for two models of one name, and what `open_model` and `plan` raise.
+        """
         self.setup = setup
         self.current: tuple[str, Engine] | None = None
         self.loading = ""

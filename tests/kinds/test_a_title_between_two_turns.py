@@ -61,7 +61,8 @@ def test_the_answer_is_as_without_the_title(server: Served) -> None:
     ask(server, STORY, cache_prompt=False)
     ask(server, TITLE)
     ask(server, [*TITLE, *TITLE])
-    assert ask(server, turns)[:2] == undisturbed[:2]
+    text, cached, _ = ask(server, turns)
+    assert text == undisturbed[0] and cached >= undisturbed[1]
 
 
 def test_several_conversations_take_turns(server: Served) -> None:
