@@ -7,14 +7,15 @@ from typing import Annotated
 import typer
 
 from ..errors import NativeError
+from ..places import BUILTIN
 from .options import EngineOptions, SamplingOptions
 from .status import note
 
 ModelArguments = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(
         metavar="MODEL...",
-        show_default=False,
+        show_default="the built-in model",
         help="GGUF files or names that `edgemoe models` lists; `NAME=MODEL` serves one under a name of your own. "
         "One is in memory at a time.",
     ),
@@ -22,9 +23,9 @@ ModelArguments = Annotated[
 
 
 def serve(
-    models: ModelArguments,
     engine: EngineOptions,
     sampling: SamplingOptions,
+    models: ModelArguments = None,
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where to listen; other addresses than loopback need a key.")
     ] = "127.0.0.1",
@@ -81,4 +82,4 @@ def serve(
         host, port, api_key, tuple(cors_origin or ()), queue, tuple(allow_host or ()), strict, remember / 100
     )
     log = note if verbose else None
-    serve(models, setup, settings, Defaults(chosen, sampling.max_tokens), talk=note, log=log)
+    serve(models or [BUILTIN], setup, settings, Defaults(chosen, sampling.max_tokens), talk=note, log=log)

@@ -17,6 +17,7 @@ from .. import _native
 from ..errors import UsageError
 from ..runtime.engine.engine import Engine
 from ..runtime.engine.stats import Stats
+from ..runtime.find.local import model_name
 from ..runtime.find.names import resolve
 from ..runtime.formats import open_model
 from ..runtime.load import load, plan
@@ -84,7 +85,7 @@ class Catalog:
         wanted = rest if labelled else given
         file = resolve(wanted, progress=self._talk)
         # A file is served under its own name, a model that has one under that.
-        name = label if labelled else file.stem if Path(wanted).expanduser().exists() else wanted
+        name = label if labelled else model_name(file) if Path(wanted).expanduser().exists() else wanted
         with open_model(file) as model:
             # Refused now rather than at the first request for it.
             n_ctx = plan(model, self.setup, measure=False).n_ctx

@@ -74,12 +74,16 @@ def sampling(request: Sampled, defaults: Defaults, engine: Engine) -> Sampling:
     if request.top_n_sigma is not None:
         chosen["top_n_sigma"] = max(0.0, request.top_n_sigma)
     if request.repeat_last_n is not None:
-        chosen["repeat_last_n"] = engine.n_ctx if request.repeat_last_n < 0 else request.repeat_last_n
-    last_n = request.dry_penalty_last_n
-    chosen["dry_last_n"] = engine.n_ctx if last_n is None or last_n < 0 else last_n
+        chosen["repeat_last_n"] = _looked_back(request.repeat_last_n, engine)
+    chosen["dry_last_n"] = _looked_back(request.dry_penalty_last_n, engine)
     if request.dry_sequence_breakers is not None:
         chosen["dry_breakers"] = tuple(request.dry_sequence_breakers)
     return replace(prompts.sampling(request, defaults, engine), **chosen)
+
+
+def _looked_back(n_token: int | None, engine: Engine) -> int:
+    """No further than the context goes; -1 is all of it."""
+    return engine.n_ctx if n_token is None or n_token < 0 else min(n_token, engine.n_ctx)
 
 
 def _renamed(request: _S) -> _S:

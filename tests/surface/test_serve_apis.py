@@ -8,7 +8,6 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -131,7 +130,7 @@ def test_a_response_follows_another(server: Served) -> None:
         {}, {"input": []}, {"input": [{"type": "computer_call"}]}, {"input": [{"content": "x"}]},
         {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
         {"input": "x", "tools": [{"type": "function", "name": "a b"}]},
-        {"input": "x", "tool_choice": {"type": "function", "name": "gone"}, "tools": [{"type": "function", "name": "a"}]},
+        {"input": "x", "tool_choice": {"type": "function", "name": "b"}, "tools": [{"type": "function", "name": "a"}]},
     ],
 )  # fmt: skip
 def test_responses_that_make_no_sense(server: Served, body: Any) -> None:
