@@ -16,7 +16,7 @@ from ..runtime.engine.engine import Engine
 from . import prompts
 from .answers import chat_work
 from .anthropic_shape import MessageShape
-from .failures import ApiError, invalid
+from .failures import invalid
 from .flow import Flow
 from .prompts import Defaults
 from .protocol import ChatRequest, Count, FunctionCall, Message, NamedFunction, NamedTool, Probability, Tool, ToolCall
@@ -117,14 +117,6 @@ class Anthropic:
 
         (n_token,) = await self._flow.results(request, model, self._flow.later(asked, build))
         return json_response({"input_tokens": n_token}, 200, asked.headers)
-
-
-def failure(error: ApiError) -> dict[str, Any]:
-    """In Anthropic's shape."""
-    kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large"}
-    kinds |= {429: "rate_limit_error", 503: "overloaded_error"}
-    kind = kinds.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
 
 
 # ---------------------------------------------------------------- to a chat

@@ -50,8 +50,6 @@ class MessageShape:
         return _event("message_stop")
 
     def failure(self, error: ApiError) -> bytes:
-        from .anthropic import failure
-
         return sse(failure(error), "error")
 
     def ping(self) -> bytes:
@@ -109,3 +107,11 @@ def _usage(used: Used) -> dict[str, Any]:
         "cache_creation_input_tokens": 0,
         "output_tokens": used.n_completion,
     }
+
+
+def failure(error: ApiError) -> dict[str, Any]:
+    """In Anthropic's shape."""
+    kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large"}
+    kinds |= {429: "rate_limit_error", 503: "overloaded_error"}
+    kind = kinds.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": error.message}}

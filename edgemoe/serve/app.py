@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from .. import _native
-from . import anthropic, ollama
+from . import anthropic, anthropic_shape, ollama
 from .failures import ApiError, of_engine
 from .flow import Flow
 from .guard import Access, Guard
@@ -92,8 +92,8 @@ class Server:
         """Anthropic's, Ollama's and llama.cpp's."""
         others, lines, own = self._anthropic, self._ollama, self._native
         return [
-            self._route("/v1/messages", others.messages, "POST", anthropic.failure),
-            self._route("/v1/messages/count_tokens", others.count_tokens, "POST", anthropic.failure),
+            self._route("/v1/messages", others.messages, "POST", anthropic_shape.failure),
+            self._route("/v1/messages/count_tokens", others.count_tokens, "POST", anthropic_shape.failure),
             self._route("/api/chat", lines.chat, "POST", ollama.failure),
             self._route("/api/generate", lines.generate, "POST", ollama.failure),
             self._route("/api/tags", lines.tags, "GET", ollama.failure),

@@ -19,6 +19,7 @@ _REF = "#/components/schemas/{name}"
 
 
 _ANY = {"type": "object"}
+_OTHER = {"type": "object", "required": ["error"]}  # Anthropic's and Ollama's errors
 
 
 def document(models: Sequence[str], *, strict: bool) -> dict[str, Any]:
@@ -82,11 +83,13 @@ def _openai_paths() -> dict[str, Any]:
 def _other_paths() -> dict[str, Any]:
     lines = _content("application/x-ndjson", {"type": "string"})
     return {
-        "/v1/messages": _post("Answer a conversation, as Anthropic's API", "MessageRequest", None, "message_*"),
-        "/v1/messages/count_tokens": _post("Count a conversation's tokens", "CountRequest", None),
-        "/api/chat": _post("Answer a conversation, as Ollama", "OllamaChat", None, more=lines),
-        "/api/generate": _post("Answer a prompt, as Ollama", "OllamaGenerate", None, more=lines),
-        "/api/show": _post("What a model is, as Ollama", "OllamaShow", None),
+        "/v1/messages": _post(
+            "Answer a conversation, as Anthropic's API", "MessageRequest", None, "message_*", failing=_OTHER
+        ),
+        "/v1/messages/count_tokens": _post("Count a conversation's tokens", "CountRequest", None, failing=_OTHER),
+        "/api/chat": _post("Answer a conversation, as Ollama", "OllamaChat", None, more=lines, failing=_OTHER),
+        "/api/generate": _post("Answer a prompt, as Ollama", "OllamaGenerate", None, more=lines, failing=_OTHER),
+        "/api/show": _post("What a model is, as Ollama", "OllamaShow", None, failing=_OTHER),
         "/api/tags": _get("The models on offer, as Ollama", _content("application/json", _ANY)),
         "/api/ps": _get("The model in memory, as Ollama", _content("application/json", _ANY)),
         "/api/version": _get("The version, as Ollama", _content("application/json", _ANY)),
@@ -117,7 +120,8 @@ def _json(name: str) -> dict[str, Any]:
     return _content("application/json", {"$ref": _REF.format(name=name)})
 
 
-def _failures(*statuses: int) -> dict[str, Any]:
+def _failures(*statuses: int, shape: dict[str, Any] | None = None) -> dict[str, Any]:
+    """shape: of other protocols' errors."""
     reasons = {
         400: "the request makes no sense, or asks for what this server does not do",
         401: "the API key is missing or wrong",
@@ -126,11 +130,17 @@ def _failures(*statuses: int) -> dict[str, Any]:
         429: "the queue is full: come back after `Retry-After` seconds",
         500: "the server failed", 503: "the server is going down",
     }  # fmt: skip
-    return {str(status): {"description": reasons[status], "content": _json("ErrorResponse")} for status in statuses}
+    content = _content("application/json", shape) if shape else _json("ErrorResponse")
+    return {str(status): {"description": reasons[status], "content": content} for status in statuses}
 
 
 def _post(
-    summary: str, taken: str, given: str | None, streamed: str | None = None, more: dict[str, Any] | None = None
+    summary: str,
+    taken: str,
+    given: str | None,
+    streamed: str | None = None,
+    more: dict[str, Any] | None = None,
+    failing: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     content = (_json(given) if given else _content("application/json", _ANY)) | (more or {})
     if streamed:
@@ -141,7 +151,7 @@ def _post(
             "requestBody": {"required": True, "content": _json(taken)},
             "responses": {
                 "200": {"description": "done", "content": content},
-                **_failures(400, 401, 403, 404, 408, 413, 415, 429, 500, 503),
+                **_failures(400, 401, 403, 404, 408, 413, 415, 429, 500, 503, shape=failing),
             },
         }
     }
