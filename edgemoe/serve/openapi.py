@@ -84,7 +84,7 @@ def _other_paths() -> dict[str, Any]:
     lines = _content("application/x-ndjson", {"type": "string"})
     return {
         "/v1/messages": _post(
-            "Answer a conversation, as Anthropic's API", "MessageRequest", None, "message_*", failing=_OTHER
+            "Answer a conversation, as Anthropic", "MessageRequest", None, "message_*", failing=_OTHER
         ),
         "/v1/messages/count_tokens": _post("Count a conversation's tokens", "CountRequest", None, failing=_OTHER),
         "/api/chat": _post("Answer a conversation, as Ollama", "OllamaChat", None, more=lines, failing=_OTHER),
