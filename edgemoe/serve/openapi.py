@@ -144,7 +144,7 @@ def _post(
 ) -> dict[str, Any]:
     content = (_json(given) if given else _content("application/json", _ANY)) | (more or {})
     if streamed:
-        content |= _content("text/event-stream", {"type": "string", "description": f"`{streamed}` objects as events"})
+        content |= _content("text/event-stream", {"description": f"`{streamed}` objects as events"})
     return {
         "post": {
             "summary": summary,
