@@ -80,7 +80,8 @@ with c.messages.stream(model=MODEL, max_tokens=30, messages=m) as s:
     assert "Paris" in "".join(s.text_stream)
 assert c.messages.count_tokens(model=MODEL, messages=m).input_tokens > 5
 t = [{{"name": "pick", "input_schema": {{"type": "object", "properties": {{}}}}}}]
-r = c.messages.create(model=MODEL, max_tokens=60, messages=m, tools=t, tool_choice={{"type": "any"}})
+one = {{"type": "any", "disable_parallel_tool_use": True}}
+r = c.messages.create(model=MODEL, max_tokens=60, messages=m, tools=t, tool_choice=one)
 assert r.stop_reason == "tool_use"
 """),
     Client("ollama", ("ollama",), "chat, generate, streams, list, show, ps", f"""
@@ -146,8 +147,8 @@ assert score("The capital of France is", " Paris") > score("The capital of Franc
 import os, pathlib, subprocess, sys, tempfile
 d = tempfile.mkdtemp()
 pathlib.Path(d, "extra-openai-models.yaml").write_text(
-    f"- model_id: m\\n  model_name: {{MODEL}}\\n  api_base: {{URL}}/v1\\n  api_key_name: none\\n")
-e = dict(os.environ, LLM_USER_PATH=d)
+    f"- model_id: m\\n  model_name: {{MODEL}}\\n  api_base: {{URL}}/v1\\n")
+e = dict(os.environ, LLM_USER_PATH=d, OPENAI_API_KEY="none")
 r = subprocess.run([sys.executable, "-m", "llm", "-m", "m", "{_ASK}"], env=e, capture_output=True, text=True,
                    stdin=subprocess.DEVNULL)
 assert "Paris" in r.stdout, r.stderr

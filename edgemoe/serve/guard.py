@@ -2,8 +2,8 @@
 
 On loopback a page of any site that the user visits could send requests to this server, and by a name that resolves to
 127.0.0.1 even read the answers. So a request with an Origin must come from this server's own page or from one that was
-allowed by name, a server on loopback answers only to loopback's names and to those it was given, and a body must be
-called JSON (`intake`), which browsers do not send across sites unasked.
+allowed by name, a server on loopback answers only to loopback's names and to those it was given, and what a
+browser sends must be called JSON (`intake`), which it does not send across sites unasked.
 """
 
 from __future__ import annotations

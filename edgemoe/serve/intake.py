@@ -25,6 +25,8 @@ _SILENT_S = 10.0  # between two pieces of a body
 _BODY_S = 60.0  # for a whole one
 _DRAIN_S, _DRAIN_BYTES = 1.0, 4 << 20  # of a body that is refused, so that its sender gets to read why
 _RETRY_AFTER_S = 5
+# Every browser sends one of these with a body that a page of another site gives it.
+_PAGES = ("origin", "referer", "sec-fetch-site", "sec-fetch-mode", "cookie")
 _TRIM_BYTES = 2 * MIB  # held at once, after which the allocator is asked to give back what it keeps
 
 Log = Callable[[str], None]
@@ -147,7 +149,9 @@ def too_large() -> ApiError:
 
 def _check(headers: Headers) -> None:
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
+    # Nobody's page: some programs do not say what they send, curl says that it is a form.
+    program = kind in ("", "application/x-www-form-urlencoded") and not any(name in headers for name in _PAGES)
+    if kind != "application/json" and not program:
         raise ApiError(415, f"the body must be `application/json`, not `{kind:.60}`", code="unsupported_media_type")
     length = headers.get("content-length", "0")
     if length.isdigit() and int(length) > MAX_BODY_BYTES:

@@ -125,3 +125,15 @@ def test_everybody_is_let_in_with_a_key_only() -> None:
         Settings(host="127.evil.example").check()
     with pytest.raises(UsageError, match="is no name"):
         Settings(names=("ai.example:80",)).check()
+
+
+@needs_library
+def test_a_program_need_not_say_that_it_sends_json_but_a_page_must(server: Served) -> None:
+    body = b'{"memory": "512MiB"}'
+    for kind in ("", "application/x-www-form-urlencoded"):
+        headers = {"Content-Type": kind} if kind else {"Content-Type": ""}
+        assert server.ask("/api/budget", raw=body, headers=headers)[0] == 200
+        for mark in ("Referer", "Sec-Fetch-Site", "Cookie"):
+            assert server.ask("/api/budget", raw=body, headers={**headers, mark: "x"})[0] == 415
+        assert server.ask("/api/budget", raw=body, headers={**headers, "Origin": SITE})[0] == 415
+    assert server.ask("/api/budget", raw=body, headers={"Content-Type": "text/plain"})[0] == 415
