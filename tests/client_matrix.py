@@ -120,17 +120,12 @@ c = instructor.from_openai(openai.OpenAI(base_url=URL + "/v1", api_key="none"), 
 r = c.chat.completions.create(model=MODEL, response_model=Thing, messages=[{"role": "user", "content": "An elephant."}])
 assert isinstance(r, Thing)
 """),
-    Client("pydantic-ai", ("pydantic-ai-slim[openai,anthropic]",), "agents over chat, responses, messages", f"""
+    Client("pydantic-ai", ("pydantic-ai-slim[openai]",), "agents over chat and responses", f"""
 from pydantic_ai import Agent
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
-from pydantic_ai.models.anthropic import AnthropicModel
 from pydantic_ai.providers.openai import OpenAIProvider
-from pydantic_ai.providers.anthropic import AnthropicProvider
-import anthropic
 p = OpenAIProvider(base_url=URL + "/v1", api_key="none")
-a = AnthropicProvider(anthropic_client=anthropic.AsyncAnthropic(base_url=URL, api_key="none"))
-chat, items = OpenAIChatModel(MODEL, provider=p), OpenAIResponsesModel(MODEL, provider=p)
-for m in (chat, items, AnthropicModel(MODEL, provider=a)):
+for m in (OpenAIChatModel(MODEL, provider=p), OpenAIResponsesModel(MODEL, provider=p)):
     assert "Paris" in Agent(m).run_sync("{_ASK}").output, m
 """),
     Client("lm-eval", ("lm-eval[api]",), "its reading of scored prompts", """
