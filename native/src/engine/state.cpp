@@ -67,7 +67,8 @@ void Engine::set_state(const uint8_t *buf, uint64_t n_bytes) {
     StateHead head = {};
     if (n_bytes >= sizeof head) memcpy(&head, buf, sizeof head);
     if (head.magic != k_magic || head.n_bytes != n_bytes - sizeof head)
-        fail(EMOE_ERR_ARGUMENT, "these %llu bytes are no state of a sequence", static_cast<unsigned long long>(n_bytes));
+        fail(EMOE_ERR_ARGUMENT, "these %llu bytes are no state of a sequence",
+             static_cast<unsigned long long>(n_bytes));
     if (head.model != state_key() || head.n_past == 0 || head.n_past > n_ctx_)
         fail(EMOE_ERR_ARGUMENT, "this state is of another model or context");
     if (head.sum != sum_of(buf + sizeof head, head.n_bytes)) fail(EMOE_ERR_ARGUMENT, "this state has changed");

@@ -45,8 +45,7 @@ void check_numbers(const emoe_constraint &c) {
     if (!std::isfinite(c.presence_penalty) || !std::isfinite(c.frequency_penalty))
         fail(EMOE_ERR_ARGUMENT, "a penalty that is not a number");
     auto const within = [](float value, float low, float high, const char *what) {
-        if (!(value >= low && value <= high))
-            fail(EMOE_ERR_ARGUMENT, "%s of %g", what, static_cast<double>(value));
+        if (!(value >= low && value <= high)) fail(EMOE_ERR_ARGUMENT, "%s of %g", what, static_cast<double>(value));
     };
     constexpr float k_most = 1e6f;
     within(c.typical_p, 0, 1, "a typical-p");
@@ -125,7 +124,7 @@ LlamaSamplerPtr Sampler::dry(const TextModel &model, const emoe_constraint &c) c
     int32_t const n = c.dry_last_n < 0 ? params_.repeat_last_n : c.dry_last_n;
     AssertionGuard const guard;
     return LlamaSamplerPtr(llama_sampler_init_dry(model.vocab(), c.dry_multiplier, c.dry_base, c.dry_allowed_length, n,
-                                         breakers.data(), breakers.size()));
+                                                  breakers.data(), breakers.size()));
 }
 
 // llama.cpp's own order of samplers.
