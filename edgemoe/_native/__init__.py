@@ -69,6 +69,15 @@ from .engine import (
     engine_set_cache_bytes as engine_set_cache_bytes,
 )
 from .engine import (
+    engine_set_state as engine_set_state,
+)
+from .engine import (
+    engine_state as engine_state,
+)
+from .engine import (
+    engine_state_bytes as engine_state_bytes,
+)
+from .engine import (
     engine_stats as engine_stats,
 )
 from .engine import (

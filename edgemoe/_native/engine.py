@@ -97,6 +97,24 @@ def engine_rewind(engine: EngineHandle, n: int) -> None:
     check(library().emoe_engine_rewind(engine, n, ctypes.byref(error)), error)
 
 
+def engine_state_bytes(engine: EngineHandle) -> int:
+    return int(library().emoe_engine_state_bytes(engine))
+
+
+def engine_state(engine: EngineHandle, n_bytes: int) -> bytearray:
+    """The sequence's state, of as many bytes as `engine_state_bytes` said."""
+    state, written, error = bytearray(n_bytes), ctypes.c_uint64(), abi.Error()
+    view = (ctypes.c_char * n_bytes).from_buffer(state)
+    check(library().emoe_engine_state_get(engine, view, n_bytes, ctypes.byref(written), ctypes.byref(error)), error)
+    return state
+
+
+def engine_set_state(engine: EngineHandle, state: bytearray) -> None:
+    error = abi.Error()
+    view = (ctypes.c_char * len(state)).from_buffer(state)
+    check(library().emoe_engine_state_set(engine, view, len(state), ctypes.byref(error)), error)
+
+
 def engine_cancel(engine: EngineHandle) -> None:
     library().emoe_engine_cancel(engine)
 

@@ -104,21 +104,24 @@ def sampler_constrain(
     text: TextHandle,
     *,
     bias: Sequence[tuple[int, float]],
-    presence_penalty: float,
-    frequency_penalty: float,
     grammar: str,
     grammar_trigger: str,
+    dry_breakers: Sequence[str] | None,
+    **numbers: float | int,
 ) -> None:
+    """numbers: fields of `emoe_constraint`. dry_breakers: None for llama.cpp's own."""
     error = abi.Error()
     tokens, values = array("i", (token for token, _ in bias)), array("f", (value for _, value in bias))
+    breakers = [one.encode("utf-8", "replace") for one in dry_breakers or ()]
     constraint = abi.Constraint(
         n_bias=len(bias),
         bias_tokens=int32_pointer(tokens),
         bias_values=float_pointer(values),
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
         grammar=grammar.encode("utf-8", "replace") or None,
         grammar_trigger=grammar_trigger.encode("utf-8", "replace") or None,
+        n_dry_breaker=len(breakers),
+        dry_breakers=None if dry_breakers is None else (ctypes.c_char_p * (len(breakers) + 1))(*breakers),
+        **numbers,
     )
     check(library().emoe_sampler_constrain(sampler, text, ctypes.byref(constraint), ctypes.byref(error)), error)
 

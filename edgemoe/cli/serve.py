@@ -38,9 +38,31 @@ def serve(
     ] = "",
     cors_origin: Annotated[
         list[str] | None,
-        typer.Option(metavar="ORIGIN", show_default="none", help="A site whose pages may use this server; repeatable."),
+        typer.Option(
+            metavar="ORIGIN",
+            show_default="none",
+            help="A site whose pages may use this server, like `https://chat.example`, `app://obsidian.md` or "
+            "`http://localhost:*`; repeatable.",
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            show_default="none",
+            help="A name that requests may call this server by, like that of a proxy before it; repeatable.",
+        ),
     ] = None,
     queue: Annotated[int, typer.Option(metavar="N", help="Requests that may wait; more are refused.")] = 32,
+    remember: Annotated[
+        float,
+        typer.Option(
+            metavar="PERCENT", help="Of the budget, at most, for conversations that others took the place of; 0: none."
+        ),
+    ] = 6.0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse requests with parameters that are not known, not ignore these.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="A line for each request on stderr.")] = False,
 ) -> None:
     """Serve models to OpenAI clients, with a page to look at. Sampling options are for requests that name none."""
@@ -56,6 +78,8 @@ def serve(
             f"`edgemoe serve` needs the package `{error.name}`, which is not installed",
             hint=f"`pip install {error.name}` in this Python environment",
         ) from None
-    settings = Settings(host, port, api_key, tuple(cors_origin or ()), queue)
+    settings = Settings(
+        host, port, api_key, tuple(cors_origin or ()), queue, tuple(allow_host or ()), strict, remember / 100
+    )
     log = note if verbose else None
     serve(models or [BUILTIN], setup, settings, Defaults(chosen, sampling.max_tokens), talk=note, log=log)

@@ -49,6 +49,7 @@ def load(
             resolve=resolve,
             warm_start=wanted.warm_start,
             n_draft=wanted.n_draft,
+            n_row=wanted.n_rows,
         )
         undo.pop_all()
         return engine

@@ -8,86 +8,18 @@ from dataclasses import dataclass, replace
 from ..runtime.engine.engine import Engine
 from ..runtime.text.sampling import MAX_SEED, Sampling
 from ..runtime.text.stream import Step
-from ..runtime.text.thinking import Piece, Thinking
-from . import prompts
-from .calls import Call, CallReader, Known
+from . import prompts, sampled
+from .events import Event, Finished, Scored, Started, Used
 from .failures import invalid
-from .forms import Form
 from .prompts import Defaults
 from .protocol import ChatRequest, CompletionRequest, Sampled
+from .reading import AnswerReader, Reading
+from .scoring import Told, scored
+from .timing import Clock
 from .tools import known, most_calls, offered
 from .worker import Work
 
-_PLAIN = Thinking()
 _MAX_PROMPTS = 64
-
-
-@dataclass(frozen=True)
-class Started:
-    """The request is in order; computing begins. echoes: what each choice echoes, () when nothing.
-
-    notes: what of the request's schemas no grammar holds.
-    """
-
-    n_choice: int
-    echoes: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class LogProb:
-    """A token with its log-probability, and the likeliest ones."""
-
-    piece: bytes
-    logprob: float
-    top: tuple[tuple[bytes, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class Words:
-    """More of a choice's text; logprobs: of the tokens since the last event, if asked for."""
-
-    index: int
-    text: str
-    logprobs: tuple[LogProb, ...] = ()
-
-
-@dataclass(frozen=True)
-class Thoughts:
-    """More of what the model thinks before a choice's text; logprobs: as of Words."""
-
-    index: int
-    text: str
-    logprobs: tuple[LogProb, ...] = ()
-
-
-@dataclass(frozen=True)
-class Called:
-    """A choice calls a tool: its number-th call."""
-
-    index: int
-    number: int
-    call: Call
-
-
-@dataclass(frozen=True)
-class Finished:
-    """reason: "stop", "length" or "tool_calls"."""
-
-    index: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Used:
-    """What the request took, in tokens. n_cached: of the prompt, those that were not computed again."""
-
-    n_prompt: int
-    n_cached: int
-    n_completion: int
-
-
-Event = Started | Words | Thoughts | Called | Finished | Used
 
 
 @dataclass(frozen=True)
@@ -100,6 +32,7 @@ class _Choice:
 
 def chat_work(request: ChatRequest, defaults: Defaults) -> Work:
     """Raises ApiError for what can be seen without a model."""
+    request = sampled.normalised(request)
     shown = offered(request)
     if request.top_logprobs and not request.logprobs:
         raise invalid("`top_logprobs` needs `logprobs`", "top_logprobs")
@@ -108,15 +41,21 @@ def chat_work(request: ChatRequest, defaults: Defaults) -> Work:
         raise invalid("log-probabilities of answers with tools are not supported", "logprobs")
     prompts.stops(request)
     prompts.template_variables(request)
+    asked, begun = sampled.continued(request)
+    limit = sampled.limit(request, request.max_completion_tokens, defaults)
+    if limit == 0:
+        raise invalid("an answer of 0 tokens: a chat is asked for 1 or more", "max_tokens")
 
     def work(engine: Engine) -> Iterator[Event]:
         form = prompts.form_of(engine, shown)
-        prompt = prompts.chat_prompt(engine, request, shown, form)
-        chosen = prompts.sampling(request, defaults, engine)
-        sampling, notes = prompts.constrained(chosen, request, shown, form, prompt.thinking)
-        limit = request.max_completion_tokens or request.max_tokens or defaults.max_tokens
+        prompt = prompts.chat_prompt(engine, asked, shown, form, begun)
+        chosen = sampled.sampling(request, defaults, engine)
+        notes: tuple[str, ...] = ()
+        own = sampled.with_grammar(chosen, request)
+        if own is None:
+            own, notes = prompts.constrained(chosen, request, shown, form, prompt.thinking)
         stop = prompts.stops(request, engine)
-        choices = _choices([prompt.tokens], request, sampling)
+        choices = _choices([prompt.tokens], request, own)
         reading = Reading(prompt.thinking, form if shown else None, known(shown), most_calls(request))
         yield from _answers(engine, choices, request, limit, stop, n_top, reading=reading, notes=notes)
 
@@ -132,17 +71,16 @@ def completion_work(request: CompletionRequest, defaults: Defaults) -> Work:
         raise invalid("`suffix` is not supported", "suffix")
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise invalid("`best_of` other than `n` is not supported", "best_of")
-    if request.echo and request.logprobs is not None:
-        raise invalid("log-probabilities of the prompt are not supported: `echo` with `logprobs`", "echo")
     stop = prompts.stops(request)
+    limit = sampled.limit(request, None, defaults, otherwise=_COMPLETION_TOKENS)
 
     def work(engine: Engine) -> Iterator[Event]:
         tokens = [prompts.tokens_of(engine, prompt, "prompt") for prompt in given]
         if any(not one for one in tokens):
             raise invalid("a prompt is empty", "prompt")
-        sampling = prompts.sampling(request, defaults, engine)
-        limit = request.max_tokens or defaults.max_tokens or _COMPLETION_TOKENS
-        choices = _choices(tokens, request, sampling)
+        chosen = sampled.sampling(request, defaults, engine)
+        chosen = sampled.with_grammar(chosen, request) or chosen
+        choices = _choices(tokens, request, chosen)
         echoes: tuple[str, ...] = ()
         if request.echo:
             texts = [one if isinstance(one, str) else engine.detokenize(one) for one in given]
@@ -173,97 +111,75 @@ def _answers(
     echoes: tuple[str, ...] = (),
     notes: tuple[str, ...] = (),
 ) -> Iterator[Event]:
-    reading = reading or Reading()
+    """All choices one after another. echoes: their prompts' texts, which come before the answers."""
     for choice in choices:
         engine.check(choice.tokens, choice.sampling)
-    yield Started(len(choices), echoes, notes)
-    n_completion = n_cached = 0
+    yield Started(len(choices), echoes, len(choices[0].tokens), notes)
+    clock = Clock()
+    n_cached = 0
     for index, choice in enumerate(choices):
-        if request.cache_prompt is False:
-            engine.reset()
-        steps = engine.steps(
-            choice.tokens,
-            max_tokens=limit,
-            sampling=choice.sampling,
-            stop=stop,
-            n_top=n_top,
-            special=reading.form is not None,
-        )
-        reader = AnswerReader(index, reading)
-        for step in steps:
-            n_completion += step.token >= 0
-            yield from reader.feed(step.text, _logprobs(engine, step))
+        clock.begin()
+        if echoes and n_top is not None:
+            yield Scored(index, scored(engine, choice.tokens, n_top))
+        if limit == 0:
+            if not echoes or n_top is None:
+                engine.eval_prompt(choice.tokens)
+            clock.prompt_done(len(choice.tokens), 0)
+            yield Finished(index, "length", "", clock.timings())
+            continue
+        yield from _one(engine, index, choice, request, limit, stop, n_top, clock, reading or Reading())
         n_cached += engine.n_reused if index == 0 or choice.tokens is not choices[index - 1].tokens else 0
-        yield from reader.finish()
-        called = reader.n_call > 0 and engine.finish_reason == "stop"
-        yield Finished(index, "tool_calls" if called else engine.finish_reason)
     # Several answers to one prompt take it once.
     n_prompt = sum(len(choice.tokens) for choice in choices[:: request.n or 1])
-    yield Used(n_prompt, n_cached, n_completion)
+    yield Used(n_prompt, n_cached, clock.n_predicted, clock.timings())
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How an answer's text is read. form: of calls, None where no tools are offered. most: calls that are taken."""
-
-    thinking: Thinking = _PLAIN
-    form: Form | None = None
-    tools: Sequence[Known] = ()
-    most: int | None = None
-
-
-class AnswerReader:
-    """Text of an answer to events: thinking, calls and words told apart."""
-
-    def __init__(self, index: int, reading: Reading) -> None:
-        self._index = index
-        self._thinking = reading.thinking.reader()
-        self._calls = CallReader(reading.form, reading.tools, most=reading.most) if reading.form else None
-        self._in_channels = reading.form is not None and reading.form.channels
-        self._waiting: tuple[LogProb, ...] = ()
-
-    @property
-    def n_call(self) -> int:
-        return self._calls.n_call if self._calls else 0
-
-    def feed(self, text: str, logprobs: tuple[LogProb, ...] = ()) -> Iterator[Event]:
-        self._waiting += logprobs
-        for piece in self._thinking.feed(text):
-            yield from self._events(piece)
-
-    def finish(self) -> Iterator[Event]:
-        for piece in self._thinking.finish():
-            yield from self._events(piece)
-        if self._calls:
-            yield from self._told(self._calls.finish())
-        if self._waiting:  # tokens whose text was a mark
-            yield self._words("")
-
-    def _events(self, piece: Piece) -> Iterator[Event]:
-        if piece.kind == "thinking":
-            logprobs, self._waiting = self._waiting, ()
-            yield Thoughts(self._index, piece.text, logprobs)
-        elif piece.kind == "call":
-            # Where no tools were offered, a call that the model imagines is nobody's.
-            if self._calls:
-                yield from self._told(self._calls.made(piece.name, piece.text))
-        elif self._calls and not self._in_channels:
-            yield from self._told(self._calls.feed(piece.text))
-        else:
-            yield self._words(piece.text)
-
-    def _told(self, found: Iterator[str | Call]) -> Iterator[Event]:
-        assert self._calls
-        for item in found:
-            yield Called(self._index, self.n_call - 1, item) if isinstance(item, Call) else self._words(item)
-
-    def _words(self, text: str) -> Words:
-        logprobs, self._waiting = self._waiting, ()
-        return Words(self._index, text, logprobs)
+def _one(
+    engine: Engine,
+    index: int,
+    choice: _Choice,
+    request: Sampled,
+    limit: int | None,
+    stop: Sequence[str],
+    n_top: int | None,
+    clock: Clock,
+    reading: Reading,
+) -> Iterator[Event]:
+    """One choice. The log-probabilities of tokens whose text is held back come with that text, or not at all."""
+    steps = engine.steps(
+        choice.tokens, max_tokens=limit, sampling=choice.sampling, stop=stop, n_top=n_top,
+        special=reading.form is not None, stop_tokens=frozenset(request.stop_token_ids or ()),
+        anew=request.cache_prompt is False,
+    )  # fmt: skip
+    reader = AnswerReader(index, reading)
+    told = Told(engine, n_top)
+    ended = _Ending(stop)
+    for step in steps:
+        clock.step(step, len(choice.tokens), engine.n_reused)
+        ended.feed(step)
+        timings = clock.timings() if request.timings_per_token else None
+        yield from reader.feed(step.text, told.feed(step), step.token, timings)
+    clock.end(len(choice.tokens), engine.n_reused)
+    rest = told.finish(stopped=engine.finish_reason == "stop" and bool(ended.stop))
+    yield from reader.finish(rest)
+    called = reader.n_call > 0 and engine.finish_reason == "stop"
+    reason = "tool_calls" if called else engine.finish_reason
+    yield Finished(index, reason, ended.stop if reason == "stop" else "", clock.timings())
 
 
-def _logprobs(engine: Engine, step: Step) -> tuple[LogProb, ...]:
-    if step.logprob is None:
-        return ()
-    piece = step.piece or engine.piece(step.token)  # of control tokens too, as among the likeliest
-    return (LogProb(piece, step.logprob, tuple((engine.piece(token), value) for token, value in step.top)),)
+class _Ending:
+    """Which stop text ended an answer."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = [text.encode() for text in stops]
+        self._tail = b""
+        self._longest = max(map(len, self._stops), default=0)
+        self.stop = ""
+
+    def feed(self, step: Step) -> None:
+        if not self._stops or self.stop:
+            return
+        self._tail += step.piece
+        found = [(at, text) for text in self._stops if (at := self._tail.find(text)) >= 0]
+        self.stop = min(found)[1].decode() if found else ""
+        self._tail = self._tail[-self._longest :]

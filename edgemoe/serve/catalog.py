@@ -30,12 +30,20 @@ Talk = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Entry:
-    """A model on offer. created: when its file was last changed, in seconds since 1970."""
+    """A model on offer. created: when its file was last changed, in seconds since 1970.
+
+    n_ctx: tokens that are served of the n_ctx_train that it was trained for. size_bytes: of its file. kind: its
+    architecture.
+    """
 
     name: str
     path: Path
     created: int
     n_ctx_train: int
+    n_ctx: int
+    size_bytes: int
+    kind: str
+    n_expert: int
 
 
 @dataclass
@@ -53,12 +61,19 @@ class Totals:
 class Catalog:
     """Names to models. setup: how each of them is opened; its memory is the budget now."""
 
-    def __init__(self, paths: Sequence[str | os.PathLike[str]], setup: Setup, talk: Talk) -> None:
-        """Reads headers. Raises UsageError for two models of one name, and what `open_model` and `plan` raise."""
+    def __init__(
+        self, paths: Sequence[str | os.PathLike[str]], setup: Setup, talk: Talk, *, prefix_share: float = 1 / 16
+    ) -> None:
+        """Reads headers. prefix_share: of the budget, for `Prefixes`.
+
+        Raises UsageError for two models of one name, and what `open_model` and `plan` raise.
+        """
         self.setup = setup
         self.current: tuple[str, Engine] | None = None
         self.loading = ""
         self.totals = Totals()
+        self._budget_bytes = 0
+        self._prefix_share = prefix_share
         self._talk = talk
         self.entries: dict[str, Entry] = {}
         for given in paths:
@@ -75,11 +90,14 @@ class Catalog:
         name = whole_characters(name)  # clients must be able to send it
         with open_model(file) as model:
             # Refused now rather than at the first request for it.
-            plan(model, self.setup, measure=False)
-            n_ctx_train = model.info.n_ctx_train
+            n_ctx = plan(model, self.setup, measure=False).n_ctx
+            info = model.info
         if name in self.entries:
             raise UsageError(f"two models are called `{name}`", hint=f"name one of them: `other={file}`")
-        self.entries[name] = Entry(name, file, int(file.stat().st_mtime), n_ctx_train)
+        found = file.stat()
+        self.entries[name] = Entry(
+            name, file, int(found.st_mtime), info.n_ctx_train, n_ctx, found.st_size, info.architecture, info.n_expert
+        )
 
     @property
     def first(self) -> str:
@@ -94,6 +112,17 @@ class Catalog:
                 404, f"there is no model `{name:.200}`: this server has {known}", code="model_not_found", param="model"
             )
 
+    def named(self, name: str | None) -> str:
+        """The model that a request means: whatever it says where there is only one. Raises ApiError 404."""
+        if name and name in self.entries:
+            return name
+        # Ollama's clients add a tag, other servers' clients an owner; some know no other name than the one built in.
+        if len(self.entries) == 1 or not name:
+            return self.first
+        plain = name.removesuffix(":latest")
+        self.check(plain)
+        return plain
+
     def engine(self, name: str) -> Engine:
         """The engine of a model, loaded if it is not. Raises what `load` raises; then no model is loaded."""
         if self.current and self.current[0] == name:
@@ -105,6 +134,7 @@ class Catalog:
             engine = load(self.entries[name].path, self.setup)
         finally:
             self.loading = ""
+        engine.keep_prefixes(self._prefix_bytes(engine))
         self.current = (name, engine)
         if self.setup.device == "auto":
             self._talk(engine.plan.device_line)
@@ -113,6 +143,11 @@ class Catalog:
         share = f"{engine.plan.fraction:.0%} of its experts fit"
         self._talk(f"{name} is loaded in {time.monotonic() - begin:.1f} s: {share}, {engine.n_ctx:,} tokens of context")
         return engine
+
+    def _prefix_bytes(self, engine: Engine) -> int:
+        """Of the budget, for conversations that others take the place of."""
+        budget = engine.plan.budget_bytes
+        return int(budget * self._prefix_share)
 
     def close(self) -> None:
         """Unload what is loaded and give its memory back."""
@@ -126,11 +161,22 @@ class Catalog:
         gc.collect()
         _native.trim_heap()
 
+    def budget_bytes(self) -> int:
+        """Of the model that is loaded, or that was: any thread."""
+        if self.current:
+            self._budget_bytes = self.current[1].plan.budget_bytes
+        return self._budget_bytes
+
     def set_memory(self, memory: str | int) -> None:
         """Change the budget, of the model that is loaded and of those to come. Raises BudgetError, UsageError."""
         loaded, wanted = self.current, self.setup.but(memory=memory)
         if loaded:
-            loaded[1].set_budget(memory)
+            # First: what is remembered may not fit beside the experts any more.
+            loaded[1].keep_prefixes(0)
+            try:
+                loaded[1].set_budget(memory)
+            finally:
+                loaded[1].keep_prefixes(self._prefix_bytes(loaded[1]))
         else:
             plan(self.entries[self.first].path, wanted, measure=False)
         self.setup = wanted

@@ -1,83 +1,108 @@
-"""Who may ask: the key, the Host and Origin that a browser sends, the size and type of a body. An ASGI middleware.
+"""Who may ask: the key, and the Host and Origin that a browser sends. An ASGI middleware.
 
 On loopback a page of any site that the user visits could send requests to this server, and by a name that resolves to
 127.0.0.1 even read the answers. So a request with an Origin must come from this server's own page or from one that was
-allowed by name, a server on loopback answers only to loopback's names, and a POST must carry JSON, which browsers do
-not send across sites unasked.
+allowed by name, a server on loopback answers only to loopback's names and to those it was given, and what a
+browser sends must be called JSON (`intake`), which it does not send across sites unasked.
 """
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Sequence
+import re
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from . import hosts
 from .failures import ApiError
+from .intake import drained
 from .wire import json_response
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-MAX_BODY_BYTES = 1 << 20
 # Static and harmless: the page, so that it can ask for the key; whether the server lives; what it can do.
 _OPEN_PATHS = ("/", "/page.css", "/page.js", "/favicon.ico", "/health", "/openapi.json")
+_HEADER_NAMES = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+(?: *, *[A-Za-z0-9!#$%&'*+.^_`|~-]+)*")
+_OWN_HEADERS = "Authorization, Content-Type"
+ANYBODY = "*"
 
 
-def is_loopback(host: str) -> bool:
-    return host in LOOPBACK or host.startswith("127.")
+@dataclass(frozen=True)
+class Access:
+    """host: where the server listens. api_key: "" lets everybody in. names: what else it may be called.
+
+    origins: other sites whose pages may ask: "https://chat.example", "app://obsidian.md", "http://localhost:*", "*".
+    """
+
+    host: str = "127.0.0.1"
+    api_key: str = ""
+    origins: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 class Guard:
-    """api_key: "" lets everybody in. origins: other sites whose pages may ask ("https://chat.example")."""
-
-    def __init__(self, app: ASGIApp, *, host: str, api_key: str = "", origins: Sequence[str] = ()) -> None:
+    def __init__(self, app: ASGIApp, *, access: Access) -> None:
         self._app = app
-        self._only_loopback = is_loopback(host)
-        self._key = api_key.encode()
-        self._origins = frozenset(origins)
+        self._only_loopback = hosts.is_loopback(access.host)
+        self._key = access.api_key.encode()
+        self._anybody = ANYBODY in access.origins
+        self._origins = [found for text in access.origins if (found := hosts.origin(text, wild=True))]
+        # A proxy in front of this server is called as the page that it shows.
+        self._names = frozenset([*(name.lower() for name in access.names), *(one.name for one in self._origins)])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        origin = headers.get("origin", "")
-        allowed = origin in self._origins
+        given = headers.get("origin", "")
+        allowed = bool(given) and self._is_allowed(hosts.origin(given))
+        cors = _cors(given, headers) if allowed else {}
         try:
-            self._check_source(headers, origin)
+            self._check_source(headers, given, allowed=allowed)
             if allowed and scope["method"] == "OPTIONS":
-                await json_response({}, 204, _cors(origin))(scope, receive, send)
+                await json_response({}, 204, cors)(scope, receive, send)
                 return
             self._check_key(scope["path"], headers)
-            if scope["method"] == "POST":
-                _check_body(headers)
         except ApiError as error:
-            headers_out = {**error.headers, **(_cors(origin) if allowed else {})}
-            await json_response(error.body(), error.status, headers_out)(scope, receive, send)
+            await drained(receive)
+            await json_response(error.body(), error.status, {**error.headers, **cors})(scope, receive, send)
             return
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 out = MutableHeaders(scope=message)
                 out["X-Content-Type-Options"] = "nosniff"
-                if allowed:
-                    out.update(_cors(origin))
+                out.update(cors)
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
 
-    def _check_source(self, headers: Headers, origin: str) -> None:
-        host = headers.get("host", "")
-        if self._only_loopback and _name(host) not in LOOPBACK and not _name(host).startswith("127."):
-            raise ApiError(403, f"this server is not called `{host:.100}`", code="host_not_allowed")
-        if origin and origin not in self._origins and origin.partition("://")[2] != host:
-            raise ApiError(403, f"pages of `{origin:.100}` may not use this server", code="origin_not_allowed")
+    def _is_allowed(self, asked: hosts.Origin | None) -> bool:
+        return self._anybody or bool(asked and any(hosts.same(asked, one) for one in self._origins))
+
+    def _check_source(self, headers: Headers, given: str, *, allowed: bool) -> None:
+        text = headers.get("host", "")
+        host = hosts.authority(text)
+        if host is None or (self._only_loopback and not hosts.is_loopback(host.name) and host.name not in self._names):
+            raise ApiError(
+                403,
+                f"this server is not called `{text:.100}`: a name of its own is given with `--allow-host`",
+                code="host_not_allowed",
+            )
+        if not given or allowed:
+            return
+        asked = hosts.origin(given)
+        if asked is None or not hosts.is_page_of(asked, host):
+            raise ApiError(403, f"pages of `{given:.100}` may not use this server", code="origin_not_allowed")
 
     def _check_key(self, path: str, headers: Headers) -> None:
         if not self._key or path in _OPEN_PATHS:
             return
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode(), self._key):
+        if scheme.lower() != "bearer":
+            key = headers.get("x-api-key", "")  # as Anthropic's clients send it
+        if not hmac.compare_digest(key.strip().encode(), self._key):
             raise ApiError(
                 401,
                 "the API key is wrong" if key else "this server wants an API key: `Authorization: Bearer KEY`",
@@ -86,30 +111,14 @@ class Guard:
             )
 
 
-def _check_body(headers: Headers) -> None:
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise ApiError(415, f"the body must be `application/json`, not `{kind:.60}`", code="unsupported_media_type")
-    length = headers.get("content-length", "0")
-    if length.isdigit() and int(length) > MAX_BODY_BYTES:
-        raise too_large()
-
-
-def too_large() -> ApiError:
-    return ApiError(413, f"a body of more than {MAX_BODY_BYTES:,} bytes", code="body_too_large")
-
-
-def _name(host: str) -> str:
-    """The name in a Host header: "localhost:8080", "[::1]:8080"."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0].lower()
-
-
-def _cors(origin: str) -> dict[str, str]:
+def _cors(origin: str, headers: Headers) -> dict[str, str]:
+    """For a site that was allowed: the headers that its page asks for, whatever client it uses."""
+    asked = headers.get("access-control-request-headers", "").strip()
     return {
         "Access-Control-Allow-Origin": origin,
-        "Access-Control-Allow-Headers": "Authorization, Content-Type",
-        "Access-Control-Allow-Methods": "GET, POST",
+        "Access-Control-Allow-Headers": asked if _HEADER_NAMES.fullmatch(asked) else _OWN_HEADERS,
+        "Access-Control-Allow-Methods": "GET, POST, HEAD, DELETE",
+        "Access-Control-Expose-Headers": "*",
+        "Access-Control-Max-Age": "600",
         "Vary": "Origin",
     }

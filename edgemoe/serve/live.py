@@ -184,6 +184,9 @@ def metrics(worker: Worker, counts: RequestCounts) -> str:
         family("expert_cache_bytes", "gauge", "bytes of expert slots", one(stats.cache_bytes))
         family("expert_slots", "gauge", "experts that the cache can hold", one(stats.n_slot))
         family("expert_slots_used", "gauge", "experts in it", one(stats.n_slot_used))
+        n_kept, kept_bytes = loaded[1].prefixes
+        family("remembered_conversations", "gauge", "conversations beside the one in the engine", one(n_kept))
+        family("remembered_bytes", "gauge", "bytes of their states", one(kept_bytes))
         family("context_tokens", "gauge", "tokens in the sequence", one(stats.n_past))
     return "\n".join(lines) + "\n"
 

@@ -46,8 +46,13 @@ def form_of(engine: Engine, offered: Sequence[Tool]) -> Form:
         return form if form is forms.HERMES or forms.told_by(template) or forms.example(form) else forms.HERMES
 
 
-def chat_prompt(engine: Engine, request: ChatRequest, offered: Sequence[Tool], form: Form) -> ChatPrompt:
-    """The tokens of a conversation, the tools told. Raises ApiError, UsageError, FormatError."""
+def chat_prompt(
+    engine: Engine, request: ChatRequest, offered: Sequence[Tool], form: Form, begun: str = ""
+) -> ChatPrompt:
+    """The tokens of a conversation, the tools told. begun: what the answer begins with already.
+
+    Raises ApiError, UsageError, FormatError.
+    """
     template = engine.model.chat_template
     called = any(message.tool_calls or message.role == "tool" for message in request.messages)
     native = (called and forms.form_of(template).native) or (bool(offered) and form.native)
@@ -56,13 +61,18 @@ def chat_prompt(engine: Engine, request: ChatRequest, offered: Sequence[Tool], f
     variables = template_variables(request)
     if not offered or (form.native and forms.told_by(template)):
         told = tool_text.described(offered) if offered else None
-        return engine.chat_prompt(messages, tools=told, variables=variables)
+        return engine.chat_prompt(messages, tools=told, variables=variables, begun=begun)
     explanation = tool_text.explained(offered, form)
     if messages[0]["role"] == "system":
         messages[0]["content"] = f"{messages[0]['content']}\n\n{explanation}".strip()
     else:
         messages.insert(0, {"role": "system", "content": explanation})
-    return engine.chat_prompt(messages, variables=variables)
+    return engine.chat_prompt(messages, variables=variables, begun=begun)
+
+
+def shown_tokens(engine: Engine, request: ChatRequest, offered: Sequence[Tool], begun: str = "") -> list[int]:
+    """`chat_prompt`'s tokens alone."""
+    return chat_prompt(engine, request, offered, form_of(engine, offered), begun).tokens
 
 
 def template_variables(request: ChatRequest) -> dict[str, Any]:

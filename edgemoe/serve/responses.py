@@ -9,8 +9,9 @@ from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
-from . import answers
-from .answers import Called, Event, Finished, LogProb, Started, Thoughts, Used, Words
+from .events import Called, Event, Finished, Scored, Started, Thoughts, Used, Words
+from .scoring import LogProb
+from .timing import Timings
 
 _LEAST = -9999.0  # OpenAI's number for "never"; JSON has no infinity
 
@@ -36,11 +37,14 @@ class ChatLogprobs(Struct):
 
 
 class CompletionLogprobs(Struct):
-    """Parallel lists, one item a token. text_offset: where it begins in the choice's text."""
+    """Parallel lists, one item a token. text_offset: where it begins in the choice's text.
+
+    A prompt's first token has no log-probability.
+    """
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -75,6 +79,15 @@ class AssistantMessage(Struct):
     tool_calls: list[CallOut] | UnsetType = UNSET
 
 
+class PromptProgress(Struct):
+    """Of a prompt that is being computed, in tokens, as llama.cpp tells it. cache: those that were there already."""
+
+    total: int
+    cache: int
+    processed: int
+    time_ms: int
+
+
 class ChatChoice(Struct):
     index: int
     message: AssistantMessage
@@ -89,6 +102,7 @@ class ChatCompletion(Struct):
     choices: list[ChatChoice]
     usage: Usage
     system_fingerprint: str
+    timings: Timings | UnsetType = UNSET
     object: str = "chat.completion"
 
 
@@ -113,6 +127,8 @@ class ChatChunk(Struct):
     choices: list[ChunkChoice]
     system_fingerprint: str
     usage: Usage | UnsetType | None = UNSET
+    timings: Timings | UnsetType = UNSET
+    prompt_progress: PromptProgress | UnsetType = UNSET
     object: str = "chat.completion.chunk"
 
 
@@ -132,34 +148,32 @@ class Completion(Struct):
     choices: list[CompletionChoice]
     system_fingerprint: str
     usage: Usage | UnsetType | None = UNSET
+    timings: Timings | UnsetType = UNSET
+    prompt_progress: PromptProgress | UnsetType = UNSET
     object: str = "text_completion"
 
 
-class EmbeddingItem(Struct):
-    index: int
-    embedding: list[float] | str
-    object: str = "embedding"
+class ModelMeta(Struct):
+    """As llama.cpp tells it."""
 
-
-class EmbeddingUsage(Struct):
-    prompt_tokens: int
-    total_tokens: int
-
-
-class Embeddings(Struct):
-    data: list[EmbeddingItem]
-    model: str
-    usage: EmbeddingUsage
-    object: str = "list"
+    n_ctx_train: int
+    n_ctx: int
+    size: int
 
 
 class ModelCard(Struct):
-    """context_length: tokens that the model was trained for. loaded: whether it is in memory now."""
+    """context_length, max_model_len: tokens that are served; n_ctx_train: that the model was trained for.
+
+    loaded: whether it is in memory now.
+    """
 
     id: str
     created: int
     context_length: int
+    n_ctx_train: int
     loaded: bool
+    max_model_len: int
+    meta: ModelMeta
     object: str = "model"
     owned_by: str = "edgemoe"
 
@@ -205,7 +219,7 @@ def chat_completion(frame: Frame, events: Iterable[Event]) -> ChatCompletion:
     calls: dict[int, list[CallOut]] = {}
     logprobs: dict[int, list[TokenLogprob]] = {}
     choices: list[ChatChoice] = []
-    usage = usage_of(Used(0, 0, 0))
+    used = Used(0, 0, 0)
     for event in events:
         if isinstance(event, Words):
             texts.setdefault(event.index, []).append(event.text)
@@ -224,8 +238,10 @@ def chat_completion(frame: Frame, events: Iterable[Event]) -> ChatCompletion:
             told = ChatLogprobs(logprobs[i]) if logprobs.get(i) else None
             choices.append(ChatChoice(i, message, told, _reason(event)))
         elif isinstance(event, Used):
-            usage = usage_of(event)
-    return ChatCompletion(frame.id, frame.created, frame.model, choices, usage, frame.fingerprint)
+            used = event
+    return ChatCompletion(
+        frame.id, frame.created, frame.model, choices, usage_of(used), frame.fingerprint, used.timings or UNSET
+    )
 
 
 def chat_chunks(frame: Frame, event: Event, *, with_usage: bool) -> Iterator[ChatChunk]:
@@ -240,17 +256,24 @@ def chat_chunks(frame: Frame, event: Event, *, with_usage: bool) -> Iterator[Cha
             yield chunk(ChunkChoice(i, Delta("assistant", "")))
     elif isinstance(event, (Words, Thoughts)):
         told = ChatLogprobs([_chat_logprob(one) for one in event.logprobs]) if event.logprobs else None
+        if not (event.text or told or (isinstance(event, Words) and event.timings)):
+            return
         more = Delta(content=event.text) if isinstance(event, Words) else Delta(reasoning_content=event.text)
-        yield chunk(ChunkChoice(event.index, more, told))
+        piece = chunk(ChunkChoice(event.index, more, told))
+        piece.timings = (event.timings if isinstance(event, Words) else None) or UNSET
+        yield piece
     elif isinstance(event, Called):
         call = _call(event)
         call.index = event.number
         yield chunk(ChunkChoice(event.index, Delta(tool_calls=[call])))
     elif isinstance(event, Finished):
-        yield chunk(ChunkChoice(event.index, Delta(), None, _reason(event)))
-    elif with_usage:
+        piece = chunk(ChunkChoice(event.index, Delta(), None, _reason(event)))
+        piece.timings = event.timings or UNSET
+        yield piece
+    elif isinstance(event, Used) and with_usage:
         last = chunk()
         last.usage = usage_of(event)
+        last.timings = event.timings or UNSET
         yield last
 
 
@@ -266,7 +289,11 @@ def _reason(event: Finished) -> FinishReason:
 
 def _chat_logprob(one: LogProb) -> TokenLogprob:
     top = [TopLogprob(_text(piece), max(value, _LEAST), list(piece)) for piece, value in one.top]
-    return TokenLogprob(_text(one.piece), max(one.logprob, _LEAST), list(one.piece), top)
+    return TokenLogprob(_text(one.piece), _number(one) or 0.0, list(one.piece), top)
+
+
+def _number(one: LogProb) -> float | None:
+    return None if one.logprob is None else max(one.logprob, _LEAST)
 
 
 def _text(piece: bytes) -> str:
@@ -277,19 +304,21 @@ def _text(piece: bytes) -> str:
 
 
 class CompletionBuilder:
-    """Keeps where each choice's text has come to, for `text_offset`."""
+    """Keeps where each choice's own text begins, for `text_offset`."""
 
     def __init__(self, frame: Frame) -> None:
         self._frame = frame
-        self._lengths: dict[int, int] = {}
+        self._begins: dict[int, int] = {}
 
     def whole(self, events: Iterable[Event]) -> Completion:
         """All events of an answer as one object."""
         choices: dict[int, CompletionChoice] = {}
         usage: Usage | None = None
+        timings: Timings | UnsetType = UNSET
         for event in events:
             for piece in self.pieces(event, with_usage=True):
                 usage = piece.usage if isinstance(piece.usage, Usage) else usage
+                timings = piece.timings or timings
                 for choice in piece.choices:
                     known = choices.setdefault(choice.index, CompletionChoice(choice.index, ""))
                     known.text += choice.text
@@ -297,46 +326,64 @@ class CompletionBuilder:
                     known.logprobs = _joined(known.logprobs, choice.logprobs)
         frame = self._frame
         ordered = [choices[i] for i in sorted(choices)]
-        return Completion(frame.id, frame.created, frame.model, ordered, frame.fingerprint, usage)
+        return Completion(frame.id, frame.created, frame.model, ordered, frame.fingerprint, usage, timings)
 
     def pieces(self, event: Event, *, with_usage: bool) -> Iterator[Completion]:
         """An event as pieces of a stream."""
         if isinstance(event, Started):
             for i, text in enumerate(event.echoes):
-                yield self._piece(self._choice(i, text), with_usage=with_usage)
+                self._begins[i] = len(text)
+                yield self._piece(CompletionChoice(i, text), with_usage=with_usage)
+        elif isinstance(event, Scored):
+            scored = CompletionChoice(event.index, "", self._told(event.logprobs, 0))
+            yield self._piece(scored, with_usage=with_usage)
         elif isinstance(event, Words):
-            yield self._piece(self._choice(event.index, event.text, event.logprobs), with_usage=with_usage)
+            told = self._told(event.logprobs, self._begins.get(event.index, 0)) if event.logprobs else None
+            if event.text or told or event.timings:
+                piece = self._piece(CompletionChoice(event.index, event.text, told), with_usage=with_usage)
+                piece.timings = event.timings or UNSET
+                yield piece
         elif isinstance(event, Finished):
-            yield self._piece(CompletionChoice(event.index, "", None, _reason(event)), with_usage=with_usage)
-        elif isinstance(event, answers.Used) and with_usage:
+            piece = self._piece(CompletionChoice(event.index, "", None, _reason(event)), with_usage=with_usage)
+            piece.timings = event.timings or UNSET
+            yield piece
+        elif isinstance(event, Used) and with_usage:
             last = self._piece(with_usage=True)
             last.usage = usage_of(event)
+            last.timings = event.timings or UNSET
             yield last
 
     def _piece(self, *choices: CompletionChoice, with_usage: bool) -> Completion:
         frame, usage = self._frame, None if with_usage else UNSET
         return Completion(frame.id, frame.created, frame.model, list(choices), frame.fingerprint, usage)
 
-    def _choice(self, index: int, text: str, logprobs: tuple[LogProb, ...] = ()) -> CompletionChoice:
-        begin = self._lengths.get(index, 0)
-        self._lengths[index] = begin + len(text)
-        told = None
-        if logprobs:
-            told = CompletionLogprobs(
-                [_text(one.piece) for one in logprobs],
-                [max(one.logprob, _LEAST) for one in logprobs],
-                [{_text(piece): max(value, _LEAST) for piece, value in one.top} for one in logprobs],
-                [begin for _ in logprobs],
-            )
-        return CompletionChoice(index, text, told)
+    def _told(self, logprobs: tuple[LogProb, ...], begin: int) -> CompletionLogprobs:
+        """begin: the characters before the text that offsets are of."""
+        return CompletionLogprobs(
+            [_text(one.piece) for one in logprobs],
+            [_number(one) for one in logprobs],
+            [_likeliest(one) for one in logprobs],
+            [begin + one.offset for one in logprobs],
+        )
+
+
+def _likeliest(one: LogProb) -> dict[str, float] | None:
+    """By text: of tokens with the same text (parts of a character) the likeliest."""
+    if one.logprob is None:
+        return None
+    found: dict[str, float] = {}
+    for piece, value in [*one.top, (one.piece, one.logprob)]:
+        text = _text(piece)
+        found[text] = max(value, found.get(text, _LEAST), _LEAST)
+    return found
 
 
 def _joined(first: CompletionLogprobs | None, second: CompletionLogprobs | None) -> CompletionLogprobs | None:
+    """The second's items at the first's end."""
     if first is None or second is None:
         return first or second
-    return CompletionLogprobs(
-        first.tokens + second.tokens,
-        first.token_logprobs + second.token_logprobs,
-        first.top_logprobs + second.top_logprobs,
-        first.text_offset + second.text_offset,
-    )
+    first.tokens += second.tokens
+    first.token_logprobs += second.token_logprobs
+    first.top_logprobs += second.top_logprobs
+    first.text_offset += second.text_offset
+    return first

@@ -14,24 +14,39 @@ import uvicorn
 
 from ..errors import StorageError, UsageError
 from ..runtime.setup import Setup
-from .app import Log, Server
+from .app import Server
 from .catalog import Catalog, Talk
-from .guard import is_loopback
+from .connections import HEAD_BYTES, Connection
+from .guard import ANYBODY, Access
+from .hosts import authority, is_loopback, origin
+from .intake import Log
 from .prompts import Defaults
 from .worker import Worker
 
+_KEEP_ALIVE_S = 15  # between two requests of a connection; clients close theirs after 5 s or so
 _GRACE_S = 3  # for connections to end after the answers were cancelled
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Where to listen and whom to answer. port 0: any that is free. queue: requests that may wait."""
+    """Where to listen and whom to answer. port 0: any that is free. queue: requests that may wait.
+
+    names: what the server may be called beside its address: a proxy's name. strict: refuse unknown parameters.
+    prefix_share: of the budget, most that goes to conversations that others take the place of.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8080
     api_key: str = ""
     origins: tuple[str, ...] = ()
     queue: int = 32
+    names: tuple[str, ...] = ()
+    strict: bool = False
+    prefix_share: float = 1 / 16
+
+    @property
+    def access(self) -> Access:
+        return Access(self.host, self.api_key, self.origins, self.names)
 
     def check(self) -> None:
         """Raises UsageError."""
@@ -44,10 +59,31 @@ class Settings:
             raise UsageError(f"`--port {self.port}` is no port", hint="give 1 to 65535, or 0 for any that is free")
         if not 0 <= self.queue <= 10_000:
             raise UsageError(f"`--queue {self.queue}` makes no sense", hint="give 0 to 10000 requests that may wait")
-        for origin in self.origins:
-            scheme, found, rest = origin.partition("://")
-            if scheme not in ("http", "https") or not found or not rest or "/" in rest:
-                raise UsageError(f"`{origin}` is no origin", hint="write it as `https://chat.example`, without a path")
+        if not 0 <= self.prefix_share <= 0.5:
+            raise UsageError(
+                f"`--remember {self.prefix_share:.0%}` makes no sense", hint="give 0 to 50 per cent of the budget"
+            )
+        for text in self.origins:
+            self._check_origin(text)
+        for text in self.names:
+            place = authority(text)
+            if place is None or place.port is not None:
+                raise UsageError(
+                    f"`--allow-host {text}` is no name", hint="give a host's name alone, like `ai.example`"
+                )
+
+    def _check_origin(self, text: str) -> None:
+        if text == ANYBODY:
+            if not self.api_key:
+                raise UsageError(
+                    "`--cors-origin *` lets the pages of every site in, so it needs an API key",
+                    hint="set EDGEMOE_API_KEY or give `--api-key KEY`, or name the sites",
+                )
+        elif origin(text, wild=True) is None:
+            raise UsageError(
+                f"`{text}` is no origin",
+                hint="write it as `https://chat.example`, without a path; `http://localhost:*` is any port",
+            )
 
 
 def serve(
@@ -61,8 +97,8 @@ def serve(
 ) -> None:
     """Serve until SIGINT or SIGTERM. setup: for every model. Raises what loading raises, UsageError, StorageError."""
     settings.check()
-    with _listening(settings) as listener:
-        catalog = Catalog(models, setup, talk)
+    with listening(settings) as listener:
+        catalog = Catalog(models, setup, talk, prefix_share=settings.prefix_share)
         catalog.engine(catalog.first)  # what cannot be loaded is known before anybody asks
         worker = Worker(catalog, settings.queue)
         try:
@@ -72,10 +108,12 @@ def serve(
 
 
 @contextlib.contextmanager
-def _listening(settings: Settings) -> Iterator[socket.socket]:
+def listening(settings: Settings) -> Iterator[socket.socket]:
     """The socket, bound before a model is loaded: a port in use should not cost a minute."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # IPPROTO_TCP in words: asyncio turns Nagle's algorithm off only where it reads that, and with it on an answer on a
+    # kept connection waits 40 ms for the client's delayed acknowledgement.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -101,9 +139,9 @@ class _Uvicorn(uvicorn.Server):
 async def _run(
     worker: Worker, settings: Settings, defaults: Defaults, listener: socket.socket, talk: Talk, log: Log | None
 ) -> None:
-    server = Server(worker, defaults, log)
+    server = Server(worker, defaults, log, strict=settings.strict)
     config = uvicorn.Config(
-        server.app(settings.host, settings.api_key, settings.origins),
+        server.app(settings.access),
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -111,7 +149,9 @@ async def _run(
         timeout_graceful_shutdown=_GRACE_S,
         ws="none",
         loop="asyncio",
-        http="h11",
+        http=Connection,
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        timeout_keep_alive=_KEEP_ALIVE_S,
     )
     front = _Uvicorn(config)
 

@@ -69,7 +69,7 @@ def call_text(message: Message) -> str:
     return "\n".join(calls)
 
 
-def arguments_of(text: str) -> Any:
+def arguments_of(text: str | None) -> Any:
     """Arguments as sent back by a client. Raises ApiError."""
     try:
         return json.loads(text or "{}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -12,7 +12,8 @@ from starlette.types import Receive, Scope, Send
 
 T = TypeVar("T")
 
-_KEEP_ALIVE_S = 15.0
+PING_S = 5.0
+"""Clients and proxies give up on a stream in which nothing comes: some after 15 s."""
 
 
 class ClientGone(Exception):
@@ -24,9 +25,10 @@ def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | Non
     return Response(content, status, dict(headers or {}), media_type="application/json")
 
 
-def sse(data: Any) -> bytes:
-    """One server-sent event."""
-    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+def sse(data: Any, event: str = "") -> bytes:
+    """One server-sent event. event: its name, for protocols that name them."""
+    named = b"event: " + event.encode() + b"\n" if event else b""
+    return named + b"data: " + msgspec.json.encode(data) + b"\n\n"
 
 
 SSE_DONE = b"data: [DONE]\n\n"
@@ -45,13 +47,26 @@ async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
 
 
 class EventStream(Response):
-    """Sends what an iterator gives as it comes, and a comment now and then while nothing does."""
+    """Sends what an iterator gives as it comes, and every few seconds while nothing does what `ping` gives.
 
-    def __init__(self, pieces: AsyncIterator[bytes]) -> None:
-        super().__init__(None, 200, {"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+    kind: the media type. A ping of b"" sends nothing.
+    """
+
+    def __init__(
+        self,
+        pieces: AsyncIterator[bytes],
+        *,
+        ping: Callable[[], bytes] | None = None,
+        every_s: float = PING_S,
+        kind: str = "text/event-stream; charset=utf-8",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(None, 200, {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})})
         del self.headers["content-length"]
-        self.headers["content-type"] = "text/event-stream; charset=utf-8"
+        self.headers["content-type"] = kind
         self._pieces = pieces
+        self._ping = ping or (lambda: b": waiting\n\n")
+        self._every_s = every_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -70,16 +85,18 @@ class EventStream(Response):
         waiting: asyncio.Future[bytes] = asyncio.ensure_future(_next(pieces))
         try:
             while True:
-                await asyncio.wait({waiting}, timeout=_KEEP_ALIVE_S)
+                await asyncio.wait({waiting}, timeout=self._every_s)
                 if not waiting.done():
-                    await send({"type": "http.response.body", "body": b": waiting\n\n", "more_body": True})
+                    if ping := self._ping():
+                        await send({"type": "http.response.body", "body": ping, "more_body": True})
                     continue
                 try:
                     piece = waiting.result()
                 except StopAsyncIteration:
                     break
                 waiting = asyncio.ensure_future(_next(pieces))
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                if piece:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             await _end(waiting)

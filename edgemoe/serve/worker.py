@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
-from ..errors import Cancelled, EdgeMoEError
+from ..errors import Cancelled, EdgeMoEError, UsageError
 from ..runtime.engine.engine import Engine
 from .catalog import Catalog
 from .failures import ApiError, of_engine
@@ -27,6 +27,7 @@ Work = Callable[[Engine], Iterator[Event]]
 
 _END = object()
 _RETRY_AFTER_S = 5
+_MAX_UNREAD, _UNREAD_S = 2048, 0.01  # events that wait for a slow client, and how often to look
 
 
 class Job:
@@ -41,6 +42,9 @@ class Job:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
 
     def put(self, event: Event) -> None:
+        """Any thread. Waits while a client reads far more slowly than is computed; see `connections`."""
+        while self._events.qsize() > _MAX_UNREAD and not self.cancelled:
+            time.sleep(_UNREAD_S)
         try:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
         except RuntimeError:  # the loop is closed: the server is going down
@@ -71,6 +75,16 @@ class Worker:
     @property
     def busy(self) -> bool:
         return self._active is not None
+
+    def progress(self, job: Job) -> tuple[int, int] | None:
+        """Tokens of a job's prompt that are computed, and those that were there already; None while it waits."""
+        loaded = self.catalog.current
+        if job is not self._active or loaded is None:
+            return None
+        try:
+            return loaded[1].progress
+        except UsageError:  # it was closed in the meantime
+            return None
 
     def submit(self, job: Job) -> None:
         """Raises ApiError 429 when the queue is full, 503 when the server is going down."""

@@ -371,6 +371,16 @@ EMOE_API uint32_t emoe_engine_n_past(const emoe_engine *engine);
 /* Cuts the sequence to its first n tokens. A recurrent model can only be cut to 0; EMOE_ERR_UNSUPPORTED then. */
 EMOE_API emoe_status emoe_engine_rewind(emoe_engine *engine, uint32_t n, emoe_error *err);
 
+/* The sequence's state (its KV cache), to be kept and taken up again without computing its tokens anew: logits are then
+ * what they would have been. Bytes that emoe_engine_state_get would write now; 0 when there are none to write. */
+EMOE_API uint64_t emoe_engine_state_bytes(emoe_engine *engine);
+/* Writes the state into buf of cap bytes, *n_bytes of them. Between decode calls. */
+EMOE_API emoe_status emoe_engine_state_get(emoe_engine *engine, void *buf, uint64_t cap, uint64_t *n_bytes,
+                                           emoe_error *err);
+/* Makes the sequence what it was when buf was written, by an engine of the same model and setup; bytes that were not, or
+ * have changed since, are refused and the sequence is as before. When llama.cpp refuses them the sequence is empty. */
+EMOE_API emoe_status emoe_engine_state_set(emoe_engine *engine, const void *buf, uint64_t n_bytes, emoe_error *err);
+
 /* Makes the decode call under way end soon with EMOE_ERR_CANCELLED. Does nothing when none is. Any thread. */
 EMOE_API void emoe_engine_cancel(emoe_engine *engine);
 /* Forgets a cancel. An engine for which this was ever called keeps a cancel until the next call of this, so that none
@@ -553,6 +563,22 @@ typedef struct emoe_constraint {
     float frequency_penalty; /* the same, for each time it is among them */
     const char *grammar;     /* GBNF: what is picked follows its rule `root`, then an end of answer; NULL: anything */
     const char *grammar_trigger; /* the grammar holds from where this text was first written; NULL: from the start */
+    float typical_p;             /* 0 or 1: off */
+    float top_n_sigma;           /* 0: off */
+    float xtc_probability;       /* 0: off */
+    float xtc_threshold;
+    float dry_multiplier; /* 0: off */
+    float dry_base;
+    int32_t dry_allowed_length;
+    int32_t dry_last_n; /* tokens looked back on; -1: all */
+    uint32_t n_dry_breaker;
+    const char *const *dry_breakers; /* n_dry_breaker texts over which no repetition goes; NULL: llama.cpp's own */
+    uint32_t mirostat;               /* 0: off; 1 or 2 in place of all but the temperature */
+    float mirostat_tau;
+    float mirostat_eta;
+    float dynatemp_range; /* the temperature moves by up to that with the entropy; 0: it does not */
+    float dynatemp_exponent;
+    uint32_t ignore_eos; /* 1: tokens that end an answer are never picked */
 } emoe_constraint;
 
 /* For a sampler that has picked nothing yet. EMOE_ERR_ARGUMENT for a grammar that llama.cpp does not take. */

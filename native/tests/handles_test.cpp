@@ -134,6 +134,10 @@ void a_null_engine_is_refused() {
     CHECK_EQ(emoe_engine_n_ctx(nullptr), 0u);
     CHECK_EQ(emoe_engine_n_past(nullptr), 0u);
     REFUSED(emoe_engine_rewind(nullptr, 0, &g_err));
+    uint64_t n_state = 0;
+    CHECK_EQ(emoe_engine_state_bytes(nullptr), 0u);
+    REFUSED(emoe_engine_state_get(nullptr, &state, 1, &n_state, &g_err));
+    REFUSED(emoe_engine_state_set(nullptr, &state, 1, &g_err));
     emoe_engine_cancel(nullptr);
     emoe_engine_clear_cancel(nullptr);
     REFUSED(emoe_engine_set_cache_bytes(nullptr, k_huge, &g_err));

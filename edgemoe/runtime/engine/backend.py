@@ -51,6 +51,15 @@ class Backend(Protocol):
     def rewind(self, n: int) -> None:
         """Cut the sequence to n tokens. Raises UnsupportedError where that cannot be."""
 
+    def state_bytes(self) -> int:
+        """Of the sequence's state; 0 where it cannot be kept."""
+
+    def state(self, n_bytes: int) -> bytearray:
+        """The sequence's state, of `state_bytes`."""
+
+    def set_state(self, state: bytearray) -> None:
+        """Make the sequence what it was when this was its state. Raises NativeError; it is empty then."""
+
     def cancel(self) -> None:
         """End what is being computed soon, with Cancelled. Any thread, as all below."""
 

@@ -7,7 +7,7 @@ import os
 import sys
 import weakref
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from types import TracebackType
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ... import _native
 from ..._abi import Stats as NativeStats
 from ...devices.memory import process_memory
-from ...errors import UsageError
+from ...errors import UnsupportedError, UsageError
 from ...units import KIB, MIB, format_size
 from ..budget.allowance import Allowance
 from ..budget.planner import Plan
@@ -31,6 +31,8 @@ from ..text.thinking import Piece, Thinking, mark_texts, shown, thinking_of
 from .backend import Backend
 from .collected import Collected
 from .draft import COST_RESIDENT, COST_STREAMED, Lookahead, Payoff, allowed
+from .prefixes import Prefixes
+from .scoring import scores
 from .sequence import TokenSequence
 from .stats import Stats
 
@@ -76,18 +78,21 @@ class Engine:
         resolve: Callable[[str | int], int],
         warm_start: bool = True,
         n_draft: int | None = 0,
+        n_row: int = 1,
     ) -> None:
         """backend: the engine's from now on; with the smallest cache, which grows when it is known what is left for it.
 
         host_info: the model without the experts that a GPU has. resolve: bytes of a budget as the user writes it.
         warm_start: see `Setup`.
         n_draft: most tokens drafted at once; None: MAX_DRAFT where the model can verify them.
+        n_row: tokens whose logits one computation keeps, at most.
         """
         self.model = model
         self.host_info = host_info
         self.finish_reason = ""
         self.n_reused = 0
         self._resolve = resolve
+        self._n_row = min(n_row, plan.n_ubatch)
         self._payoff = Payoff(COST_STREAMED if plan.n_slot < plan.n_expert_total else COST_RESIDENT)
         self._n_drafted = self._n_draft_used = 0
         self._unchecked = 0  # tokens since the last look at the process's memory
@@ -202,6 +207,10 @@ class Engine:
         """Tokens of a text. special: begin with BOS where the model wants one, and read "<|im_end|>" as one token."""
         return self._tokenize(text, add_special=special, parse_special=special)
 
+    def tokens(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """`tokenize`, with both halves of `special` on their own."""
+        return self._tokenize(text, add_special=add_special, parse_special=parse_special)
+
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Text of tokens. special: that of control tokens too. Raises UsageError for a token that does not exist."""
         self._sequence.check(tokens)
@@ -240,12 +249,30 @@ class Engine:
         stop: Sequence[str] = (),
         n_top: int | None = None,
         special: bool = False,
+        stop_tokens: Collection[int] = (),
+        anew: bool = False,
     ) -> Iterator[Step]:
         """`generate` token by token. n_top: give log-probabilities, and those of the n_top likeliest tokens.
 
-        special: the text of control tokens too.
+        special: the text of control tokens too. stop_tokens: end the answer as the model's own end tokens do.
+        anew: compute the whole prompt, whatever is in the engine already.
         """
-        return self._steps(list(tokens), max_tokens, sampling, stop, n_top, special)
+        return self._steps(list(tokens), max_tokens, sampling, stop, n_top, special, stop_tokens, anew)
+
+    def scores(self, tokens: Sequence[int], n_top: int) -> Iterator[Step]:
+        """The log-probability of each token of a prompt given those before it, computed anew from the first on.
+
+        The first has none. At most `Setup.n_rows` tokens are computed at once. Raises what `generate` raises.
+        """
+        self._sequence.check_prompt(tokens)
+        self._sequence.begin()
+        return scores(self._sequence, self._append, tokens, n_top, self._n_row)
+
+    def eval_prompt(self, tokens: Sequence[int]) -> None:
+        """Compute a prompt and no token after it; what is in the engine already is reused."""
+        self._sequence.check_prompt(tokens)
+        self._sequence.begin()
+        self.finish_reason, self.n_reused = "length", self._become(tokens)
 
     def check(self, tokens: Sequence[int], sampling: Sampling) -> None:
         """Raise what `steps` would raise before it computes: UsageError for a prompt or a grammar that cannot be."""
@@ -282,13 +309,15 @@ class Engine:
         return _read(self._answer(prompt.tokens, max_tokens, sampling, stop), prompt.thinking)
 
     def chat_tokens(
-        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None
+        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None, begun: str = ""
     ) -> list[int]:
         """The prompt that `chat` computes for these messages. tools: see `prompt.render`.
 
+        begun: what the answer begins with already, to be gone on with.
+
         Raises UsageError, FormatError.
         """
-        return self.chat_prompt(messages, tools=tools).tokens
+        return self.chat_prompt(messages, tools=tools, begun=begun).tokens
 
     def chat_prompt(
         self,
@@ -296,13 +325,14 @@ class Engine:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
+        begun: str = "",
     ) -> ChatPrompt:
         """`chat_tokens`, and how the answer is read. tools, variables: see `prompt.render`. Raises likewise."""
         bos, eos = (self._token_text(token(self._sequence.text)) for token in (_native.text_bos, _native.text_eos))
         template = self.model.chat_template
         n_bytes = max(first_rendering_bytes(template), rendering_bytes(text_bytes(messages)))
         with self.room(n_bytes, "the chat template"):
-            text = render(template, messages, bos=bos, eos=eos, tools=tools, variables=variables)
+            text = render(template, messages, bos=bos, eos=eos, tools=tools, variables=variables) + begun
         # As llama.cpp does: a template that writes BOS itself gets no second one.
         add_special = not (bos and text.startswith(bos))
         tokens = self._tokenize(text, add_special=add_special, parse_special=True)
@@ -359,6 +389,8 @@ class Engine:
         stop: Sequence[str],
         n_top: int | None = None,
         special: bool = False,
+        stop_tokens: Collection[int] = (),
+        anew: bool = False,
     ) -> Iterator[Step]:
         """Check now, compute when the answer is asked for."""
         if max_tokens is not None and max_tokens < 1:
@@ -367,7 +399,7 @@ class Engine:
         stream = TextStream((stop,) if isinstance(stop, str) else stop)
         self._sequence.begin()
         self.finish_reason, self.n_reused = "", 0
-        return self._compute(tokens, max_tokens, sampling or Sampling(), stream, n_top, special)
+        return self._compute(tokens, max_tokens, sampling or Sampling(), stream, n_top, special, stop_tokens, anew)
 
     def _compute(
         self,
@@ -377,11 +409,13 @@ class Engine:
         stream: TextStream,
         n_top: int | None,
         special: bool,
+        stop_tokens: Collection[int],
+        anew: bool,
     ) -> Iterator[Step]:
         sampler = sampling.open(self._sequence.text)
         ahead: Lookahead | None = None
         try:
-            self.n_reused = self._become(tokens)
+            self.n_reused = self._become(tokens, anew=anew)
             epoch, n_token = self._sequence.epoch, 0
             ahead = Lookahead(self._sequence, self._n_draft, self._payoff)
             append = functools.partial(self._append, epoch=epoch)
@@ -390,7 +424,7 @@ class Engine:
                 pace.begin()
                 token, piece = self._sequence.sample(sampler, epoch, row=ahead.row, special=special)
                 pace.end()
-                if piece is None:
+                if piece is None or token in stop_tokens:
                     self.finish_reason = "stop"
                     break
                 n_token += 1
@@ -422,6 +456,12 @@ class Engine:
         """Tokens in the sequence."""
         return self._sequence.n_past
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Of a long prompt that is being computed: its tokens so far, and those that were there already. Any thread."""
+        with self._control() as backend:
+            return backend.n_past, self._sequence.n_kept
+
     def eval(self, tokens: Sequence[int], want_all: bool = False) -> None:
         """Compute tokens after those in the sequence: one is decode, more are prefill.
 
@@ -450,12 +490,28 @@ class Engine:
         """Cut the sequence to its first n tokens. Raises UnsupportedError for a recurrent model unless n is 0."""
         self._sequence.rewind(n)
 
+    def keep_prefixes(self, max_bytes: int) -> None:
+        """Remember conversations that others take the place of, in up to so many bytes of the budget; 0: none."""
+        with self._control() as backend:
+            try:
+                backend.check_verify()
+                cuts = True
+            except UnsupportedError:
+                cuts = False
+        self._sequence.prefixes = Prefixes(max_bytes, self.room, cuts=cuts) if max_bytes else None
+
+    @property
+    def prefixes(self) -> tuple[int, int]:
+        """Conversations that are remembered beside the one in the engine, and their bytes. Any thread."""
+        kept = self._sequence.prefixes
+        return (kept.n_kept, kept.n_bytes) if kept else (0, 0)
+
     def reset(self) -> None:
         """Empty the sequence; the cache keeps its experts."""
         self._sequence.rewind(0)
 
-    def _become(self, tokens: Sequence[int]) -> int:
-        n_reused = self._sequence.become(tokens)
+    def _become(self, tokens: Sequence[int], *, anew: bool = False) -> int:
+        n_reused = self._sequence.become(tokens, anew=anew)
         self._allowance.check()
         return n_reused
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from ... import _native
 from ...errors import Cancelled, NativeError, UnsupportedError, UsageError
 from .backend import Backend
+from .prefixes import MIN_TOKENS, Prefixes, shared
 
 _ANSWER_TOKENS = 512  # of room that a hint leaves for an answer
 _WAIT_S = 0.05  # how late a signal handler may run during prefill
@@ -29,6 +30,9 @@ class TokenSequence:
         self.n_vocab = backend.n_vocab
         self.n_ctx = backend.n_ctx
         self.epoch = 0
+        self.prefixes: Prefixes | None = None
+        self._n_prompt = 0  # tokens of it that were somebody's prompt
+        self.n_kept = 0  # what `become` found there, known while it computes the rest
         self._longest = longest or self.n_ctx
         self._backend: Backend | None = backend
         self._control = control
@@ -130,23 +134,40 @@ class TokenSequence:
         tokens.append(token)
         return tokens
 
-    def become(self, tokens: Sequence[int]) -> int:
+    def become(self, tokens: Sequence[int], *, anew: bool = False) -> int:
         """Make `tokens` the whole sequence, with the logits of the last. A common beginning is not computed again.
 
-        Returns how many tokens that was.
+        Returns how many tokens that was. anew: compute all of them.
         """
         wanted = array("i", tokens)
-        pairs = zip(self._tokens, wanted, strict=False)
-        shorter = min(len(self._tokens), len(wanted))
-        common = next((i for i, (old, new) in enumerate(pairs) if old != new), shorter)
+        common = 0 if anew else shared(self._tokens, wanted)
+        if self.prefixes:
+            common = self._exchange(self.prefixes, wanted, common, anew=anew)
+        self._n_prompt = len(wanted)
         keep = min(common, len(wanted) - 1)  # the last is computed again for its logits
         try:
             self.rewind(keep)
         except UnsupportedError:  # recurrent state cannot be cut
             self.rewind(0)
-        n_reused = len(self._tokens)
+        n_reused = self.n_kept = len(self._tokens)
         self.append(wanted[n_reused:])
         return n_reused
+
+    def _exchange(self, prefixes: Prefixes, wanted: array[int], common: int, *, anew: bool) -> int:
+        """Set a conversation aside whose prompt would be lost, and take up the one that goes on. Tokens shared then."""
+        found, n_shared = (None, 0) if anew else prefixes.best(wanted)
+        better = found is not None and n_shared >= common + MIN_TOKENS
+        left = 0 if better or anew else common
+        with self._exclusive() as backend:
+            if min(self._n_prompt, len(self._tokens)) >= left + MIN_TOKENS:
+                prefixes.keep(backend, self._tokens)
+            if not better or found is None:
+                return common
+            self._begin_epoch(None)
+            restored = prefixes.restore(backend, found)
+            self._tokens = found.tokens[:] if restored else array("i")
+            self._synchronize(backend)
+            return n_shared if restored else 0
 
     def rewind(self, n: int) -> None:
         """Cut the sequence to its first n tokens. Raises UnsupportedError for a recurrent model unless n is 0."""

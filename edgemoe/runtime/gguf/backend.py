@@ -39,6 +39,15 @@ class NativeBackend:
     def rewind(self, n: int) -> None:
         _native.engine_rewind(self.engine, n)
 
+    def state_bytes(self) -> int:
+        return _native.engine_state_bytes(self.engine)
+
+    def state(self, n_bytes: int) -> bytearray:
+        return _native.engine_state(self.engine, n_bytes)
+
+    def set_state(self, state: bytearray) -> None:
+        _native.engine_set_state(self.engine, state)
+
     def cancel(self) -> None:
         _native.engine_cancel(self.engine)
 

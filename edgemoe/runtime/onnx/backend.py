@@ -256,6 +256,15 @@ class OnnxBackend:
             self._n_past, self._n_row = n, 0
             _native.text_set_logits(self.text, self._logits.ctypes.data, 0)
 
+    def state_bytes(self) -> int:
+        return 0
+
+    def state(self, n_bytes: int) -> bytearray:
+        raise UnsupportedError("the state of an export cannot be kept")
+
+    def set_state(self, state: bytearray) -> None:
+        raise UnsupportedError("the state of an export cannot be kept")
+
     def cancel(self) -> None:
         self._cancelled = True
 

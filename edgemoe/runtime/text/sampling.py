@@ -15,6 +15,16 @@ from . import bounds
 MAX_SEED = 2**32 - 1
 
 
+_OFF = {
+    "presence_penalty": 0, "frequency_penalty": 0, "typical_p": 1, "top_n_sigma": 0, "xtc_probability": 0,
+    "dry_multiplier": 0, "mirostat": 0, "dynatemp_range": 0, "ignore_eos": False,
+}  # fmt: skip
+_NUMBERS = (
+    *_OFF, "xtc_threshold", "dry_base", "dry_allowed_length", "dry_last_n", "mirostat_tau", "mirostat_eta",
+    "dynatemp_exponent",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Parameters of the sampler, named as in llama.cpp.
@@ -24,6 +34,8 @@ class Sampling:
     repeat_penalty: 1 is off; it looks back on repeat_last_n tokens, and so do presence_penalty and frequency_penalty
     (0 is off), of which the first is taken once and the second as often as a token was picked. seed: None draws one.
     logit_bias: (token, value) pairs; the value is added to the token's logit.
+    typical_p (1 is off), top_n_sigma, xtc_*, dry_*, mirostat (1 or 2 in place of the other filters) and dynatemp_* are
+    llama.cpp's samplers of these names; 0 is off. dry_breakers: None for its own. ignore_eos: the model cannot end.
     grammar: GBNF with a rule `root` which the answer follows, from the start, or from where grammar_trigger was first
     written (see `edgemoe.runtime.text.grammar` for grammars of JSON schemas).
     Raises UsageError for values without meaning.
@@ -41,6 +53,21 @@ class Sampling:
     logit_bias: tuple[tuple[int, float], ...] = ()
     grammar: str = ""
     grammar_trigger: str = ""
+    typical_p: float = 1.0
+    top_n_sigma: float = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_last_n: int = -1
+    dry_breakers: tuple[str, ...] | None = None
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         _check(0 <= _single(self.temp) < math.inf, "temp", self.temp, "0 (greedy) or more, like `0.8`")
@@ -69,15 +96,15 @@ class Sampling:
             bounds.check(self.grammar)
         sampler = _native.sampler_open(self.params())
         try:
-            if self.presence_penalty or self.frequency_penalty or self.logit_bias or self.grammar:
+            if self.logit_bias or self.grammar or any(getattr(self, name) != off for name, off in _OFF.items()):
                 _native.sampler_constrain(
                     sampler,
                     text,
                     bias=self.logit_bias,
-                    presence_penalty=self.presence_penalty,
-                    frequency_penalty=self.frequency_penalty,
                     grammar=self.grammar,
                     grammar_trigger=self.grammar_trigger,
+                    dry_breakers=self.dry_breakers,
+                    **{name: getattr(self, name) for name in _NUMBERS},
                 )
         except BaseException:
             _native.sampler_close(sampler)

@@ -49,6 +49,27 @@ emoe_status emoe_engine_rewind(emoe_engine *engine, uint32_t n, emoe_error *err)
     return guarded(err, [&] { engine_of(engine).rewind(n); });
 }
 
+uint64_t emoe_engine_state_bytes(emoe_engine *engine) {
+    uint64_t n = 0;
+    (void)guarded(nullptr, [&] { n = engine_of(engine).state_bytes(); });
+    return n;
+}
+
+emoe_status emoe_engine_state_get(emoe_engine *engine, void *buf, uint64_t cap, uint64_t *n_bytes, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(buf, "buf");
+        check_pointer(n_bytes, "n_bytes");
+        *n_bytes = engine_of(engine).get_state(static_cast<uint8_t *>(buf), cap);
+    });
+}
+
+emoe_status emoe_engine_state_set(emoe_engine *engine, const void *buf, uint64_t n_bytes, emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(buf, "buf");
+        engine_of(engine).set_state(static_cast<const uint8_t *>(buf), n_bytes);
+    });
+}
+
 void emoe_engine_cancel(emoe_engine *engine) {
     if (engine) engine_of(engine).cancel();
 }

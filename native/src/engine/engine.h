@@ -35,6 +35,9 @@ public:
     const float *logits(uint32_t i) const override;
     uint32_t n_past() const { return n_past_; }
     void rewind(uint32_t n);
+    uint64_t state_bytes();
+    uint64_t get_state(uint8_t *buf, uint64_t cap);
+    void set_state(const uint8_t *buf, uint64_t n_bytes);
     void cancel();
     void clear_cancel();                  // a cancel sticks from here on, until the next clear_cancel
     void set_cache_bytes(uint64_t bytes); // any thread
@@ -58,6 +61,7 @@ private:
     void run(const int32_t *tokens, uint32_t n, bool want_all, Rounding rounding);
     void compute(const int32_t *tokens, uint32_t n, bool want_all, bool want_last, Rounding rounding);
     void forget_after(uint32_t n);
+    uint64_t state_key() const;
     void lend(uint64_t bytes); // cache bytes to the work space of a large batch, 0: all back
 
     emoe_setup const setup_; // but its pointers, which were valid while it was made

@@ -40,6 +40,30 @@ std::string piece_of(const TextModel &model, int32_t token) {
     return text;
 }
 
+// The numbers of a constraint; what they are for is llama.cpp's.
+void check_numbers(const emoe_constraint &c) {
+    if (!std::isfinite(c.presence_penalty) || !std::isfinite(c.frequency_penalty))
+        fail(EMOE_ERR_ARGUMENT, "a penalty that is not a number");
+    auto const within = [](float value, float low, float high, const char *what) {
+        if (!(value >= low && value <= high)) fail(EMOE_ERR_ARGUMENT, "%s of %g", what, static_cast<double>(value));
+    };
+    constexpr float k_most = 1e6f;
+    within(c.typical_p, 0, 1, "a typical-p");
+    within(c.top_n_sigma, 0, k_most, "a top-n-sigma");
+    within(c.xtc_probability, 0, 1, "an XTC probability");
+    within(c.xtc_threshold, 0, 1, "an XTC threshold");
+    within(c.dry_multiplier, 0, k_most, "a DRY multiplier");
+    within(c.dry_base, 0, k_most, "a DRY base");
+    within(c.mirostat_tau, 0, k_most, "a mirostat tau");
+    within(c.mirostat_eta, 0, k_most, "a mirostat eta");
+    within(c.dynatemp_range, 0, k_most, "a range of temperatures");
+    within(c.dynatemp_exponent, 0, k_most, "an exponent of temperatures");
+    if (c.mirostat > 2) fail(EMOE_ERR_ARGUMENT, "mirostat %u: there are 1 and 2", c.mirostat);
+    if (c.dry_allowed_length < 0 || c.dry_last_n < -1 || c.dry_last_n > k_repeat_tokens)
+        fail(EMOE_ERR_ARGUMENT, "a DRY length of %d over %d tokens", c.dry_allowed_length, c.dry_last_n);
+    if (c.n_dry_breaker > 0 && !c.dry_breakers) fail(EMOE_ERR_ARGUMENT, "DRY breakers without texts");
+}
+
 } // namespace
 
 Sampler::Sampler(const emoe_sampler_params &p) : params_(p) {
@@ -55,8 +79,7 @@ Sampler::Sampler(const emoe_sampler_params &p) : params_(p) {
 
 void Sampler::constrain(const TextModel &model, const emoe_constraint &c) {
     if (chain_) fail(EMOE_ERR_ARGUMENT, "a sampler that has picked a token can no longer be constrained");
-    if (!std::isfinite(c.presence_penalty) || !std::isfinite(c.frequency_penalty))
-        fail(EMOE_ERR_ARGUMENT, "a penalty that is not a number");
+    check_numbers(c);
     if (c.n_bias > 0 && (!c.bias_tokens || !c.bias_values)) fail(EMOE_ERR_ARGUMENT, "biases without tokens or values");
     int32_t const n_vocab = llama_vocab_n_tokens(model.vocab());
     std::vector<llama_logit_bias> bias;
@@ -67,6 +90,9 @@ void Sampler::constrain(const TextModel &model, const emoe_constraint &c) {
             fail(EMOE_ERR_ARGUMENT, "a bias of %g", static_cast<double>(c.bias_values[i]));
         bias.push_back({c.bias_tokens[i], c.bias_values[i]});
     }
+    if (c.ignore_eos != 0)
+        for (int32_t token = 0; token < n_vocab; token++)
+            if (llama_vocab_is_eog(model.vocab(), token)) bias.push_back({token, k_forbidden});
     LlamaSamplerPtr grammar;
     if (c.grammar) {
         check_grammar(c.grammar);
@@ -76,12 +102,26 @@ void Sampler::constrain(const TextModel &model, const emoe_constraint &c) {
         if (!grammar)
             fail(EMOE_ERR_ARGUMENT, "llama.cpp takes no such grammar: %s", log.last_error("no reason given").c_str());
     }
-    presence_ = c.presence_penalty;
-    frequency_ = c.frequency_penalty;
+    dry_ = dry(model, c);
+    more_ = c;
+    more_.bias_tokens = nullptr; // the caller's, which may go
+    more_.bias_values = nullptr;
+    more_.grammar = more_.grammar_trigger = nullptr;
+    more_.dry_breakers = nullptr;
     bias_ = std::move(bias);
     grammar_ = std::move(grammar);
     trigger_ = grammar_ && c.grammar_trigger ? c.grammar_trigger : "";
     tail_.clear();
+}
+
+LlamaSamplerPtr Sampler::dry(const TextModel &model, const emoe_constraint &c) const {
+    if (c.dry_multiplier == 0 || c.dry_last_n == 0) return nullptr;
+    std::vector<const char *> breakers = {"\n", ":", "\"", "*"};
+    if (c.dry_breakers) breakers.assign(c.dry_breakers, c.dry_breakers + c.n_dry_breaker);
+    int32_t const n = c.dry_last_n < 0 ? params_.repeat_last_n : c.dry_last_n;
+    AssertionGuard const guard;
+    return LlamaSamplerPtr(llama_sampler_init_dry(model.vocab(), c.dry_multiplier, c.dry_base, c.dry_allowed_length, n,
+                                                  breakers.data(), breakers.size()));
 }
 
 // llama.cpp's own order of samplers.
@@ -93,19 +133,40 @@ void Sampler::build(uint32_t n_vocab) {
     emoe_sampler_params const &p = params_;
     int32_t const n = static_cast<int32_t>(n_vocab);
     if (!bias_.empty()) add(llama_sampler_init_logit_bias(n, static_cast<int32_t>(bias_.size()), bias_.data()));
-    bool const penalties = p.repeat_penalty != 1 || presence_ != 0 || frequency_ != 0;
-    if (penalties && p.repeat_last_n != 0)
-        add(llama_sampler_init_penalties(n, p.repeat_last_n, p.repeat_penalty, frequency_, presence_));
+    emoe_constraint const &c = more_;
+    // For LLAMA_DEFAULT_SEED llama.cpp would draw one, and the answer could not be had again.
+    uint32_t const seed = p.seed == LLAMA_DEFAULT_SEED ? 0 : p.seed;
+    bool const plain = p.temp == 0 || c.mirostat == 0;
+    bool const penalties = p.repeat_penalty != 1 || c.presence_penalty != 0 || c.frequency_penalty != 0;
+    if (plain && penalties && p.repeat_last_n != 0)
+        add(llama_sampler_init_penalties(n, p.repeat_last_n, p.repeat_penalty, c.frequency_penalty,
+                                         c.presence_penalty));
+    if (plain && dry_) add(dry_.release());
     if (p.temp == 0) {
         add(llama_sampler_init_greedy());
         return;
     }
+    auto const temperature = [&] {
+        if (c.dynatemp_range > 0)
+            add(llama_sampler_init_temp_ext(p.temp, c.dynatemp_range, c.dynatemp_exponent));
+        else
+            add(llama_sampler_init_temp(p.temp));
+    };
+    if (!plain) {
+        temperature();
+        constexpr int32_t k_m = 100; // the paper's
+        add(c.mirostat == 1 ? llama_sampler_init_mirostat(n, seed, c.mirostat_tau, c.mirostat_eta, k_m)
+                            : llama_sampler_init_mirostat_v2(seed, c.mirostat_tau, c.mirostat_eta));
+        return;
+    }
+    if (c.top_n_sigma > 0) add(llama_sampler_init_top_n_sigma(c.top_n_sigma));
     if (p.top_k > 0) add(llama_sampler_init_top_k(p.top_k));
+    if (c.typical_p > 0 && c.typical_p < 1) add(llama_sampler_init_typical(c.typical_p, 1));
     if (p.top_p < 1) add(llama_sampler_init_top_p(p.top_p, 1));
     if (p.min_p > 0) add(llama_sampler_init_min_p(p.min_p, 1));
-    add(llama_sampler_init_temp(p.temp));
-    // For LLAMA_DEFAULT_SEED llama.cpp would draw one, and the answer could not be had again.
-    add(llama_sampler_init_dist(p.seed == LLAMA_DEFAULT_SEED ? 0 : p.seed));
+    if (c.xtc_probability > 0) add(llama_sampler_init_xtc(c.xtc_probability, c.xtc_threshold, 1, seed));
+    temperature();
+    add(llama_sampler_init_dist(seed));
 }
 
 int32_t Sampler::sample(const TextModel &model, uint32_t i) {

@@ -21,13 +21,15 @@ public:
 
 private:
     void build(uint32_t n_vocab); // at the first use: the penalties want the size of the vocabulary
+    LlamaSamplerPtr dry(const TextModel &model, const emoe_constraint &c) const;
     int32_t pick(const float *logits, bool obey);
     bool allows(int32_t token);
     void watch(const TextModel &model, int32_t token);
 
     emoe_sampler_params const params_;
-    float presence_ = 0, frequency_ = 0;
+    emoe_constraint more_ = {}; // its numbers; what it points to is kept below
     std::vector<llama_logit_bias> bias_;
+    LlamaSamplerPtr dry_;
     LlamaSamplerPtr chain_;
     LlamaSamplerPtr grammar_;
     std::string trigger_; // empty: the grammar holds

@@ -1,0 +1,194 @@
+"""Anthropic's `/v1/messages` and `/v1/messages/count_tokens`: a chat in other words."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..runtime.engine.engine import Engine
+from . import prompts
+from .answers import chat_work
+from .anthropic_shape import MessageShape
+from .failures import invalid
+from .flow import Flow
+from .prompts import Defaults
+from .protocol import ChatRequest, Count, FunctionCall, Message, NamedFunction, NamedTool, Probability, Tool, ToolCall
+from .tools import offered
+from .wire import json_response
+
+
+class Block(Struct):
+    """A piece of a message; which fields it has depends on its type."""
+
+    type: str
+    text: str | None = None
+    id: str | None = None
+    name: str | None = None
+    input: Any = None
+    tool_use_id: str | None = None
+    content: str | list[dict[str, Any]] | None = None
+    is_error: bool | None = None
+    thinking: str | None = None
+
+
+class Turn(Struct):
+    role: Literal["user", "assistant", "system"]
+    content: str | list[Block]
+
+
+class MessageTool(Struct):
+    """Tools without an `input_schema` are those that Anthropic runs itself: they are left out."""
+
+    name: str
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+    type: str | None = None
+    strict: bool | None = None
+
+
+class MessageToolChoice(Struct):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class Thinking(Struct):
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: int | None = None  # without effect here
+    display: str | None = None  # without effect here
+
+
+class CountRequest(Struct, kw_only=True):
+    model: str | None = ""
+    messages: Annotated[list[Turn], Meta(min_length=1)]
+    system: str | list[Block] | None = None
+    tools: Annotated[list[MessageTool], Meta(max_length=256)] | None = None
+    tool_choice: MessageToolChoice | None = None
+    thinking: Thinking | None = None
+
+
+class MessageRequest(CountRequest, kw_only=True):
+    max_tokens: Count
+    stop_sequences: Annotated[list[str], Meta(max_length=16)] | None = None
+    stream: bool | None = None
+    temperature: Probability | None = None
+    top_p: Probability | None = None
+    top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    seed: int | None = None
+    cache_prompt: bool | None = None
+    # without effect here
+    metadata: dict[str, Any] | None = None
+    service_tier: str | None = None
+    cache_control: dict[str, Any] | None = None
+    inference_geo: str | None = None
+
+
+class Anthropic:
+    def __init__(self, flow: Flow, defaults: Defaults) -> None:
+        self._flow = flow
+        self._defaults = defaults
+
+    async def messages(self, request: Request) -> Response:
+        asked = await self._flow.asked(request, MessageRequest)
+        model = self._flow.worker.catalog.named(asked.value.model)
+        stream = bool(asked.value.stream)
+        work = self._flow.later(asked, lambda one: chat_work(to_chat(one), self._defaults))
+        shape = MessageShape(f"msg_{secrets.token_hex(12)}", model)
+        return await self._flow.answer(request, model, work, shape, stream=stream, headers=asked.headers)
+
+    async def count_tokens(self, request: Request) -> Response:
+        asked = await self._flow.asked(request, CountRequest)
+        model = self._flow.worker.catalog.named(asked.value.model)
+
+        def build(one: CountRequest) -> Any:
+            chat = to_chat(one)
+            shown = offered(chat)
+
+            def work(engine: Engine) -> Iterator[int]:
+                yield len(prompts.shown_tokens(engine, chat, shown))
+
+            return work
+
+        (n_token,) = await self._flow.results(request, model, self._flow.later(asked, build))
+        return json_response({"input_tokens": n_token}, 200, asked.headers)
+
+
+# ---------------------------------------------------------------- to a chat
+
+
+def to_chat(value: CountRequest) -> ChatRequest:
+    """The same as a chat. Raises ApiError."""
+    messages: list[Message] = []
+    if value.system:
+        messages.append(Message("system", _text(value.system, "system", "\n\n")))
+    for i, turn in enumerate(value.messages):
+        messages += _messages(turn, f"messages[{i}]")
+    tools = [_tool(one) for one in value.tools or [] if one.input_schema is not None]
+    choice = value.tool_choice
+    chat = ChatRequest(messages=messages, tools=tools or None)
+    if choice and tools:
+        names: dict[str, Any] = {"auto": "auto", "any": "required", "none": "none"}
+        chat.tool_choice = names.get(choice.type) or NamedTool(NamedFunction(choice.name or ""))
+        chat.parallel_tool_calls = not choice.disable_parallel_tool_use
+    if value.thinking:
+        chat.enable_thinking = value.thinking.type != "disabled"
+    if isinstance(value, MessageRequest):
+        chat.max_tokens, chat.stop = value.max_tokens, value.stop_sequences
+        chat.temperature, chat.top_p, chat.top_k = value.temperature, value.top_p, value.top_k
+        chat.seed, chat.cache_prompt = value.seed, value.cache_prompt
+    return chat
+
+
+def _messages(turn: Turn, where: str) -> Iterator[Message]:
+    """A turn: results of tools come before what the user says with them, as they do in chats."""
+    if isinstance(turn.content, str):
+        yield Message(turn.role, turn.content)
+        return
+    texts: list[Block] = []
+    calls: list[ToolCall] = []
+    thought = ""
+    for block in turn.content:
+        if block.type == "tool_result":
+            yield Message("tool", _result(block, where), tool_call_id=block.tool_use_id)
+        elif block.type == "tool_use":
+            arguments = json.dumps(block.input if isinstance(block.input, dict) else {}, ensure_ascii=False)
+            calls.append(ToolCall(FunctionCall(block.name or "", arguments), block.id))
+        elif block.type == "thinking":
+            thought += block.thinking or ""
+        elif block.type != "redacted_thinking":
+            texts.append(block)
+    if texts or calls or not turn.content:
+        text = _text(texts, where, "")
+        yield Message(turn.role, text, tool_calls=calls or None, reasoning_content=thought or None)
+
+
+def _result(block: Block, where: str) -> str:
+    if isinstance(block.content, list):
+        text = _text(msgspec.convert(block.content, list[Block], strict=False), where, "\n")
+    else:
+        text = block.content or ""
+    return f"Error: {text}" if block.is_error else text
+
+
+def _text(content: str | list[Block], where: str, between: str) -> str:
+    if isinstance(content, str):
+        return content
+    for block in content:
+        if block.type != "text":
+            raise invalid(f"`{where}`: this server reads text only, not `{block.type:.60}`", where)
+    return between.join(block.text or "" for block in content)
+
+
+def _tool(one: MessageTool) -> Tool:
+    function = {"name": one.name, "description": one.description, "parameters": one.input_schema, "strict": one.strict}
+    try:
+        return msgspec.convert({"function": function}, Tool)
+    except msgspec.ValidationError:
+        raise invalid(f"a tool cannot be called `{one.name:.100}`", "tools") from None

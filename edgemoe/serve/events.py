@@ -1,0 +1,83 @@
+"""What happens while an answer is computed, in no protocol's words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .calls import Call
+from .scoring import LogProb
+from .timing import Timings
+
+
+@dataclass(frozen=True)
+class Started:
+    """The request is in order; computing begins. echoes: what each choice begins with, () when nothing.
+
+    n_prompt: tokens of the first prompt. notes: what of the request's schemas no grammar holds.
+    """
+
+    n_choice: int
+    echoes: tuple[str, ...] = ()
+    n_prompt: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The tokens of a choice's echoed prompt."""
+
+    index: int
+    logprobs: tuple[LogProb, ...]
+
+
+@dataclass(frozen=True)
+class Words:
+    """More of a choice's text; logprobs: of the tokens since the last event, if asked for. tokens: those since then."""
+
+    index: int
+    text: str
+    logprobs: tuple[LogProb, ...] = ()
+    tokens: tuple[int, ...] = ()
+    timings: Timings | None = None
+
+
+@dataclass(frozen=True)
+class Thoughts:
+    """More of what the model thinks before a choice's text; logprobs, tokens: as of Words."""
+
+    index: int
+    text: str
+    logprobs: tuple[LogProb, ...] = ()
+    tokens: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Called:
+    """A choice calls a tool: its number-th call."""
+
+    index: int
+    number: int
+    call: Call
+
+
+@dataclass(frozen=True)
+class Finished:
+    """reason: "stop", "length" or "tool_calls". stop: the stop text that ended it, "" if none did."""
+
+    index: int
+    reason: str
+    stop: str = ""
+    timings: Timings | None = None
+
+
+@dataclass(frozen=True)
+class Used:
+    """What the request took, in tokens. n_cached: of the prompt, those that were not computed again."""
+
+    n_prompt: int
+    n_cached: int
+    n_completion: int
+    timings: Timings | None = None
+
+
+Event = Started | Scored | Words | Thoughts | Called | Finished | Used

@@ -1,0 +1,117 @@
+"""What a request says of how its answer is picked, beyond what OpenAI's parameters say (`prompts.sampling`)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import msgspec
+
+from ..errors import UsageError
+from ..runtime.engine.engine import Engine
+from ..runtime.text.grammar import schema_grammar
+from ..runtime.text.sampling import Sampling
+from . import prompts
+from .failures import invalid
+from .prompts import Defaults
+from .protocol import ChatRequest, JsonSchema, Message, ResponseFormat, Sampled
+
+_S = TypeVar("_S", bound=Sampled)
+# Ours are called as llama.cpp's command line calls them, but for these.
+_SAME = (
+    "typical_p", "xtc_probability", "xtc_threshold", "dry_multiplier", "dry_base", "dry_allowed_length", "mirostat",
+    "mirostat_tau", "mirostat_eta", "dynatemp_range", "dynatemp_exponent", "ignore_eos",
+)  # fmt: skip
+
+
+def normalised(request: ChatRequest) -> ChatRequest:
+    """With schemas in the one place where they are read."""
+    form = request.response_format
+    schema = form.schema if form and form.type == "json_object" else None
+    if request.json_schema is not None:
+        if form is not None and form.type != "text":
+            raise invalid("`json_schema` and `response_format` both say a form", "json_schema")
+        schema = request.json_schema
+    if not schema:
+        return request
+    form = ResponseFormat("json_schema", JsonSchema(schema=schema))
+    return msgspec.structs.replace(request, response_format=form, json_schema=None)
+
+
+def limit(request: Sampled, first: int | None, defaults: Defaults, *, otherwise: int | None = None) -> int | None:
+    """Most tokens of an answer; None: as many as come. first: another name for it, which goes before."""
+    given = next((n for n in (first, request.max_tokens, request.n_predict) if n is not None), None)
+    if given is None:
+        return defaults.max_tokens or otherwise
+    return None if given < 0 else given
+
+
+def continued(request: ChatRequest) -> tuple[ChatRequest, str]:
+    """The request without an assistant's message at its end, and that message's text, which the answer goes on with."""
+    last: Message = request.messages[-1]
+    wanted = request.continue_final_message
+    if wanted is None:
+        wanted = request.add_generation_prompt is not True
+    if last.role != "assistant" or last.tool_calls or not wanted or len(request.messages) == 1:
+        if request.continue_final_message and last.role != "assistant":
+            raise invalid("`continue_final_message` needs a message of the assistant at the end", "messages")
+        return request, ""
+    return msgspec.structs.replace(request, messages=request.messages[:-1]), prompts.content_text(last)
+
+
+def sampling(request: Sampled, defaults: Defaults, engine: Engine) -> Sampling:
+    """Raises ApiError."""
+    if request.seed == -1:  # llama.cpp's word for: draw one
+        request, drawn = msgspec.structs.replace(request, seed=None), True
+    else:
+        drawn = False
+    request = _renamed(request)
+    chosen: dict[str, Any] = {name: value for name in _SAME if (value := getattr(request, name)) is not None}
+    if drawn:
+        chosen["seed"] = None
+    if chosen.get("typical_p") == 0:
+        chosen["typical_p"] = 1.0
+    if request.top_n_sigma is not None:
+        chosen["top_n_sigma"] = max(0.0, request.top_n_sigma)
+    if request.repeat_last_n is not None:
+        chosen["repeat_last_n"] = _looked_back(request.repeat_last_n, engine)
+    chosen["dry_last_n"] = _looked_back(request.dry_penalty_last_n, engine)
+    if request.dry_sequence_breakers is not None:
+        chosen["dry_breakers"] = tuple(request.dry_sequence_breakers)
+    return replace(prompts.sampling(request, defaults, engine), **chosen)
+
+
+def _looked_back(n_token: int | None, engine: Engine) -> int:
+    """No further than the context goes; -1 is all of it."""
+    return engine.n_ctx if n_token is None or n_token < 0 else min(n_token, engine.n_ctx)
+
+
+def _renamed(request: _S) -> _S:
+    """Other servers' names, and values that mean off there."""
+    changes: dict[str, Any] = {}
+    if request.repetition_penalty is not None and request.repeat_penalty is None:
+        changes["repeat_penalty"] = request.repetition_penalty
+    if request.top_k is not None and request.top_k < 0:
+        changes["top_k"] = 0
+    return msgspec.structs.replace(request, **changes) if changes else request
+
+
+def with_grammar(chosen: Sampling, request: Sampled) -> Sampling | None:
+    """With the request's own grammar; None where it has none. Raises ApiError."""
+    if not request.grammar:
+        if request.json_schema and not isinstance(request, ChatRequest):
+            return replace(chosen, grammar=_schema_grammar(request.json_schema))
+        return None
+    form = request.response_format if isinstance(request, ChatRequest) else None
+    tools = request.tools if isinstance(request, ChatRequest) and request.tool_choice != "none" else None
+    if tools or request.json_schema or (form and form.type != "text"):
+        raise invalid("`grammar` beside tools or another form: an answer can follow one only", "grammar")
+    return replace(chosen, grammar=request.grammar)
+
+
+def _schema_grammar(schema: dict[str, Any]) -> str:
+    try:
+        return schema_grammar(schema)
+    except UsageError as error:
+        hint = f" ({error.hint})" if error.hint else ""
+        raise invalid(f"`json_schema`: {error.message}{hint}", "json_schema") from None

@@ -1,0 +1,87 @@
+// A sequence's state as bytes: llama.cpp's own, behind a head that says whose they are and whether they have changed.
+#include "base/error.h"
+#include "engine/engine.h"
+#include "llama/log.h"
+
+#include <cstring>
+
+namespace emoe {
+
+namespace {
+
+constexpr uint64_t k_magic = 0x31657461745365ULL; // "eState1"
+constexpr uint64_t k_mix = 0x9e3779b97f4a7c15ULL;
+
+struct StateHead {
+    uint64_t magic;
+    uint64_t model; // what a state of another model or setup differs in
+    uint64_t n_bytes;
+    uint64_t n_past;
+    uint64_t sum;
+};
+
+// Not a secret, but fast: bytes that changed by accident give another sum.
+uint64_t sum_of(const uint8_t *bytes, uint64_t n) {
+    uint64_t sum = n;
+    for (; n >= sizeof(uint64_t); bytes += sizeof(uint64_t), n -= sizeof(uint64_t)) {
+        uint64_t word;
+        memcpy(&word, bytes, sizeof word);
+        sum = (sum ^ word) * k_mix;
+        sum ^= sum >> 29;
+    }
+    uint64_t rest = 0;
+    memcpy(&rest, bytes, n);
+    return (sum ^ rest) * k_mix;
+}
+
+} // namespace
+
+uint64_t Engine::state_key() const {
+    uint64_t key = llama_model_size(model_.get()) * k_mix + llama_model_n_params(model_.get());
+    key = key * k_mix + static_cast<uint64_t>(llama_model_n_embd(model_.get()));
+    return key * k_mix + n_ctx_;
+}
+
+uint64_t Engine::state_bytes() {
+    if (n_past_ == 0) return 0;
+    AssertionGuard const guard;
+    uint64_t const n = llama_state_seq_get_size(ctx_.get(), 0);
+    return n == 0 ? 0 : n + sizeof(StateHead);
+}
+
+uint64_t Engine::get_state(uint8_t *buf, uint64_t cap) {
+    uint64_t const need = state_bytes();
+    if (need == 0) fail(EMOE_ERR_ARGUMENT, "the sequence is empty: it has no state");
+    if (cap < need)
+        fail(EMOE_ERR_ARGUMENT, "the state takes %llu bytes, there is room for %llu",
+             static_cast<unsigned long long>(need), static_cast<unsigned long long>(cap));
+    AssertionGuard const guard;
+    uint64_t const n = llama_state_seq_get_data(ctx_.get(), buf + sizeof(StateHead), need - sizeof(StateHead), 0);
+    if (n == 0) fail(EMOE_ERR_INTERNAL, "llama.cpp gives no state of %u tokens", n_past_);
+    StateHead const head = {k_magic, state_key(), n, n_past_, sum_of(buf + sizeof(StateHead), n)};
+    memcpy(buf, &head, sizeof head);
+    return n + sizeof head;
+}
+
+void Engine::set_state(const uint8_t *buf, uint64_t n_bytes) {
+    StateHead head = {};
+    if (n_bytes >= sizeof head) memcpy(&head, buf, sizeof head);
+    if (head.magic != k_magic || head.n_bytes != n_bytes - sizeof head)
+        fail(EMOE_ERR_ARGUMENT, "these %llu bytes are no state of a sequence",
+             static_cast<unsigned long long>(n_bytes));
+    if (head.model != state_key() || head.n_past == 0 || head.n_past > n_ctx_)
+        fail(EMOE_ERR_ARGUMENT, "this state is of another model or context");
+    if (head.sum != sum_of(buf + sizeof head, head.n_bytes)) fail(EMOE_ERR_ARGUMENT, "this state has changed");
+    AssertionGuard const guard;
+    LogCapture const log;
+    n_output_ = 0;
+    n_past_ = 0;
+    llama_memory_clear(llama_get_memory(ctx_.get()), true);
+    if (llama_state_seq_set_data(ctx_.get(), buf + sizeof head, head.n_bytes, 0) != head.n_bytes) {
+        llama_memory_clear(llama_get_memory(ctx_.get()), true);
+        fail(EMOE_ERR_INTERNAL, "llama.cpp refuses the state: %s", log.last_error("no reason given").c_str());
+    }
+    n_past_ = static_cast<uint32_t>(head.n_past);
+}
+
+} // namespace emoe
