@@ -189,16 +189,18 @@ uint64_t Streamer::drive_ns(uint64_t now) const {
     return stats_.drive_ns + (n_in_flight_ != 0 ? now - drive_since_ns_ : 0);
 }
 
-void Streamer::submit() {
-    if (requests_.empty()) return;
+bool Streamer::submit() {
+    if (requests_.empty()) return true;
     uint64_t const now = now_ns();
     read_visit_ = visit_;
     if (n_in_flight_ == 0) drive_since_ns_ = now;
     n_in_flight_ += static_cast<uint32_t>(requests_.size());
     if (trace_)
         for (ReadRequest const &r : requests_) asked_[r.tag] = now;
-    reader_->submit(requests_.data(), requests_.size());
+    std::vector<Ended> const refused = reader_->submit(requests_.data(), requests_.size());
     requests_.clear();
+    for (Ended const &e : refused) ended(e.tag, e.error);
+    return refused.empty();
 }
 
 // Reads of the pieces of an expert that bring any of these matrices and have not been asked for.
@@ -227,6 +229,10 @@ void Streamer::ask_pieces(SlotId id, ExpertIndex expert, uint32_t matrices, bool
 
 void Streamer::on_read(uint64_t tag, const std::string &error) {
     std::lock_guard<std::mutex> lock(mutex_);
+    ended(tag, error);
+}
+
+void Streamer::ended(uint64_t tag, const std::string &error) {
     uint64_t const now = --n_in_flight_ == 0 || trace_ ? now_ns() : 0;
     if (n_in_flight_ == 0) stats_.drive_ns += now - drive_since_ns_;
     bool const passing = (tag & k_streamed) != 0;

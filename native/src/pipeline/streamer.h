@@ -136,7 +136,8 @@ private:
     void issue_streamed();
     void make_ready(uint32_t index);
     void ask_pieces(SlotId id, ExpertIndex expert, uint32_t matrices, bool ahead);
-    void submit(); // requests_
+    bool submit(); // requests_; false when the system refused any
+    void ended(uint64_t tag, const std::string &error);
     uint64_t drive_ns(uint64_t now) const;
     void trace_read(uint64_t tag, uint64_t now);
     void apply_cache_bytes();
