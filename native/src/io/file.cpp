@@ -36,6 +36,17 @@ bool can_read_direct(int fd, uint32_t alignment) {
 
 } // namespace
 
+FileStamp stamp_of(const struct stat &st) {
+#if defined(__APPLE__)
+    struct timespec const modified = st.st_mtimespec, changed = st.st_ctimespec;
+#else
+    struct timespec const modified = st.st_mtim, changed = st.st_ctim;
+#endif
+    auto const ns = [](const struct timespec &t) { return int64_t{t.tv_sec} * 1000000000 + t.tv_nsec; };
+    return {static_cast<uint64_t>(st.st_size), static_cast<uint64_t>(st.st_ino), static_cast<uint64_t>(st.st_nlink),
+            ns(modified), ns(changed)};
+}
+
 File::File(const std::string &path, bool buffered) : path_(path) {
     struct stat st = {};
     if (stat(path.c_str(), &st) != 0)
@@ -64,12 +75,21 @@ File::File(const std::string &path, bool buffered) : path_(path) {
 #endif
     if (fd_ < 0) fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (fd_ < 0) fail(EMOE_ERR_IO, "cannot open `%s`: %s", path.c_str(), os_message(errno).c_str());
+    if (fstat(fd_, &st) == 0) stamp_ = stamp_of(st);
 #ifdef F_NOCACHE
     if (!buffered) direct_ = fcntl(fd_, F_NOCACHE, 1) == 0; // macOS: no page cache, no alignment rule
 #endif
 #ifdef POSIX_FADV_RANDOM
     if (!direct_) (void)posix_fadvise(fd_, 0, 0, POSIX_FADV_RANDOM); // no read-ahead beyond what is asked
 #endif
+}
+
+bool File::changed() const {
+    struct stat st = {};
+    if (fstat(fd_, &st) != 0) return false; // a read will say more
+    FileStamp const now = stamp_of(st);
+    if (now.size != stamp_.size || now.modified_ns != stamp_.modified_ns) return true;
+    return now.changed_ns != stamp_.changed_ns && now.n_link == stamp_.n_link;
 }
 
 File::~File() {

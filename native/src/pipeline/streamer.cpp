@@ -111,6 +111,15 @@ void Streamer::fail_visit(const Failure &why) {
     changed_.notify_all();
 }
 
+std::string Streamer::changed_file() {
+    uint64_t const n_read = reader_->n_read();
+    if (n_read == n_read_checked_) return "";
+    n_read_checked_ = n_read;
+    for (auto const &file : files_)
+        if (file->changed()) return file->path();
+    return "";
+}
+
 void Streamer::set_cache_bytes(uint64_t bytes) {
     require_cache_bytes(bytes, cache_->min_bytes());
     std::unique_lock<std::mutex> lock(mutex_);

@@ -121,6 +121,8 @@ public:
     // The router of a layer: see Predictor::set_router. Before the first batch or between batches.
     void set_router(uint32_t layer, const float *rows, const float *norm);
     bool wants_router(uint32_t layer) const;
+    // The path of a file that was written to since it was opened; looks only if something was read since the last call.
+    std::string changed_file();
     uint64_t min_bytes() const { return cache_->min_bytes(); }
     uint64_t max_bytes() const { return cache_->max_bytes(); }
     Layout const &layout() const { return layout_; }
@@ -155,6 +157,7 @@ private:
     bool direct_io_ = false;
     uint32_t n_lane_ = 4;
     std::vector<std::unique_ptr<File>> files_;
+    uint64_t n_read_checked_ = UINT64_MAX; // by changed_file
     std::vector<uint32_t> layer_of_; // by ExpertIndex
     Faults faults_;
     std::vector<uint8_t> states_;       // by ExpertIndex: bits of the last visit of its layer
