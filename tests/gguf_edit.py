@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType as QuantType
 
 _SCALAR = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY, _ALIGNMENT = 8, 9, 32
-F32, U32, STRING, BOOL = 6, 4, 8, 7
+F32, U32, F64, STRING, BOOL = 6, 4, 12, 8, 7
 """Types of values, for `Parts.keys`."""
 
 
