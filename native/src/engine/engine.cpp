@@ -211,10 +211,12 @@ void Engine::probe() {
 }
 
 void Engine::check_files() {
-    std::string const path = streamer_->changed_file();
-    if (!path.empty())
-        stale_ = {EMOE_ERR_IO, "`" + path + "` was written to while it was in use: its parts no longer belong together"};
-    if (stale_) stale_.raise();
+    const File *const file = streamer_->changed_file();
+    if (!file) return;
+    if (file->change() != FileChange::written && dense_->same_as_files()) return streamer_->accept_files();
+    stale_ = {EMOE_ERR_IO,
+              "`" + file->path() + "` was written to while it was in use: its parts no longer belong together"};
+    stale_.raise();
 }
 
 void Engine::decode(const int32_t *tokens, uint32_t n, bool want_all) { run(tokens, n, want_all, Rounding::batch); }

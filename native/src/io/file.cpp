@@ -75,7 +75,7 @@ File::File(const std::string &path, bool buffered) : path_(path) {
 #endif
     if (fd_ < 0) fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (fd_ < 0) fail(EMOE_ERR_IO, "cannot open `%s`: %s", path.c_str(), os_message(errno).c_str());
-    if (fstat(fd_, &st) == 0) stamp_ = stamp_of(st);
+    accept();
 #ifdef F_NOCACHE
     if (!buffered) direct_ = fcntl(fd_, F_NOCACHE, 1) == 0; // macOS: no page cache, no alignment rule
 #endif
@@ -84,12 +84,18 @@ File::File(const std::string &path, bool buffered) : path_(path) {
 #endif
 }
 
-bool File::changed() const {
+FileChange File::change() const {
     struct stat st = {};
-    if (fstat(fd_, &st) != 0) return false; // a read will say more
+    if (fstat(fd_, &st) != 0) return FileChange::none; // a read will say more
     FileStamp const now = stamp_of(st);
-    if (now.size != stamp_.size || now.modified_ns != stamp_.modified_ns) return true;
-    return now.changed_ns != stamp_.changed_ns && now.n_link == stamp_.n_link;
+    if (now.size != stamp_.size || now.modified_ns != stamp_.modified_ns) return FileChange::written;
+    bool const touched = now.changed_ns != stamp_.changed_ns && now.n_link == stamp_.n_link;
+    return touched ? FileChange::touched : FileChange::none;
+}
+
+void File::accept() {
+    struct stat st = {};
+    if (fstat(fd_, &st) == 0) stamp_ = stamp_of(st);
 }
 
 File::~File() {

@@ -19,6 +19,12 @@ struct FileStamp {
 };
 FileStamp stamp_of(const struct stat &st);
 
+enum class FileChange {
+    none,
+    touched, // moved, other rights; or written to, and its time set back
+    written,
+};
+
 class File final {
 public:
     // Throws EMOE_ERR_IO with the path and the system's reason. buffered: do not try O_DIRECT.
@@ -30,8 +36,9 @@ public:
     // Like pread: bytes read, 0 at the end of the file, or -errno.
     int64_t read(void *dst, size_t bytes, uint64_t offset) const;
 
-    // Written to since it was opened, or changed without a word of how. What merely took or lost a name is the same.
-    bool changed() const;
+    // Since it was opened or last accepted. What merely took or lost a name is the same.
+    FileChange change() const;
+    void accept(); // as it is now
 
     int fd() const { return fd_; }
     const std::string &path() const { return path_; }
@@ -44,7 +51,7 @@ public:
 private:
     std::string path_;
     int fd_ = -1;
-    FileStamp stamp_; // when it was opened
+    FileStamp stamp_;
     uint64_t size_ = 0;
     uint32_t alignment_ = 512; // buffered reads may begin anywhere: never more than a direct file's
     bool direct_ = false;

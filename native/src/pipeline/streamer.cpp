@@ -111,13 +111,18 @@ void Streamer::fail_visit(const Failure &why) {
     changed_.notify_all();
 }
 
-std::string Streamer::changed_file() {
+const File *Streamer::changed_file() {
     uint64_t const n_read = reader_->n_read();
-    if (n_read == n_read_checked_) return "";
+    if (n_read == n_read_checked_) return nullptr;
     n_read_checked_ = n_read;
-    for (auto const &file : files_)
-        if (file->changed()) return file->path();
-    return "";
+    for (FileChange const change : {FileChange::written, FileChange::touched})
+        for (auto const &file : files_)
+            if (file->change() == change) return file.get();
+    return nullptr;
+}
+
+void Streamer::accept_files() {
+    for (auto const &file : files_) file->accept();
 }
 
 void Streamer::set_cache_bytes(uint64_t bytes) {
