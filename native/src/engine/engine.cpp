@@ -109,6 +109,7 @@ void Engine::load(const ModelIndex &index, const std::string &shell_path, uint64
 
 void Engine::load_model(const ModelIndex &index, const Loading &loading) {
     llama_model_params mp = model_params();
+    note_loaded();
     gpu_parts_.apply(&mp);
     if (gpu_parts_.any_experts()) {
         mp.progress_callback_user_data = const_cast<Loading *>(&loading);

@@ -15,6 +15,7 @@
 #include <ggml-cpu.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -28,7 +29,13 @@ namespace {
 // beginning is aligned.
 constexpr int64_t k_row_padding = 512;
 
+std::atomic<bool> g_loaded{false};
+
 } // namespace
+
+bool has_loaded() { return g_loaded.load(); }
+
+void note_loaded() { g_loaded.store(true); }
 
 llama_model_params model_params() {
     static std::once_flag once;
@@ -150,6 +157,7 @@ emoe_context_sizes measure_context(const ModelIndex &index, const std::string &s
     uint64_t const before = rss_bytes();
     GpuParts gpu_parts(index, setup.device, setup.n_gpu_layer);
     llama_model_params mp = model_params();
+    note_loaded();
     gpu_parts.apply(&mp);
     mp.no_alloc = true;
     mp.load_mode = LLAMA_LOAD_MODE_NONE;
