@@ -21,6 +21,7 @@ emoe_status emoe_engine_open(const emoe_model *model, const char *shell_path, co
 }
 
 void emoe_engine_close(emoe_engine *engine) {
+    if (!engine) return;
     delete engine;
     trim_heap(); // the vocabulary lay in many small pieces
 }
