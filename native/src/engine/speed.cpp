@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/machine.h"
 #include "io/reader.h"
 #include "llama/kernels.h"
 
@@ -19,12 +20,19 @@ namespace emoe {
 
 namespace {
 
+// Memory to measure with: at most a quarter of what is left, so that under a tight limit measuring is not what breaks it.
+uint64_t room_for(uint64_t wanted) {
+    constexpr uint64_t k_least = uint64_t{4} << 20;
+    uint64_t const left = machine().available_bytes; // 0: the system does not say
+    return left == 0 ? wanted : std::clamp(left / 4, std::min(k_least, wanted), wanted);
+}
+
 // Keeps n_lane reads under way: each completion submits the next.
 class ReadLoad final : public ReadSink {
 public:
     ReadLoad(File &file, uint64_t block, uint32_t n_lane, uint64_t max_bytes, uint64_t max_ns)
         : file_(file), block_(block), left_(max_bytes / block),
-          n_place_(std::max<uint64_t>(n_lane, std::min(k_target_bytes, max_bytes) / block)), arena_(block * n_place_),
+          n_place_(std::max<uint64_t>(n_lane, std::min(room_for(k_target_bytes), max_bytes) / block)), arena_(block * n_place_),
           begun_ns_(n_lane) {
         ReaderParams params;
         params.n_lane = n_lane;
@@ -130,7 +138,7 @@ uint64_t measure_compute(const std::string &type_name, uint32_t n_thread, uint64
         fail(EMOE_ERR_ARGUMENT, "no kernel for the type `%s`", type_name.c_str());
     if (n_thread == 0 || n_thread > 1024) fail(EMOE_ERR_ARGUMENT, "%u threads", n_thread);
     constexpr int k = 2048;
-    constexpr size_t matrix_bytes = size_t{48} << 20; // larger than most caches: experts come from memory
+    size_t const matrix_bytes = room_for(uint64_t{48} << 20); // larger than most caches: experts come from memory
     ggml_cpu_init();
     auto const *traits = ggml_get_type_traits_cpu(type);
     size_t const row_bytes = ggml_row_size(type, k);
