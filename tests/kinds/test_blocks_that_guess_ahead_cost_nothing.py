@@ -27,7 +27,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _glm(path: Path, n_ahead: int) -> Path:
-    """A glm4moe of one dense block, one of experts, and n_ahead that guess; the last are larger than a context's buffers."""
+    """A glm4moe: a dense block, one of experts, and n_ahead that guess, larger than the buffers of a context."""
     source = tinymoe.write(path.with_suffix(".source"), "qwen3moe", n_layer=1)
     parts, n_vocab = gguf_edit.take_apart(source), len(tinymoe.vocabulary())
     parts.keys = {key: value for key, value in parts.keys.items() if key.startswith("tokenizer.")}

@@ -32,8 +32,8 @@ class ReadLoad final : public ReadSink {
 public:
     ReadLoad(File &file, uint64_t block, uint32_t n_lane, uint64_t max_bytes, uint64_t max_ns)
         : file_(file), block_(block), left_(max_bytes / block),
-          n_place_(std::max<uint64_t>(n_lane, std::min(room_for(k_target_bytes), max_bytes) / block)), arena_(block * n_place_),
-          begun_ns_(n_lane) {
+          n_place_(std::max<uint64_t>(n_lane, std::min(room_for(k_target_bytes), max_bytes) / block)),
+          arena_(block * n_place_), begun_ns_(n_lane) {
         ReaderParams params;
         params.n_lane = n_lane;
         reader_ = make_reader(params, faults_, *this);

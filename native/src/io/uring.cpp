@@ -233,7 +233,8 @@ void UringReader::take_back(int error, std::vector<Ended> *refused) {
     std::string const why = "the system refuses to read (io_uring): " + os_message(error);
     uint32_t const tail = *sq_tail_;
     for (uint32_t i = tail - n_pushed_; i != tail; i++) {
-        if (sqes_[i & sq_mask_].user_data == k_stop) continue; // who shall be woken by it is awake, or wakes in a second
+        if (sqes_[i & sq_mask_].user_data == k_stop)
+            continue; // who shall be woken by it is awake, or wakes in a second
         auto const slot = static_cast<uint32_t>(sqes_[i & sq_mask_].user_data);
         refused->push_back(Ended{slots_[slot].request.tag, why});
         free_.push_back(slot);

@@ -246,7 +246,8 @@ void check_stack(const Stack &stack, const std::string &name) {
             fail(EMOE_ERR_UNSUPPORTED, "`%s` has type %s, which this build of llama.cpp cannot multiply by on the CPU",
                  t.name.c_str(), ggml_type_name(t.type));
         for (int64_t const length : t.ne)
-            if (length <= 0) fail(EMOE_ERR_FORMAT, "`%s` has a dimension of %lld", t.name.c_str(), static_cast<long long>(length));
+            if (length <= 0)
+                fail(EMOE_ERR_FORMAT, "`%s` has a dimension of %lld", t.name.c_str(), static_cast<long long>(length));
         if (t.ne[0] > UINT32_MAX || t.ne[1] > UINT32_MAX || t.bytes / static_cast<uint64_t>(t.ne[2]) > UINT32_MAX / 2)
             fail(EMOE_ERR_UNSUPPORTED, "one expert of `%s` is %llu bytes, more than the 2 GiB that one read can bring",
                  t.name.c_str(), static_cast<unsigned long long>(t.bytes / static_cast<uint64_t>(t.ne[2])));

@@ -160,7 +160,7 @@ private:
     uint32_t n_lane_ = 4;
     std::vector<std::unique_ptr<File>> files_;
     uint64_t n_read_checked_ = UINT64_MAX; // by changed_file
-    std::vector<uint32_t> layer_of_; // by ExpertIndex
+    std::vector<uint32_t> layer_of_;       // by ExpertIndex
     Faults faults_;
     std::vector<uint8_t> states_;       // by ExpertIndex: bits of the last visit of its layer
     std::vector<uint8_t> const on_gpu_; // see Params

@@ -30,9 +30,9 @@ private:
     Shells const shells_;
     emoe_setup const setup_;
     std::filesystem::path temporary_; // shell without weights, empty when none was needed
-    bool const has_once_; // this process has loaded a model before
-    std::string first_;   // the shape that was measured when it had not
-    uint64_t before_bytes_ = 0; // of the process then
+    bool const has_once_;             // this process has loaded a model before
+    std::string first_;               // the shape that was measured when it had not
+    uint64_t before_bytes_ = 0;       // of the process then
     std::map<std::string, Known> known_;
     bool changed_ = false;
 };
