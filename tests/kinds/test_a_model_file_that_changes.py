@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import gguf_edit
@@ -98,3 +99,26 @@ def test_a_file_whose_bytes_stay_runs_on(tmp_path: Path, how: str) -> None:
         else:
             path.unlink()
         assert engine.logits(longer).tobytes() == right != wrong
+
+
+def test_a_file_whose_experts_alone_are_overwritten_is_noticed_too(tmp_path: Path) -> None:
+    path = _model(tmp_path / "m.gguf", 1)
+    parts = gguf_edit.take_apart(path)
+    last = max((t for t in parts.tensors if "_exps" in t.name), key=lambda t: t.name)
+    parts.change(last.name, lambda t: replace(t, data=t.data[::-1]))
+    other = parts.write(tmp_path / "other.gguf")
+    with _open(path) as engine:
+        engine.logits(TOKENS)
+        _overwrite(path, other)
+        with pytest.raises(StorageError, match="written to while it was in use"):
+            engine.logits(list(range(80, 120)))
+
+
+def test_a_file_written_anew_as_it_was_runs_on(tmp_path: Path) -> None:
+    path, longer = _model(tmp_path / "m.gguf", 1), list(range(80, 120))
+    with _open(path) as engine:
+        right = engine.logits(longer).tobytes()
+    with _open(path) as engine:
+        engine.logits(TOKENS)
+        path.write_bytes(path.read_bytes())
+        assert engine.logits(longer).tobytes() == right

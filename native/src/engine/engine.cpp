@@ -214,7 +214,8 @@ void Engine::probe() {
 void Engine::check_files() {
     const File *const file = streamer_->changed_file();
     if (!file) return;
-    if (file->change() != FileChange::written && dense_->same_as_files()) return streamer_->accept_files();
+    // Moved, or written anew as it was: nothing is mixed where it holds all that was taken of it.
+    if (dense_->same_as_files() && streamer_->same_as_files()) return streamer_->accept_files();
     stale_ = {EMOE_ERR_IO,
               "`" + file->path() + "` was written to while it was in use: its parts no longer belong together"};
     stale_.raise();

@@ -1,10 +1,12 @@
 #include "io/file.h"
 
+#include "base/arena.h"
 #include "base/error.h"
 
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -84,18 +86,30 @@ File::File(const std::string &path, bool buffered) : path_(path) {
 #endif
 }
 
-FileChange File::change() const {
+bool File::changed() const {
     struct stat st = {};
-    if (fstat(fd_, &st) != 0) return FileChange::none; // a read will say more
+    if (fstat(fd_, &st) != 0) return false; // a read will say more
     FileStamp const now = stamp_of(st);
-    if (now.size != stamp_.size || now.modified_ns != stamp_.modified_ns) return FileChange::written;
-    bool const touched = now.changed_ns != stamp_.changed_ns && now.n_link == stamp_.n_link;
-    return touched ? FileChange::touched : FileChange::none;
+    if (now.size != stamp_.size || now.modified_ns != stamp_.modified_ns) return true;
+    return now.changed_ns != stamp_.changed_ns && now.n_link == stamp_.n_link;
 }
 
 void File::accept() {
     struct stat st = {};
-    if (fstat(fd_, &st) == 0) stamp_ = stamp_of(st);
+    if (fstat(fd_, &st) == 0 && static_cast<uint64_t>(st.st_size) >= stamp_.size) stamp_ = stamp_of(st);
+}
+
+bool File::holds(const uint8_t *known, uint64_t bytes, uint64_t offset) const {
+    constexpr uint64_t k_piece = uint64_t{1} << 20;
+    Arena const piece(k_piece);
+    for (uint64_t done = 0; done < bytes; done += k_piece) {
+        int64_t const n = read(piece.data(), k_piece, offset + done);
+        if (n < 0) return false;
+        uint64_t const there = std::min(static_cast<uint64_t>(n), bytes - done);
+        if (memcmp(piece.data(), known + done, there) != 0) return false;
+        if (static_cast<uint64_t>(n) < k_piece) break;
+    }
+    return true;
 }
 
 File::~File() {

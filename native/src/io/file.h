@@ -19,12 +19,6 @@ struct FileStamp {
 };
 FileStamp stamp_of(const struct stat &st);
 
-enum class FileChange {
-    none,
-    touched, // moved, other rights; or written to, and its time set back
-    written,
-};
-
 class File final {
 public:
     // Throws EMOE_ERR_IO with the path and the system's reason. buffered: do not try O_DIRECT.
@@ -36,9 +30,11 @@ public:
     // Like pread: bytes read, 0 at the end of the file, or -errno.
     int64_t read(void *dst, size_t bytes, uint64_t offset) const;
 
-    // Since it was opened or last accepted. What merely took or lost a name is the same.
-    FileChange change() const;
-    void accept(); // as it is now
+    // Since it was opened or last accepted: written to, moved, given other rights. What took or lost a name is the same.
+    bool changed() const;
+    void accept(); // as it is now, unless it is shorter: that is for its next read to say
+    // Whether the file still holds these bytes, as far as it goes. offset: aligned.
+    bool holds(const uint8_t *known, uint64_t bytes, uint64_t offset) const;
 
     int fd() const { return fd_; }
     const std::string &path() const { return path_; }

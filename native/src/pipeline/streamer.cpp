@@ -115,10 +115,26 @@ const File *Streamer::changed_file() {
     uint64_t const n_read = reader_->n_read();
     if (n_read == n_read_checked_) return nullptr;
     n_read_checked_ = n_read;
-    for (FileChange const change : {FileChange::written, FileChange::touched})
-        for (auto const &file : files_)
-            if (file->change() == change) return file.get();
+    for (auto const &file : files_)
+        if (file->changed()) return file.get();
     return nullptr;
+}
+
+bool Streamer::same_as_files() const {
+    std::lock_guard<std::mutex> const lock(mutex_);
+    SlotId id;
+    for (ExpertLayer const &layer : layout_.layers)
+        for (uint32_t e = 0; e < layer.n_expert; e++) {
+            if (!cache_->find(layer.first + e, &id)) continue;
+            Place const &place = layer.places[e];
+            for (uint32_t i = 0; i < place.n_piece; i++) {
+                Piece const &piece = layer.pieces[place.first_piece + i];
+                if ((piece.matrices & ~cache_->at(id).ready) != 0) continue;
+                if (!files_[piece.file]->holds(cache_->data(id) + piece.slot_offset, piece.need, piece.offset))
+                    return false;
+            }
+        }
+    return true;
 }
 
 void Streamer::accept_files() {

@@ -121,10 +121,12 @@ public:
     // The router of a layer: see Predictor::set_router. Before the first batch or between batches.
     void set_router(uint32_t layer, const float *rows, const float *norm);
     bool wants_router(uint32_t layer) const;
-    // The file that changed most since it was opened or accepted; null: none did. Looks only if something was read since
-    // the last call.
+    // A file that changed since it was opened or accepted; null: none did. Looks only if something was read since the
+    // last call.
     const File *changed_file();
     void accept_files();
+    // Whether the files still hold what is in the cache of them.
+    bool same_as_files() const;
     uint64_t min_bytes() const { return cache_->min_bytes(); }
     uint64_t max_bytes() const { return cache_->max_bytes(); }
     Layout const &layout() const { return layout_; }
