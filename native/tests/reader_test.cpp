@@ -5,11 +5,13 @@
 
 #include "check.h"
 
+#include <cerrno>
 #include <condition_variable>
 #include <cstdlib>
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <pthread.h>
 #include <unistd.h>
 #include <vector>
 
@@ -42,6 +44,10 @@ public:
         std::lock_guard<std::mutex> const lock(mutex_);
         errors_[tag] = error;
         changed_.notify_all();
+    }
+    // What submit gave back counts as heard.
+    void submit(Reader &reader, const std::vector<ReadRequest> &requests) {
+        for (Ended const &e : reader.submit(requests.data(), requests.size())) on_read(e.tag, e.error);
     }
     void wait(size_t n) {
         std::unique_lock<std::mutex> lock(mutex_);
@@ -104,7 +110,7 @@ void reads_arrive_whole(bool buffered) {
     auto const reader = open_reader(4, faults, results);
     CHECK(reader->kind() == g_kind);
     auto const requests = all_reads(file, buffer);
-    reader->submit(requests.data(), requests.size());
+    results.submit(*reader, requests);
     results.wait(k_n_read);
     for (uint32_t i = 0; i < k_n_read; i++) {
         CHECK(results.errors_[i].empty());
@@ -125,7 +131,7 @@ void one_fault_at_every_read(uint32_t kind, bool is_error) {
         Results results;
         auto const reader = open_reader(2, faults, results);
         auto const requests = all_reads(file, buffer);
-        reader->submit(requests.data(), requests.size());
+        results.submit(*reader, requests);
         results.wait(k_n_read);
         uint32_t n_error = 0;
         for (uint32_t i = 0; i < k_n_read; i++) {
@@ -147,7 +153,7 @@ void a_file_that_ended_early_is_an_error() {
     Faults faults;
     auto const reader = open_reader(3, faults, results);
     auto const requests = all_reads(file, buffer);
-    reader->submit(requests.data(), requests.size());
+    results.submit(*reader, requests);
     results.wait(k_n_read);
     for (uint32_t i = 0; i < k_n_read; i++) CHECK_EQ(results.errors_[i].empty(), i < 5);
     CHECK(results.errors_[5].find("early") != std::string::npos);
@@ -164,10 +170,79 @@ void closing_drops_what_has_not_begun() {
     {
         auto const reader = open_reader(1, faults, results);
         auto const requests = all_reads(file, buffer);
-        reader->submit(requests.data(), requests.size());
+        results.submit(*reader, requests);
     }
     CHECK(results.errors_.size() < k_n_read);
 }
+
+// io_uring_enter fails at every place, once or from then on, submitting or waiting: each request is heard of, what says
+// that it arrived has arrived, the reader can be closed, and after a single failure it reads on.
+void an_enter_that_fails_is_no_silence(int error, bool stays) {
+    TestFile const f;
+    File const file(f.path, false);
+    uint32_t n_refused = 0;
+    for (uint64_t n = 0; n < 24; n++) {
+        Faults faults;
+        Results results;
+        auto const reader = open_reader(2, faults, results);
+        Buffer buffer;
+        faults.enter_error = error;
+        faults.enter_stays = stays;
+        faults.enter_countdown = n;
+        auto const requests = all_reads(file, buffer);
+        results.submit(*reader, requests);
+        results.wait(k_n_read);
+        for (uint32_t i = 0; i < k_n_read; i++) {
+            if (results.errors_[i].empty())
+                CHECK(buffer.holds(i));
+            else
+                CHECK(results.errors_[i].find(os_message(error)) != std::string::npos);
+            n_refused += results.errors_[i].empty() ? 0 : 1;
+        }
+        if (stays) continue; // closing is what is tested
+        faults.enter_countdown = UINT64_MAX;
+        Buffer again;
+        results.errors_.clear();
+        results.submit(*reader, all_reads(file, again));
+        results.wait(k_n_read);
+        for (uint32_t i = 0; i < k_n_read; i++) CHECK(results.errors_[i].empty() && again.holds(i));
+    }
+    CHECK_EQ(n_refused > 0, error != EINTR && error != EAGAIN);
+}
+
+void a_ring_of_which_nothing_may_be_asked_is_none() {
+    Faults faults;
+    Results results;
+    faults.enter_error = EPERM;
+    faults.enter_stays = true;
+    faults.enter_countdown = 0;
+    CHECK(make_uring_reader(ReaderParams{}, faults, results) == nullptr);
+    CHECK(make_reader(ReaderParams{}, faults, results)->kind() == ReaderKind::threads);
+}
+
+#ifdef __GLIBC__
+// A system that gives no thread, by stacks that nobody can have.
+void no_thread_is_one_clear_error() {
+    pthread_attr_t before, huge;
+    if (pthread_getattr_default_np(&before) != 0 || pthread_getattr_default_np(&huge) != 0) return;
+    pthread_attr_setstacksize(&huge, size_t{1} << 46);
+    if (pthread_setattr_default_np(&huge) != 0) return;
+    Faults faults;
+    Results results;
+    for (ReaderKind const kind : {ReaderKind::automatic, ReaderKind::threads}) {
+        ReaderParams params;
+        params.kind = kind;
+        std::string message;
+        try {
+            (void)make_reader(params, faults, results);
+        } catch (const Error &e) {
+            message = e.what();
+        }
+        CHECK(message.find("no thread to read with") != std::string::npos);
+    }
+    pthread_setattr_default_np(&before);
+}
+#endif
 
 void missing_file_is_one_clear_error() {
     std::string message;
@@ -184,6 +259,9 @@ void missing_file_is_one_clear_error() {
 
 int main() {
     missing_file_is_one_clear_error();
+#ifdef __GLIBC__
+    no_thread_is_one_clear_error();
+#endif
     for (ReaderKind kind : {ReaderKind::threads, ReaderKind::uring}) {
         g_kind = kind;
         Faults faults;
@@ -199,6 +277,11 @@ int main() {
         one_fault_at_every_read(EMOE_FAULT_SHORT, false);
         a_file_that_ended_early_is_an_error();
         closing_drops_what_has_not_begun();
+        if (kind != ReaderKind::uring) continue;
+        for (int const error : {EPERM, EINVAL, ENOMEM, EBADF})
+            for (bool const stays : {false, true}) an_enter_that_fails_is_no_silence(error, stays);
+        for (int const error : {EINTR, EAGAIN}) an_enter_that_fails_is_no_silence(error, false);
+        a_ring_of_which_nothing_may_be_asked_is_none();
     }
     return g_failures;
 }

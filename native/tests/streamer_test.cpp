@@ -6,6 +6,7 @@
 #include "check.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <random>
@@ -288,6 +289,26 @@ void after_any_failed_read_the_next_graph_is_right(uint32_t kind, bool is_error,
     if (!is_error) CHECK_EQ(n_failed, 0u);
 }
 
+// A system call of the reader that fails is one graph's failure, and no graph waits for what was never begun.
+void after_any_refused_call_the_next_graph_is_right(uint32_t n_token) {
+    TestModel const model;
+    Streamer s(model.layout, params(bytes_for(5)));
+    give_routers(s);
+    std::mt19937 random(13);
+    uint32_t n_failed = 0;
+    for (uint64_t n = 0; n < 24; n++) {
+        s.faults().enter_error = EPERM;
+        s.faults().enter_stays = n % 2 == 1;
+        s.faults().enter_countdown = n / 2;
+        bool const ok = compute_graph(s, n_token, random);
+        n_failed += ok ? 0 : 1;
+        if (!ok) CHECK_EQ(s.failure().status, EMOE_ERR_IO);
+        s.faults().enter_countdown = UINT64_MAX;
+        CHECK(compute_graph(s, n_token, random));
+    }
+    CHECK(n_failed > 2);
+}
+
 void cancelling_ends_a_graph_and_nothing_else() {
     TestModel const model;
     Streamer::Params p = params(1 << 23);
@@ -387,6 +408,7 @@ int main() {
             if (has_uring()) {
                 g_kind = ReaderKind::uring;
                 everything();
+                for (uint32_t n_token : {1u, 30u}) after_any_refused_call_the_next_graph_is_right(n_token);
             }
         }
     g_form = Form::split;

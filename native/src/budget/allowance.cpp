@@ -6,8 +6,9 @@ namespace emoe {
 
 namespace {
 
-// As a signed number: what is more than any memory is only more.
-int64_t as_signed(uint64_t bytes) { return static_cast<int64_t>(std::min(bytes, uint64_t{1} << 60)); }
+// What is more than any memory is only more.
+constexpr uint64_t k_most = uint64_t{1} << 60;
+int64_t as_signed(uint64_t bytes) { return static_cast<int64_t>(std::min(bytes, k_most)); }
 
 } // namespace
 
@@ -25,6 +26,7 @@ emoe_plan Allowance::plan() const {
 
 void Allowance::spend(uint64_t budget_bytes) {
     std::lock_guard<std::recursive_mutex> const lock(mutex_);
+    budget_bytes = std::min(budget_bytes, k_most);
     uint64_t const cache_bytes = allowed_cache(budget_bytes);
     resize_(cache_bytes);
     note(budget_bytes, cache_bytes);

@@ -25,6 +25,8 @@ constexpr double k_auto_share = 0.85;  // of what is available now; the rest is 
 constexpr double k_million = 1e6;
 // Between processes that do the same, resident memory differs by some pages; the smallest budget allows for that.
 constexpr uint64_t k_slack_bytes = 2 * k_mib;
+// No machine has more: 256 TiB. Sums and products of sizes that are cut to it stay far inside 64 bits.
+constexpr uint64_t k_most_bytes = uint64_t{1} << 48;
 
 template <size_t N>
 std::vector<uint32_t> at_most(const uint32_t (&values)[N], uint32_t most) {
@@ -58,7 +60,7 @@ uint64_t fixed_bytes_of(const emoe_model_info &model, const emoe_context_sizes &
 
 // The smallest budget, a whole number of MiB, that leaves `need` beside its own margin.
 uint64_t with_margin(uint64_t need) {
-    need += k_slack_bytes;
+    need = std::min(need, k_most_bytes) + k_slack_bytes;
     uint64_t const bytes = std::max(need + margin_bytes(0), (need * 1000 + 984) / 985 + k_kib);
     return (bytes + k_mib - 1) / k_mib * k_mib;
 }
@@ -113,7 +115,9 @@ std::optional<emoe_plan> best_batch(const emoe_model_info &model, const Sizes &s
 
 } // namespace
 
-uint64_t margin_bytes(uint64_t budget_bytes) { return std::max(12 * k_mib, budget_bytes * 15 / 1000); }
+uint64_t margin_bytes(uint64_t budget_bytes) {
+    return std::max(12 * k_mib, std::min(budget_bytes, k_most_bytes) * 15 / 1000);
+}
 
 uint64_t fixed_bytes(const emoe_plan &p) {
     return p.process_bytes + p.dense_bytes + p.kv_bytes + p.output_bytes + p.decode_bytes;
@@ -149,7 +153,7 @@ uint64_t budget_bytes(uint32_t kind, uint64_t value, uint64_t enough_bytes, cons
         if (m.limit_bytes != 0 && value > m.limit_bytes && m.limit_bytes < enough_bytes)
             fail(EMOE_ERR_ARGUMENT, "a budget of %s is more than this process may use, %s", format_bytes(value).c_str(),
                  format_bytes(m.limit_bytes).c_str());
-        return value;
+        return std::min(value, k_most_bytes);
     }
 }
 

@@ -1,5 +1,6 @@
 // edgemoe.h: engines.
 #include "base/guard.h"
+#include "base/machine.h"
 #include "capi/handles.h"
 
 #include <algorithm>
@@ -19,7 +20,11 @@ emoe_status emoe_engine_open(const emoe_model *model, const char *shell_path, co
     });
 }
 
-void emoe_engine_close(emoe_engine *engine) { delete engine; }
+void emoe_engine_close(emoe_engine *engine) {
+    if (!engine) return;
+    delete engine;
+    trim_heap(); // the vocabulary lay in many small pieces
+}
 
 emoe_status emoe_engine_decode(emoe_engine *engine, const int32_t *tokens, uint32_t n, uint32_t want_all,
                                emoe_error *err) {

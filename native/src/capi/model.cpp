@@ -1,5 +1,6 @@
 // edgemoe.h: models, their shells, what contexts of them allocate.
 #include "base/guard.h"
+#include "base/machine.h"
 #include "capi/handles.h"
 #include "llama/devices.h"
 #include "llama/info.h"
@@ -37,7 +38,11 @@ emoe_status emoe_model_open(const char *path, emoe_model **out, emoe_error *err)
     });
 }
 
-void emoe_model_close(emoe_model *model) { delete model; }
+void emoe_model_close(emoe_model *model) {
+    if (!model) return;
+    delete model;
+    trim_heap(); // its metadata lay in many small pieces
+}
 
 emoe_status emoe_model_get_info(const emoe_model *model, emoe_model_info *info, emoe_error *err) {
     return guarded(err, [&] {

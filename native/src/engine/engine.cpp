@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "llama/devices.h"
 #include "llama/log.h"
+#include "llama/refusals.h"
 
 #include <algorithm>
 #include <mutex>
@@ -101,12 +102,14 @@ void Engine::load(const ModelIndex &index, const std::string &shell_path, uint64
     buffers_ = parse_buffers(loading.log.text(), gpu_name(setup_.device));
     work_ = WorkSpace(index, setup_, buffers_.compute_bytes);
     set_cache_bytes(std::max(cache_bytes, streamer_->min_bytes() + work_.extra_bytes(work_.n_ubatch())));
-    dry_run();
+    look_at_graph();
+    check_files();
     loading.shell.drop_pages();
 }
 
 void Engine::load_model(const ModelIndex &index, const Loading &loading) {
     llama_model_params mp = model_params();
+    note_loaded();
     gpu_parts_.apply(&mp);
     if (gpu_parts_.any_experts()) {
         mp.progress_callback_user_data = const_cast<Loading *>(&loading);
@@ -114,6 +117,7 @@ void Engine::load_model(const ModelIndex &index, const Loading &loading) {
     }
     model_.reset(llama_model_load_from_file(loading.path.c_str(), mp));
     if (!model_) fail(EMOE_ERR_FORMAT, "llama.cpp refuses the model: %s", loading.why().c_str());
+    check_model(model_.get());
     vocab_ = llama_model_get_vocab(model_.get());
     std::vector<Range> parts;
     uintptr_t const mapping = loading.mapping(&parts);
@@ -134,7 +138,25 @@ void Engine::make_context(const Loading &loading) {
     ctx_.reset(llama_init_from_model(model_.get(), cp));
     if (!ctx_)
         fail(EMOE_ERR_MEMORY, "llama.cpp cannot make a context of %u tokens: %s", setup_.n_ctx, loading.why().c_str());
+    check_context(ctx_.get());
     n_ctx_ = llama_n_ctx(ctx_.get());
+}
+
+// Before the first answer. On this thread alone, where a failed assertion of ggml is an error; on one of its own it would
+// be the end of the process. (With a GPU the CPU computes little, and its kernels are what is waited for.)
+void Engine::look_at_graph() {
+    bool const on_cpu = setup_.device == 0;
+    auto const n_threads = static_cast<int32_t>(setup_.n_threads);
+    if (on_cpu) llama_set_n_threads(ctx_.get(), 1, 1);
+    try {
+        dry_run();
+        if (on_cpu) probe();
+    } catch (const Error &) {
+        // What was seen of the graph says more than an assertion.
+        if (interposer_->failure()) interposer_->failure().raise();
+        throw;
+    }
+    llama_set_n_threads(ctx_.get(), n_threads, n_threads);
 }
 
 // Shows the graph of one token to the interposer: the dense weights move, and what cannot be streamed is found now and
@@ -146,6 +168,7 @@ void Engine::dry_run() {
     bool const on_gpu = setup_.device != 0;
     dry_ = !on_gpu;
     if (dry_) interposer_->columns().begin_learning();
+    interposer_->set_checking(true);
     // The batch first: Mesa's software driver corrupts memory when some models begin with a single token, in stock
     // llama.cpp too (docs/devices.md).
     uint32_t const n_batch = on_gpu ? std::min(k_batched_tokens, setup_.n_ubatch) : 1;
@@ -162,6 +185,7 @@ void Engine::dry_run() {
     }
     llama_memory_clear(llama_get_memory(ctx_.get()), true);
     interposer_->columns().end();
+    interposer_->set_checking(false);
     dry_ = false;
     interposer_->begin_graph();
     if (interposer_->failure()) interposer_->failure().raise();
@@ -169,6 +193,32 @@ void Engine::dry_run() {
         fail(EMOE_ERR_UNSUPPORTED, "this model cannot be streamed: its graph leaves out experts of the GPU");
     if (interposer_->n_rewritten() == 0 && !gpu_parts_.any_experts())
         fail(EMOE_ERR_UNSUPPORTED, "this model cannot be streamed: its graph never multiplies by its experts");
+}
+
+// Computes the dense part of a token: what the CPU takes in which place is known to ggml alone.
+void Engine::probe() {
+    llama_token token = std::max(llama_vocab_bos(vocab_), 0);
+    LogCapture const log;
+    interposer_->set_probing(true);
+    interposer_->begin_graph();
+    int const rc = llama_decode(ctx_.get(), llama_batch_get_one(&token, 1));
+    interposer_->set_probing(false);
+    interposer_->begin_graph();
+    llama_memory_clear(llama_get_memory(ctx_.get()), true);
+    if (interposer_->failure()) interposer_->failure().raise();
+    if (rc != 0)
+        fail(EMOE_ERR_UNSUPPORTED, "llama.cpp cannot compute this model (%d): %s", rc,
+             log.last_error("no reason given").c_str());
+}
+
+void Engine::check_files() {
+    const File *const file = streamer_->changed_file();
+    if (!file) return;
+    // Moved, or written anew as it was: nothing is mixed where it holds all that was taken of it.
+    if (dense_->same_as_files() && streamer_->same_as_files()) return streamer_->accept_files();
+    stale_ = {EMOE_ERR_IO,
+              "`" + file->path() + "` was written to while it was in use: its parts no longer belong together"};
+    stale_.raise();
 }
 
 void Engine::decode(const int32_t *tokens, uint32_t n, bool want_all) { run(tokens, n, want_all, Rounding::batch); }
@@ -192,6 +242,7 @@ void Engine::verify(const int32_t *tokens, uint32_t n) {
 void Engine::run(const int32_t *tokens, uint32_t n, bool want_all, Rounding rounding) {
     uint32_t const n_ubatch = setup_.n_ubatch;
     uint32_t const n_vocab = static_cast<uint32_t>(llama_vocab_n_tokens(vocab_));
+    if (stale_) stale_.raise();
     if (n == 0) fail(EMOE_ERR_ARGUMENT, "no tokens to compute");
     if (want_all && (n > setup_.n_outputs || n > n_ubatch))
         fail(EMOE_ERR_ARGUMENT, "logits of %u tokens were asked for, but the engine was opened for %u at a time", n,
@@ -215,6 +266,7 @@ void Engine::run(const int32_t *tokens, uint32_t n, bool want_all, Rounding roun
             uint32_t const piece = std::min(n_ubatch, n - done);
             compute(tokens + done, piece, want_all, done + piece == n, rounding);
         }
+        check_files();
     } catch (...) {
         streamer_->end_batch();
         if (extra != 0) lend(0);

@@ -56,7 +56,10 @@ private:
     void load(const ModelIndex &index, const std::string &shell_path, uint64_t cache_bytes);
     void load_model(const ModelIndex &index, const Loading &loading);
     void make_context(const Loading &loading);
+    void look_at_graph();
     void dry_run();
+    void probe();
+    void check_files(); // throws, now and ever after, when a file was written to
     enum class Rounding { batch, columns };
     void run(const int32_t *tokens, uint32_t n, bool want_all, Rounding rounding);
     void compute(const int32_t *tokens, uint32_t n, bool want_all, bool want_last, Rounding rounding);
@@ -81,6 +84,7 @@ private:
     uint32_t n_output_ = 0; // rows of logits of the last call
     bool all_outputs_ = false;
     bool dry_ = false; // the graph is only looked at
+    Failure stale_;    // why nothing more can be computed
     std::atomic<bool> cancelled_{false};
     bool keeps_cancel_ = false;
     std::mutex cache_mutex_; // guards the next two

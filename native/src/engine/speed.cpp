@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/machine.h"
 #include "io/reader.h"
 #include "llama/kernels.h"
 
@@ -11,6 +12,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -18,13 +20,20 @@ namespace emoe {
 
 namespace {
 
+// Memory to measure with: at most a quarter of what is left, so that under a tight limit measuring is not what breaks it.
+uint64_t room_for(uint64_t wanted) {
+    constexpr uint64_t k_least = uint64_t{4} << 20;
+    uint64_t const left = machine().available_bytes; // 0: the system does not say
+    return left == 0 ? wanted : std::clamp(left / 4, std::min(k_least, wanted), wanted);
+}
+
 // Keeps n_lane reads under way: each completion submits the next.
 class ReadLoad final : public ReadSink {
 public:
     ReadLoad(File &file, uint64_t block, uint32_t n_lane, uint64_t max_bytes, uint64_t max_ns)
         : file_(file), block_(block), left_(max_bytes / block),
-          n_place_(std::max<uint64_t>(n_lane, std::min(k_target_bytes, max_bytes) / block)), arena_(block * n_place_),
-          begun_ns_(n_lane) {
+          n_place_(std::max<uint64_t>(n_lane, std::min(room_for(k_target_bytes), max_bytes) / block)),
+          arena_(block * n_place_), begun_ns_(n_lane) {
         ReaderParams params;
         params.n_lane = n_lane;
         reader_ = make_reader(params, faults_, *this);
@@ -40,15 +49,7 @@ public:
     }
     void on_read(uint64_t lane, const std::string &error) override {
         std::lock_guard<std::mutex> const lock(mutex_);
-        n_under_way_--;
-        last_ns_ = now_ns();
-        if (!error.empty()) {
-            error_ = error;
-        } else {
-            latencies_.push_back(last_ns_ - begun_ns_[lane]);
-            submit(lane);
-        }
-        if (n_under_way_ == 0) done_.notify_all();
+        ended(lane, error);
     }
     std::string error_;
     std::vector<uint64_t> latencies_;
@@ -59,6 +60,17 @@ private:
     // caches. Into a few buffers over and over a virtual disk reads a fifth faster, which no engine can have.
     static constexpr uint64_t k_target_bytes = uint64_t{64} << 20;
 
+    void ended(uint64_t lane, const std::string &error) {
+        n_under_way_--;
+        last_ns_ = now_ns();
+        if (!error.empty()) {
+            error_ = error;
+        } else {
+            latencies_.push_back(last_ns_ - begun_ns_[lane]);
+            submit(lane);
+        }
+        if (n_under_way_ == 0) done_.notify_all();
+    }
     void submit(uint64_t lane) {
         if (left_ == 0 || (now_ns() > end_ns_ && !latencies_.empty())) return; // one read at least
         left_--;
@@ -76,7 +88,7 @@ private:
         r.tag = lane;
         begun_ns_[lane] = now_ns();
         n_under_way_++;
-        reader_->submit(&r, 1);
+        for (Ended const &e : reader_->submit(&r, 1)) ended(e.tag, e.error);
     }
 
     File &file_;
@@ -126,7 +138,7 @@ uint64_t measure_compute(const std::string &type_name, uint32_t n_thread, uint64
         fail(EMOE_ERR_ARGUMENT, "no kernel for the type `%s`", type_name.c_str());
     if (n_thread == 0 || n_thread > 1024) fail(EMOE_ERR_ARGUMENT, "%u threads", n_thread);
     constexpr int k = 2048;
-    constexpr size_t matrix_bytes = size_t{48} << 20; // larger than most caches: experts come from memory
+    size_t const matrix_bytes = room_for(uint64_t{48} << 20); // larger than most caches: experts come from memory
     ggml_cpu_init();
     auto const *traits = ggml_get_type_traits_cpu(type);
     size_t const row_bytes = ggml_row_size(type, k);
@@ -137,18 +149,26 @@ uint64_t measure_compute(const std::string &type_name, uint32_t n_thread, uint64
     std::atomic<uint64_t> n_done{0};
     uint64_t const begin = now_ns();
     std::vector<std::thread> threads;
-    for (uint32_t t = 0; t < n_thread; t++)
-        threads.emplace_back([&, t] {
-            size_t const first = n_row * t / n_thread;
-            size_t const last = n_row * (t + 1) / n_thread;
-            float sink = 0;
-            do {
-                for (size_t r = first; r < last; r++)
-                    traits->vec_dot(k, &sink, 0, weights.data() + r * row_bytes, 0, x.data(), 0, 1);
-                n_done += last - first;
-            } while (now_ns() - begin < max_ns);
-        });
+    auto const multiply = [&](uint32_t t) {
+        size_t const first = n_row * t / n_thread;
+        size_t const last = n_row * (t + 1) / n_thread;
+        float sink = 0;
+        do {
+            for (size_t r = first; r < last; r++)
+                traits->vec_dot(k, &sink, 0, weights.data() + r * row_bytes, 0, x.data(), 0, 1);
+            n_done += last - first;
+        } while (now_ns() - begin < max_ns);
+    };
+    int refused = 0;
+    try {
+        for (uint32_t t = 0; t < n_thread; t++) threads.emplace_back(multiply, t);
+    } catch (const std::system_error &e) {
+        refused = e.code().value();
+    }
     for (std::thread &t : threads) t.join();
+    if (refused != 0)
+        fail(EMOE_ERR_MEMORY, "%u threads were asked for, the system gives %zu: %s", n_thread, threads.size(),
+             os_message(refused).c_str());
     return static_cast<uint64_t>(static_cast<double>(n_done * row_bytes) * 1e9 / static_cast<double>(now_ns() - begin));
 }
 

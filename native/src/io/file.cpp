@@ -1,10 +1,12 @@
 #include "io/file.h"
 
+#include "base/arena.h"
 #include "base/error.h"
 
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -36,6 +38,17 @@ bool can_read_direct(int fd, uint32_t alignment) {
 
 } // namespace
 
+FileStamp stamp_of(const struct stat &st) {
+#if defined(__APPLE__)
+    struct timespec const modified = st.st_mtimespec, changed = st.st_ctimespec;
+#else
+    struct timespec const modified = st.st_mtim, changed = st.st_ctim;
+#endif
+    auto const ns = [](const struct timespec &t) { return int64_t{t.tv_sec} * 1000000000 + t.tv_nsec; };
+    return {static_cast<uint64_t>(st.st_size), static_cast<uint64_t>(st.st_ino), static_cast<uint64_t>(st.st_nlink),
+            ns(modified), ns(changed)};
+}
+
 File::File(const std::string &path, bool buffered) : path_(path) {
     struct stat st = {};
     if (stat(path.c_str(), &st) != 0)
@@ -64,12 +77,39 @@ File::File(const std::string &path, bool buffered) : path_(path) {
 #endif
     if (fd_ < 0) fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (fd_ < 0) fail(EMOE_ERR_IO, "cannot open `%s`: %s", path.c_str(), os_message(errno).c_str());
+    accept();
 #ifdef F_NOCACHE
     if (!buffered) direct_ = fcntl(fd_, F_NOCACHE, 1) == 0; // macOS: no page cache, no alignment rule
 #endif
 #ifdef POSIX_FADV_RANDOM
     if (!direct_) (void)posix_fadvise(fd_, 0, 0, POSIX_FADV_RANDOM); // no read-ahead beyond what is asked
 #endif
+}
+
+bool File::changed() const {
+    struct stat st = {};
+    if (fstat(fd_, &st) != 0) return false; // a read will say more
+    FileStamp const now = stamp_of(st);
+    if (now.size != stamp_.size || now.modified_ns != stamp_.modified_ns) return true;
+    return now.changed_ns != stamp_.changed_ns && now.n_link == stamp_.n_link;
+}
+
+void File::accept() {
+    struct stat st = {};
+    if (fstat(fd_, &st) == 0 && static_cast<uint64_t>(st.st_size) >= stamp_.size) stamp_ = stamp_of(st);
+}
+
+bool File::holds(const uint8_t *known, uint64_t bytes, uint64_t offset) const {
+    constexpr uint64_t k_piece = uint64_t{1} << 20;
+    Arena const piece(k_piece);
+    for (uint64_t done = 0; done < bytes; done += k_piece) {
+        int64_t const n = read(piece.data(), k_piece, offset + done);
+        if (n < 0) return false;
+        uint64_t const there = std::min(static_cast<uint64_t>(n), bytes - done);
+        if (memcmp(piece.data(), known + done, there) != 0) return false;
+        if (static_cast<uint64_t>(n) < k_piece) break;
+    }
+    return true;
 }
 
 File::~File() {

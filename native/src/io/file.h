@@ -5,8 +5,19 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <sys/stat.h>
 
 namespace emoe {
+
+// What tells one state of a file from another without reading it.
+struct FileStamp {
+    uint64_t size = 0;
+    uint64_t inode = 0;
+    uint64_t n_link = 0;
+    int64_t modified_ns = 0; // the data
+    int64_t changed_ns = 0;  // the data, or what is said of the file; nobody can set it back
+};
+FileStamp stamp_of(const struct stat &st);
 
 class File final {
 public:
@@ -19,6 +30,12 @@ public:
     // Like pread: bytes read, 0 at the end of the file, or -errno.
     int64_t read(void *dst, size_t bytes, uint64_t offset) const;
 
+    // Since it was opened or last accepted: written to, moved, given other rights. What took or lost a name is the same.
+    bool changed() const;
+    void accept(); // as it is now, unless it is shorter: that is for its next read to say
+    // Whether the file still holds these bytes, as far as it goes. offset: aligned.
+    bool holds(const uint8_t *known, uint64_t bytes, uint64_t offset) const;
+
     int fd() const { return fd_; }
     const std::string &path() const { return path_; }
     uint64_t size() const { return size_; }
@@ -30,6 +47,7 @@ public:
 private:
     std::string path_;
     int fd_ = -1;
+    FileStamp stamp_;
     uint64_t size_ = 0;
     uint32_t alignment_ = 512; // buffered reads may begin anywhere: never more than a direct file's
     bool direct_ = false;

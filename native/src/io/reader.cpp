@@ -10,6 +10,7 @@
 #include <condition_variable>
 #include <deque>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -51,6 +52,15 @@ int64_t Faults::distort(int64_t result, uint32_t bytes) {
     }
 }
 
+int Faults::refuse_enter() {
+    uint64_t left = enter_countdown.load(std::memory_order_relaxed);
+    if (left == UINT64_MAX) return 0;
+    uint64_t const last = enter_stays.load(std::memory_order_relaxed) ? 0 : UINT64_MAX;
+    while (left != UINT64_MAX && !enter_countdown.compare_exchange_weak(left, left == 0 ? last : left - 1)) {
+    }
+    return left == 0 ? enter_error.load(std::memory_order_relaxed) : 0;
+}
+
 std::unique_ptr<Reader> make_reader(const ReaderParams &params, Faults &faults, ReadSink &sink) {
     if (params.kind == ReaderKind::threads || params.bytes_per_s != 0) return make_thread_reader(params, faults, sink);
     std::unique_ptr<Reader> reader = make_uring_reader(params, faults, sink);
@@ -65,7 +75,13 @@ public:
     ThreadReader(const ReaderParams &params, Faults &faults, ReadSink &sink)
         : sink_(sink), faults_(faults), bytes_per_s_(params.bytes_per_s) {
         lanes_.reserve(params.n_lane);
-        for (uint32_t i = 0; i < params.n_lane; i++) lanes_.emplace_back([this] { run(); });
+        try { // with fewer where the system gives no more
+            for (uint32_t i = 0; i < params.n_lane; i++) lanes_.emplace_back([this] { run(); });
+        } catch (const std::system_error &e) {
+            if (lanes_.empty())
+                fail(EMOE_ERR_MEMORY, "no thread to read with can be started: %s",
+                     os_message(e.code().value()).c_str());
+        }
     }
     ~ThreadReader() override {
         {
@@ -75,8 +91,8 @@ public:
         wake_.notify_all();
         for (std::thread &lane : lanes_) lane.join();
     }
-    void submit(const ReadRequest *requests, size_t n) override {
-        if (n == 0) return;
+    std::vector<Ended> submit(const ReadRequest *requests, size_t n) override {
+        if (n == 0) return {};
         {
             std::lock_guard<std::mutex> const lock(mutex_);
             queue_.insert(queue_.end(), requests, requests + n);
@@ -85,6 +101,7 @@ public:
             wake_.notify_one();
         else
             wake_.notify_all();
+        return {};
     }
     ReaderKind kind() const override { return ReaderKind::threads; }
 

@@ -10,6 +10,7 @@
 #include <atomic>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace emoe {
 
@@ -23,8 +24,14 @@ struct ReadRequest {
     uint64_t tag = 0;       // handed back
 };
 
-// Called once for each request, on a reader thread or inside submit() or poll(); never with a lock of the reader held.
-// error is empty when all needed bytes arrived.
+// A request that is over: its tag, and why it failed.
+struct Ended {
+    uint64_t tag;
+    std::string error; // empty: all needed bytes arrived
+};
+
+// Called once for each request that submit() did not give back, on a reader thread or inside poll(); never with a lock
+// of the reader held. error is empty when all needed bytes arrived.
 class ReadSink {
 public:
     virtual ~ReadSink() = default;
@@ -37,6 +44,13 @@ struct Faults {
     std::atomic<uint64_t> countdown{UINT64_MAX}; // the read that finds 0 goes wrong
     // What a read of `bytes` that returned `result` shall be taken to have returned.
     int64_t distort(int64_t result, uint32_t bytes);
+
+    // Of io_uring_enter: the call that finds 0 fails with this errno; with enter_stays, so does each after it.
+    std::atomic<int> enter_error{0};
+    std::atomic<uint64_t> enter_countdown{UINT64_MAX};
+    std::atomic<bool> enter_stays{false};
+    // The errno that a call about to be made shall fail with; 0: it is made.
+    int refuse_enter();
 };
 
 // A request and how much of it has arrived.
@@ -59,7 +73,8 @@ class Reader {
 public:
     // Finishes the reads under way, drops those not begun.
     virtual ~Reader() = default;
-    virtual void submit(const ReadRequest *requests, size_t n) = 0;
+    // Gives back what the system refused to begin, requests of earlier calls among them; nothing will be heard of those.
+    [[nodiscard]] virtual std::vector<Ended> submit(const ReadRequest *requests, size_t n) = 0;
     // Looks for completions without waiting. Cheap when there are none.
     virtual void poll() {}
     virtual ReaderKind kind() const = 0;

@@ -3,17 +3,20 @@
 
 #if defined(__linux__) && __has_include(<linux/io_uring.h>)
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/thread.h"
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <deque>
 #include <linux/io_uring.h>
 #include <mutex>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <system_error>
 #include <thread>
 #include <unistd.h>
 #include <vector>
@@ -25,8 +28,8 @@ namespace {
 int ring_setup(uint32_t entries, io_uring_params *p) {
     return static_cast<int>(syscall(__NR_io_uring_setup, entries, p));
 }
-int ring_enter(int fd, uint32_t submit, uint32_t min_complete, uint32_t flags) {
-    return static_cast<int>(syscall(__NR_io_uring_enter, fd, submit, min_complete, flags, nullptr, 0));
+int ring_enter(int fd, uint32_t submit, uint32_t min_complete, uint32_t flags, const void *arg, size_t arg_bytes) {
+    return static_cast<int>(syscall(__NR_io_uring_enter, fd, submit, min_complete, flags, arg, arg_bytes));
 }
 
 // The kernel's side of the rings is another thread in all but name: loads acquire, stores release.
@@ -34,6 +37,12 @@ uint32_t load_acquire(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_AC
 void store_release(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 
 constexpr uint64_t k_stop = UINT64_MAX; // user_data of the no-op that wakes the sleeping thread to end
+
+// The kernel is short of something for a moment: asked again, for so long.
+constexpr uint64_t k_patience_ns = uint64_t{2} << 30;
+bool passes(int e) { return e == EINTR || e == EAGAIN || e == EBUSY; }
+// Between two looks for completions where the kernel refuses to wait for them.
+constexpr auto k_look = std::chrono::milliseconds(1);
 
 class UringReader final : public Reader {
 public:
@@ -44,21 +53,23 @@ public:
     ~UringReader() override;
     bool open(); // false when the kernel has no io_uring for us
 
-    void submit(const ReadRequest *requests, size_t n) override;
+    std::vector<Ended> submit(const ReadRequest *requests, size_t n) override;
     void poll() override {
         if (load_acquire(cq_head_) != load_acquire(cq_tail_)) reap();
     }
     ReaderKind kind() const override { return ReaderKind::uring; }
 
 private:
-    struct Ended {
-        uint64_t tag;
-        std::string error;
-    };
+    int enter(uint32_t submit, uint32_t min_complete, uint32_t flags); // -1 and errno
+    bool answers();
     void sleep_for_completions();
     void reap();
-    void fill(); // with mutex_: starts reads while there are requests and lanes
+    // The next four with mutex_.
+    void fill(std::vector<Ended> *refused); // starts reads while there are requests and lanes
     void push(uint32_t slot);
+    void push_nop();
+    int tell(); // the kernel what was pushed; 0 or errno, and then some is not taken
+    void take_back(int error, std::vector<Ended> *refused);
 
     ReadSink &sink_;
     Faults &faults_;
@@ -72,6 +83,7 @@ private:
     uint32_t *cq_head_ = nullptr, *cq_tail_ = nullptr;
     uint32_t sq_mask_ = 0, cq_mask_ = 0;
     io_uring_cqe *cqes_ = nullptr;
+    bool can_time_ = false; // waiting may end after some time (Linux 5.11)
 
     std::mutex mutex_; // guards the rings and everything below
     std::deque<ReadRequest> queue_;
@@ -109,8 +121,45 @@ bool UringReader::open() {
     cq_tail_ = at(p.cq_off.tail);
     cq_mask_ = *at(p.cq_off.ring_mask);
     cqes_ = reinterpret_cast<io_uring_cqe *>(base + p.cq_off.cqes);
-    sleeper_ = std::thread([this] { sleep_for_completions(); });
+#ifdef IORING_ENTER_EXT_ARG
+    can_time_ = (p.features & IORING_FEAT_EXT_ARG) != 0;
+#endif
+    if (!answers()) return false;
+    try {
+        sleeper_ = std::thread([this] { sleep_for_completions(); });
+    } catch (const std::system_error &) {
+        return false;
+    }
     return true;
+}
+
+int UringReader::enter(uint32_t submit, uint32_t min_complete, uint32_t flags) {
+    if (int const e = faults_.refuse_enter()) {
+        errno = e;
+        return -1;
+    }
+#ifdef IORING_ENTER_EXT_ARG
+    if (min_complete == 0 || !can_time_) return ring_enter(fd_, submit, min_complete, flags, nullptr, 0);
+    // A second: after it the sleeping thread sees that it shall end, also when the no-op was refused.
+    struct {
+        int64_t s = 1, ns = 0;
+    } const limit = {};
+    io_uring_getevents_arg arg = {};
+    arg.ts = reinterpret_cast<uintptr_t>(&limit);
+    int const n = ring_enter(fd_, submit, min_complete, flags | IORING_ENTER_EXT_ARG, &arg, sizeof arg);
+    return n < 0 && errno == ETIME ? 0 : n;
+#else
+    return ring_enter(fd_, submit, min_complete, flags, nullptr, 0);
+#endif
+}
+
+// A ring may be made where nothing may be asked of it (a filter of system calls that knows only one of them).
+bool UringReader::answers() {
+    push_nop();
+    if (tell() != 0) return false;
+    bool const waited = enter(0, 1, IORING_ENTER_GETEVENTS) >= 0;
+    store_release(cq_head_, load_acquire(cq_tail_));
+    return waited;
 }
 
 UringReader::~UringReader() {
@@ -119,15 +168,13 @@ UringReader::~UringReader() {
             std::lock_guard<std::mutex> const lock(mutex_);
             stop_ = true;
             queue_.clear();
-            uint32_t const tail = *sq_tail_;
-            io_uring_sqe &sqe = sqes_[tail & sq_mask_];
-            memset(&sqe, 0, sizeof sqe);
-            sqe.opcode = IORING_OP_NOP;
-            sqe.user_data = k_stop;
-            sq_array_[tail & sq_mask_] = tail & sq_mask_;
-            store_release(sq_tail_, tail + 1);
-            n_pushed_++;
-            fill(); // the queue is empty: this only tells the kernel, until it has taken it
+            push_nop();
+        }
+        for (;;) {
+            std::unique_lock<std::mutex> lock(mutex_);
+            if (tell() == 0 || can_time_) break; // else the thread would sleep on
+            lock.unlock();
+            std::this_thread::sleep_for(k_look);
         }
         sleeper_.join();
     }
@@ -152,7 +199,53 @@ void UringReader::push(uint32_t slot) {
     n_pushed_++;
 }
 
-void UringReader::fill() {
+void UringReader::push_nop() {
+    uint32_t const tail = *sq_tail_;
+    io_uring_sqe &sqe = sqes_[tail & sq_mask_];
+    memset(&sqe, 0, sizeof sqe);
+    sqe.opcode = IORING_OP_NOP;
+    sqe.user_data = k_stop;
+    sq_array_[tail & sq_mask_] = tail & sq_mask_;
+    store_release(sq_tail_, tail + 1);
+    n_pushed_++;
+}
+
+int UringReader::tell() {
+    uint64_t begin_ns = 0;
+    while (n_pushed_ > 0) {
+        int const n = enter(n_pushed_, 0, 0);
+        int const error = n < 0 ? errno : EAGAIN; // none taken without a reason is the same
+        if (n > 0) {
+            n_pushed_ -= static_cast<uint32_t>(n);
+            continue;
+        }
+        if (!passes(error)) return error;
+        uint64_t const now = now_ns();
+        if (begin_ns == 0) begin_ns = now;
+        if (now - begin_ns > k_patience_ns) return error;
+        std::this_thread::yield();
+    }
+    return 0;
+}
+
+// What the kernel has not taken is still ours: without a thread of its own it looks at the ring only when told.
+void UringReader::take_back(int error, std::vector<Ended> *refused) {
+    std::string const why = "the system refuses to read (io_uring): " + os_message(error);
+    uint32_t const tail = *sq_tail_;
+    for (uint32_t i = tail - n_pushed_; i != tail; i++) {
+        if (sqes_[i & sq_mask_].user_data == k_stop)
+            continue; // who shall be woken by it is awake, or wakes in a second
+        auto const slot = static_cast<uint32_t>(sqes_[i & sq_mask_].user_data);
+        refused->push_back(Ended{slots_[slot].request.tag, why});
+        free_.push_back(slot);
+    }
+    store_release(sq_tail_, tail - n_pushed_);
+    n_pushed_ = 0;
+    for (ReadRequest const &r : queue_) refused->push_back(Ended{r.tag, why});
+    queue_.clear();
+}
+
+void UringReader::fill(std::vector<Ended> *refused) {
     while (!queue_.empty() && !free_.empty()) {
         uint32_t const slot = free_.back();
         free_.pop_back();
@@ -160,20 +253,16 @@ void UringReader::fill() {
         queue_.pop_front();
         push(slot);
     }
-    while (n_pushed_ > 0) {
-        int const n = ring_enter(fd_, n_pushed_, 0, 0);
-        if (n > 0) n_pushed_ -= static_cast<uint32_t>(n);
-        // EAGAIN, EBUSY: the kernel is short of something for a moment; the entries stay in the ring.
-        if (n < 0 && errno != EINTR && errno != EAGAIN && errno != EBUSY) break;
-        if (n < 0) std::this_thread::yield();
-    }
+    if (int const error = tell()) take_back(error, refused);
 }
 
-void UringReader::submit(const ReadRequest *requests, size_t n) {
-    if (n == 0) return;
+std::vector<Ended> UringReader::submit(const ReadRequest *requests, size_t n) {
+    std::vector<Ended> refused;
+    if (n == 0) return refused;
     std::lock_guard<std::mutex> const lock(mutex_);
     queue_.insert(queue_.end(), requests, requests + n);
-    fill();
+    fill(&refused);
+    return refused;
 }
 
 void UringReader::reap() {
@@ -201,7 +290,7 @@ void UringReader::reap() {
             ended.push_back(Ended{p.request.tag, std::move(error)});
             free_.push_back(slot);
         }
-        fill();
+        fill(&ended);
     }
     for (Ended const &e : ended) sink_.on_read(e.tag, e.error);
 }
@@ -209,8 +298,8 @@ void UringReader::reap() {
 void UringReader::sleep_for_completions() {
     prefer_short_turns();
     for (;;) {
-        int const n = ring_enter(fd_, 0, 1, IORING_ENTER_GETEVENTS);
-        if (n < 0 && errno != EINTR && errno != EAGAIN && errno != EBUSY) return;
+        // Where waiting is refused, what was begun ends all the same: it is looked for.
+        if (enter(0, 1, IORING_ENTER_GETEVENTS) < 0 && errno != EINTR) std::this_thread::sleep_for(k_look);
         reap();
         std::lock_guard<std::mutex> const lock(mutex_);
         if (stop_ && free_.size() == n_lane_) return;

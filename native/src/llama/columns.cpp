@@ -8,6 +8,7 @@
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 namespace emoe {
@@ -234,8 +235,12 @@ void Columns::see(ggml_tensor *node, std::string *violation) {
         if (!splits) return; // query by query already, and cells that are masked change nothing
         bool const fits = node->src[0]->ne[3] == 1 && node->src[3] && node->src[0]->ne[1] <= k_max_columns;
         if (fits) {
-            if (!attention_) attention_ = std::make_unique<Attention>();
-            rewrite(node);
+            try { // llama.cpp is between us and who asked
+                if (!attention_) attention_ = std::make_unique<Attention>();
+                rewrite(node);
+            } catch (const std::system_error &) {
+                *violation = "the system gives no thread for its attention";
+            }
         } else if (violation->empty()) {
             *violation = std::string("the attention `") + ggml_get_name(node) + "` cannot be computed token by token";
         }

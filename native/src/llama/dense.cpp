@@ -130,6 +130,15 @@ void DenseWeights::place(ggml_tensor *t) {
     read_bytes_ += ggml_nbytes(t);
 }
 
+bool DenseWeights::same_as_files() const {
+    bool any = false;
+    for (Extent const &e : extents_) {
+        if (e.here && !files_[e.file]->holds(arena_.data() + e.place, e.bytes, e.offset)) return false;
+        any = any || e.here;
+    }
+    return any;
+}
+
 void DenseWeights::read(Extent &extent) {
     extent.here = true;
     File const &file = *files_[extent.file];

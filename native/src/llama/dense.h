@@ -52,6 +52,8 @@ public:
         return p - begin_ - dense_end_ < hole_bytes_ && is_mapped(p);
     }
     uint64_t bytes() const { return read_bytes_; } // of tensors that have their place
+    // Whether the files still hold what was read of them. False when nothing was.
+    bool same_as_files() const;
     const Failure &failure() const { return failure_; }
 
 private:

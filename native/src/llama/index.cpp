@@ -4,6 +4,7 @@
 #include "io/file.h"
 #include "llama/kernels.h"
 #include "llama/log.h"
+#include "llama/refusals.h"
 
 #include <llama.h>
 
@@ -24,6 +25,9 @@ constexpr const char *k_roles[] = {"gate_up", "up", "gate", "down"};
 // Version of the per-expert tensors that we read (docs/format.md).
 constexpr uint64_t k_format_version = 1;
 constexpr const char *k_key_format = "edgemoe.format.version";
+
+// Experts of a layer: eight times what any published model has. More is no model, and would cost memory by itself.
+constexpr uint32_t k_most_experts = 4096;
 
 // What a routed expert tensor's name says. Those that go through MUL_MAT_ID hold all experts of a matrix
 // ("blk.3.ffn_up_exps.weight"; "chexps" are GroveMoE's second set); files of ours may hold each expert in a tensor of
@@ -92,7 +96,7 @@ uint64_t hash_bytes(uint64_t h, const void *data, size_t n) { // FNV-1a
     return h;
 }
 
-// Path, size, mtime and the first MiB of the header: a file that was replaced or edited gets another identity.
+// Path, size, times, inode and the first MiB of the header: a file that was replaced or edited gets another identity.
 uint64_t hash_file(uint64_t h, const std::string &path) {
     char *real = realpath(path.c_str(), nullptr);
     std::string const name = real ? real : path;
@@ -100,13 +104,10 @@ uint64_t hash_file(uint64_t h, const std::string &path) {
     h = hash_bytes(h, name.data(), name.size());
     struct stat st = {};
     if (stat(path.c_str(), &st) == 0) {
-        h = hash_bytes(h, &st.st_size, sizeof st.st_size);
-#if defined(__APPLE__)
-        h = hash_bytes(h, &st.st_mtimespec, sizeof st.st_mtimespec);
-#else
-        h = hash_bytes(h, &st.st_mtim.tv_sec, sizeof st.st_mtim.tv_sec);
-        h = hash_bytes(h, &st.st_mtim.tv_nsec, sizeof st.st_mtim.tv_nsec);
-#endif
+        FileStamp const stamp = stamp_of(st);
+        for (auto const value : {stamp.size, stamp.inode, static_cast<uint64_t>(stamp.modified_ns),
+                                 static_cast<uint64_t>(stamp.changed_ns)})
+            h = hash_bytes(h, &value, sizeof value);
     }
     std::vector<char> head(1 << 20);
     if (FILE *f = fopen(path.c_str(), "rb")) {
@@ -244,6 +245,9 @@ void check_stack(const Stack &stack, const std::string &name) {
         if (!can_compute(t.type))
             fail(EMOE_ERR_UNSUPPORTED, "`%s` has type %s, which this build of llama.cpp cannot multiply by on the CPU",
                  t.name.c_str(), ggml_type_name(t.type));
+        for (int64_t const length : t.ne)
+            if (length <= 0)
+                fail(EMOE_ERR_FORMAT, "`%s` has a dimension of %lld", t.name.c_str(), static_cast<long long>(length));
         if (t.ne[0] > UINT32_MAX || t.ne[1] > UINT32_MAX || t.bytes / static_cast<uint64_t>(t.ne[2]) > UINT32_MAX / 2)
             fail(EMOE_ERR_UNSUPPORTED, "one expert of `%s` is %llu bytes, more than the 2 GiB that one read can bring",
                  t.name.c_str(), static_cast<unsigned long long>(t.bytes / static_cast<uint64_t>(t.ne[2])));
@@ -275,9 +279,10 @@ void add_layers(ModelIndex *index, const std::vector<TensorInfo> &tensors) {
         if (stacks.size() > k_max_matrix || !group.second.count("down"))
             fail(EMOE_ERR_UNSUPPORTED, "block %u has an unknown set of expert matrices (`%s` and %zu more)",
                  layer.layer, layer.matrices.front().name.c_str(), stacks.size() - 1);
-        if (stacks.front()->n_expert() > UINT32_MAX / 2)
-            fail(EMOE_ERR_FORMAT, "`%s` has %llu experts", layer.matrices.front().name.c_str(),
-                 static_cast<unsigned long long>(stacks.front()->n_expert()));
+        if (stacks.front()->n_expert() > k_most_experts)
+            fail(EMOE_ERR_UNSUPPORTED, "`%s` has %llu experts, this version takes at most %u in a layer",
+                 layer.matrices.front().name.c_str(), static_cast<unsigned long long>(stacks.front()->n_expert()),
+                 k_most_experts);
         layer.n_expert = static_cast<uint32_t>(stacks.front()->n_expert());
         for (size_t m = 0; m < stacks.size(); m++) {
             if (stacks[m]->n_expert() != layer.n_expert)
@@ -288,8 +293,9 @@ void add_layers(ModelIndex *index, const std::vector<TensorInfo> &tensors) {
             TensorInfo declared = stacks[m]->any();
             declared.name = layer.matrices[m].name;
             declared.ne[2] = layer.n_expert;
-            index->experts.push_back(declared);
+            (layer.layer < index->n_block ? index->experts : index->unused).push_back(declared);
         }
+        if (layer.layer >= index->n_block) continue;
         for (uint32_t e = 0; e < layer.n_expert; e++)
             for (Stack const *stack : stacks) layer.slices.push_back(stack->slice(e));
         layout.n_expert_total += layer.n_expert;
@@ -335,12 +341,26 @@ std::vector<TensorInfo> read_headers(const std::string &path, ModelIndex *index)
          index.architecture.c_str());
 }
 
+// Blocks that a graph computes: the last ones may only guess tokens ahead.
+uint32_t computed_blocks(const ModelIndex &index) {
+    uint64_t const n = index.number("block_count", UINT32_MAX), n_ahead = index.number("nextn_predict_layers", 0);
+    return static_cast<uint32_t>(std::min<uint64_t>(n_ahead < n ? n - n_ahead : n, UINT32_MAX));
+}
+
+bool is_unused(const TensorInfo &t, const ModelIndex &index) {
+    uint32_t block = 0;
+    size_t const dot = t.name.find('.', 4);
+    return t.name.compare(0, 4, "blk.") == 0 && dot != std::string::npos &&
+           parse_number(t.name.substr(4, dot - 4), &block) && block >= index.n_block;
+}
+
 // Takes the experts out; the rest is the index's dense part.
 std::vector<TensorInfo> take_experts(std::vector<TensorInfo> tensors, const std::string &path, ModelIndex *index) {
     uint64_t const format = meta_number(index->meta.get(), k_key_format);
     if (format > k_format_version)
         fail(EMOE_ERR_UNSUPPORTED, "`%s` has version %llu of the per-expert format, this build reads version %llu",
              path.c_str(), static_cast<unsigned long long>(format), static_cast<unsigned long long>(k_format_version));
+    index->n_block = computed_blocks(*index);
     bool untied = false;
     std::vector<TensorInfo> experts;
     for (TensorInfo &t : tensors) {
@@ -352,14 +372,16 @@ std::vector<TensorInfo> take_experts(std::vector<TensorInfo> tensors, const std:
             fail(EMOE_ERR_FORMAT, "`%s` holds one expert, but the file does not say of which version (key `%s`)",
                  t.name.c_str(), k_key_format);
         if (single || (named && name.expert < 0 && t.ne[2] > 1)) {
-            index->expert_bytes += t.bytes;
+            if (!is_unused(t, *index)) index->expert_bytes += t.bytes;
             experts.push_back(std::move(t));
+        } else if (is_unused(t, *index)) {
+            index->unused.push_back(std::move(t));
         } else {
             index->dense_bytes += t.bytes;
             index->dense.push_back(std::move(t));
         }
     }
-    if (experts.empty()) fail_without_experts(*index, path);
+    if (index->expert_bytes == 0) fail_without_experts(*index, path);
     index->dense_token_bytes = index->dense_bytes;
     for (TensorInfo const &t : index->dense)
         if (untied && t.name == "token_embd.weight") index->dense_token_bytes -= t.bytes;
@@ -435,6 +457,12 @@ uint64_t ModelIndex::number(const char *key, uint64_t otherwise) const {
     return strtoull(text.c_str(), nullptr, 10);
 }
 
+uint64_t ModelIndex::n_vocab() const {
+    int64_t const tokens = gguf_find_key(meta.get(), "tokenizer.ggml.tokens");
+    bool const listed = tokens >= 0 && gguf_get_kv_type(meta.get(), tokens) == GGUF_TYPE_ARRAY;
+    return listed ? gguf_get_arr_n(meta.get(), tokens) : number("vocab_size", 0);
+}
+
 void check_unchanged(const ModelIndex &index) {
     if (identity_of(index.layout.paths) != index.identity)
         fail(EMOE_ERR_IO, "`%s` has changed since it was opened", index.layout.paths.front().c_str());
@@ -447,6 +475,7 @@ std::unique_ptr<ModelIndex> index_model(const std::string &path) {
     if (!meta_text(index->meta.get(), "general.architecture", &index->architecture))
         fail(EMOE_ERR_FORMAT, "`%s` does not name its architecture (key `general.architecture`)", path.c_str());
     if (!meta_text(index->meta.get(), "general.name", &index->name)) index->name = path.substr(path.rfind('/') + 1);
+    check_metadata(*index);
     add_layers(index.get(), take_experts(std::move(tensors), path, index.get()));
     index->n_router_input = router_input_of(index->dense);
     Layout &layout = index->layout;

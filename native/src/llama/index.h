@@ -35,6 +35,9 @@ struct ModelIndex {
     Layout layout; // experts placed for the files' alignment
     std::vector<TensorInfo> dense;
     std::vector<TensorInfo> experts; // as llama.cpp knows them: one tensor of all experts of a matrix
+    // Of blocks that no graph computes (NextN, MTP: they guess tokens ahead): declared, and else as if not there.
+    std::vector<TensorInfo> unused;
+    uint32_t n_block = 0; // computed
     uint64_t file_bytes = 0;
     uint64_t dense_bytes = 0;
     uint64_t dense_token_bytes = 0;
@@ -47,6 +50,7 @@ struct ModelIndex {
 
     // Integer metadata "<architecture>.<key>", a scalar or the largest of an array; otherwise when absent.
     uint64_t number(const char *key, uint64_t otherwise) const;
+    uint64_t n_vocab() const; // tokens, as the tokenizer or the metadata say
 };
 
 // Throws EMOE_ERR_IO, EMOE_ERR_FORMAT, or EMOE_ERR_UNSUPPORTED when there is no expert to stream.

@@ -35,9 +35,7 @@ emoe_model_info model_info(const ModelIndex &m) {
     i.n_expert_used = m.layout.n_expert_used;
     i.n_ctx_train = static_cast<uint32_t>(m.number("context_length", 0));
     i.n_embd = static_cast<uint32_t>(m.number("embedding_length", 0));
-    int64_t const tokens = gguf_find_key(m.meta.get(), "tokenizer.ggml.tokens");
-    i.n_vocab = tokens >= 0 ? static_cast<uint32_t>(gguf_get_arr_n(m.meta.get(), tokens))
-                            : static_cast<uint32_t>(m.number("vocab_size", 0));
+    i.n_vocab = static_cast<uint32_t>(m.n_vocab());
     i.n_file = static_cast<uint32_t>(m.layout.paths.size());
     i.direct_io = m.direct_io ? 1 : 0;
     i.file_bytes = m.file_bytes;

@@ -1,6 +1,7 @@
 #include "llama/interposer.h"
 
 #include "llama/index.h"
+#include "llama/refusals.h"
 
 #include <algorithm>
 #include <cstdio>
@@ -32,6 +33,7 @@ Interposer::Interposer(Streamer &streamer, DenseWeights &dense, GpuExperts *gpu)
         for (uint32_t m = 0; m < layout.layers[l].matrices.size(); m++) {
             auto site = std::make_unique<Site>(streamer, scratch_, l, m);
             site->block = layout.layers[l].layer;
+            site->probing = &probing_;
             ggml_tensor *source = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, 1);
             ggml_tensor *node =
                 ggml_custom_4d(ctx, GGML_TYPE_F32, 1, 1, 1, 1, &source, 1, compute, GGML_N_TASKS_MAX, site.get());
@@ -43,8 +45,12 @@ Interposer::Interposer(Streamer &streamer, DenseWeights &dense, GpuExperts *gpu)
     ggml_free(ctx);
 }
 
-void Interposer::compute(ggml_tensor *, int ith, int nth, void *user) {
+void Interposer::compute(ggml_tensor *dst, int ith, int nth, void *user) {
     auto *site = static_cast<Site *>(user);
+    if (*site->probing) {
+        if (ith == 0) memset(dst->data, 0, ggml_nbytes(dst));
+        return;
+    }
     site->product.run(static_cast<uint32_t>(ith), static_cast<uint32_t>(nth), site->work);
 }
 
@@ -107,6 +113,10 @@ void Interposer::see(ggml_tensor *node) {
     if (outputs_ && node->src[0] == outputs_) see_router(node);
     if (node->view_src) dense_.visit_view(node);
     if (see_product(node)) return;
+    if (checking_ && node->src[0] && on_host(node->src[0])) {
+        std::string const why = cannot_compute(node);
+        if (!why.empty() && !failure_) failure_ = {EMOE_ERR_UNSUPPORTED, why};
+    }
     for (int i = 0; i < GGML_MAX_SRC; i++) {
         ggml_tensor *source = node->src[i];
         if (!source || !source->data) continue;

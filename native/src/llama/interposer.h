@@ -36,6 +36,10 @@ public:
     // After a large batch, before the next llama_decode: gives back the pages of llama.cpp's compute buffers and ours.
     // What is in them is dead by then, since every graph shares them.
     void release_work();
+    // A look at a model before its first answer: whether the CPU has a kernel for every node that is shown...
+    void set_checking(bool on) { checking_ = on; }
+    // ...and a graph whose products by experts are not computed: they give zeros.
+    void set_probing(bool on) { probing_ = on; }
     uint32_t n_rewritten() const { return n_rewritten_; }
     // Why the model cannot be streamed; none when it can.
     const Failure &failure() const { return failure_ ? failure_ : dense_.failure(); }
@@ -51,6 +55,7 @@ private:
         Site(Streamer &streamer, KernelScratch &scratch, uint32_t l, uint32_t m)
             : product(streamer), work(streamer, scratch, l, m), layer(l), matrix(m) {}
         uint32_t block = 0;
+        const bool *probing = nullptr;
         Product product;
         ExpertProduct work;
         uint32_t layer;
@@ -90,6 +95,8 @@ private:
         nullptr; // for a collector: the last layer's expert outputs, as far as the graph has come
     uint32_t outputs_layer_ = 0;
     uint32_t n_rewritten_ = 0;
+    bool checking_ = false;
+    bool probing_ = false;
     Failure failure_;
     std::string column_violation_;
 };

@@ -22,9 +22,10 @@ void on_abort(const char *message) {
         return;
     }
     std::string text = message; // "/build/path/gguf.cpp:145: GGML_ASSERT(...) failed"
+    size_t const folder = text.rfind('/', text.find(": "));
     size_t const assertion = text.find("GGML_ASSERT");
-    throw Error(EMOE_ERR_FORMAT, "the file is corrupted, or too new for this llama.cpp: " +
-                                     text.substr(assertion == std::string::npos ? 0 : assertion));
+    size_t const begin = assertion != std::string::npos ? assertion : folder != std::string::npos ? folder + 1 : 0;
+    throw Error(EMOE_ERR_FORMAT, "the file is corrupted, or too new for this llama.cpp: " + text.substr(begin));
 }
 } // namespace
 

@@ -11,7 +11,8 @@ namespace emoe {
 void set_log_level(uint32_t level);
 
 // While one is alive on this thread, a failed assertion of ggml or llama.cpp throws EMOE_ERR_FORMAT instead of ending
-// the process: what a file says must never do that. For opening files only; a computation has threads of its own.
+// the process: what a file says must never do that. For this thread only: a computation with threads of its own is not
+// guarded, so the first one of a model has none (engine/engine.cpp).
 class AssertionGuard {
 public:
     AssertionGuard();

@@ -7,12 +7,15 @@
 #include "llama/info.h"
 #include "llama/kernels.h"
 #include "llama/log.h"
+#include "llama/owned.h"
+#include "llama/refusals.h"
 #include "llama/shell.h"
 #include "pipeline/predictor.h"
 
 #include <ggml-cpu.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -26,7 +29,13 @@ namespace {
 // beginning is aligned.
 constexpr int64_t k_row_padding = 512;
 
+std::atomic<bool> g_loaded{false};
+
 } // namespace
+
+bool has_loaded() { return g_loaded.load(); }
+
+void note_loaded() { g_loaded.store(true); }
 
 llama_model_params model_params() {
     static std::once_flag once;
@@ -106,8 +115,7 @@ ContextBuffers parse_buffers(const std::string &log, const char *gpu) {
 
 WorkSpace::WorkSpace(const ModelIndex &index, const emoe_setup &setup, uint64_t compute_bytes)
     : n_ubatch_(setup.n_ubatch), compute_bytes_(compute_bytes), n_outputs_(setup.n_outputs) {
-    int64_t const tokens = gguf_find_key(index.meta.get(), "tokenizer.ggml.tokens");
-    if (tokens >= 0) logits_row_bytes_ = gguf_get_arr_n(index.meta.get(), tokens) * sizeof(float);
+    logits_row_bytes_ = index.n_vocab() * sizeof(float);
     uint64_t widest = 0;
     for (TensorInfo const &t : index.dense)
         if (t.ne[1] > 1 && can_compute(t.type))
@@ -149,18 +157,21 @@ emoe_context_sizes measure_context(const ModelIndex &index, const std::string &s
     uint64_t const before = rss_bytes();
     GpuParts gpu_parts(index, setup.device, setup.n_gpu_layer);
     llama_model_params mp = model_params();
+    note_loaded();
     gpu_parts.apply(&mp);
     mp.no_alloc = true;
     mp.load_mode = LLAMA_LOAD_MODE_NONE;
-    llama_model *model = llama_model_load_from_file(path.c_str(), mp);
+    LlamaModelPtr model(llama_model_load_from_file(path.c_str(), mp));
     if (!model) fail(EMOE_ERR_FORMAT, "llama.cpp refuses the model: %s", log.last_error("no reason given").c_str());
-    llama_context *ctx = llama_init_from_model(model, context_params(setup));
-    uint64_t const after = rss_bytes(); // with the graph and the scheduler
-    if (ctx) llama_free(ctx);
-    llama_model_free(model);
+    check_model(model.get());
+    LlamaContextPtr ctx(llama_init_from_model(model.get(), context_params(setup)));
     if (!ctx)
         fail(EMOE_ERR_UNSUPPORTED, "llama.cpp cannot make a context of %u tokens: %s", setup.n_ctx,
              log.last_error("no reason given").c_str());
+    check_context(ctx.get());
+    uint64_t const after = rss_bytes(); // with the graph and the scheduler
+    ctx.reset();
+    model.reset();
     ContextBuffers const b = parse_buffers(log.text(), gpu_name(setup.device));
     emoe_context_sizes sizes = {};
     sizes.struct_size = sizeof sizes;

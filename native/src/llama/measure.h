@@ -9,6 +9,10 @@
 
 namespace emoe {
 
+// Whether this process has measured or opened a model: what that takes once (code, tables, threads) it has then.
+bool has_loaded();
+void note_loaded();
+
 // The parameters common to measuring and opening.
 llama_model_params model_params();
 llama_context_params context_params(const emoe_setup &setup);

@@ -93,10 +93,10 @@ void write_to(int out, const ModelIndex &index, bool with_data, const std::strin
     gguf_set_val_bool(g.get(), k_key_data, with_data);
 
     ggml_init_params params = {};
-    params.mem_size = (index.dense.size() + index.experts.size() + 1) * ggml_tensor_overhead();
+    params.mem_size = (index.dense.size() + index.experts.size() + index.unused.size() + 1) * ggml_tensor_overhead();
     params.no_alloc = true;
     std::unique_ptr<ggml_context, GgmlFree> const ctx(ggml_init(params));
-    for (auto const *tensors : {&index.dense, &index.experts})
+    for (auto const *tensors : {&index.dense, &index.experts, &index.unused})
         for (TensorInfo const &t : *tensors) {
             ggml_tensor *tensor = ggml_new_tensor(ctx.get(), t.type, GGML_MAX_DIMS, t.ne);
             ggml_set_name(tensor, t.name.c_str());
@@ -174,7 +174,8 @@ ShellExtent check_shell(const ModelIndex &index, const std::string &path, bool n
     bool const ours =
         version >= 0 && identity >= 0 && data >= 0 && gguf_get_val_u32(g.get(), version) == k_shell_version &&
         gguf_get_val_u64(g.get(), identity) == index.identity && (!need_data || gguf_get_val_bool(g.get(), data)) &&
-        gguf_get_n_tensors(g.get()) == static_cast<int64_t>(index.dense.size() + index.experts.size());
+        gguf_get_n_tensors(g.get()) ==
+            static_cast<int64_t>(index.dense.size() + index.experts.size() + index.unused.size());
     if (!ours) fail(EMOE_ERR_FORMAT, "`%s` is not a shell of this model", path.c_str());
     ShellExtent extent;
     uint64_t const base = gguf_get_data_offset(g.get());

@@ -141,8 +141,8 @@ void Streamer::pump() {
         }
         if (!id.none()) {
             ask_pieces(id, e, layer.all_matrices(), true);
-            if (!begun) cache_->unpin(id); // reads under way keep it
-            submit();
+            if (!begun) cache_->unpin(id);       // reads under way keep it
+            if (!submit()) return drop_wishes(); // asked again, it would be refused again
             if (cache_->at(id).asked != layer.all_matrices()) continue;
         }
         wished_[e] = 0;

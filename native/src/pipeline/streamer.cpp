@@ -111,6 +111,36 @@ void Streamer::fail_visit(const Failure &why) {
     changed_.notify_all();
 }
 
+const File *Streamer::changed_file() {
+    uint64_t const n_read = reader_->n_read();
+    if (n_read == n_read_checked_) return nullptr;
+    n_read_checked_ = n_read;
+    for (auto const &file : files_)
+        if (file->changed()) return file.get();
+    return nullptr;
+}
+
+bool Streamer::same_as_files() const {
+    std::lock_guard<std::mutex> const lock(mutex_);
+    SlotId id;
+    for (ExpertLayer const &layer : layout_.layers)
+        for (uint32_t e = 0; e < layer.n_expert; e++) {
+            if (!cache_->find(layer.first + e, &id)) continue;
+            Place const &place = layer.places[e];
+            for (uint32_t i = 0; i < place.n_piece; i++) {
+                Piece const &piece = layer.pieces[place.first_piece + i];
+                if ((piece.matrices & ~cache_->at(id).ready) != 0) continue;
+                if (!files_[piece.file]->holds(cache_->data(id) + piece.slot_offset, piece.need, piece.offset))
+                    return false;
+            }
+        }
+    return true;
+}
+
+void Streamer::accept_files() {
+    for (auto const &file : files_) file->accept();
+}
+
 void Streamer::set_cache_bytes(uint64_t bytes) {
     require_cache_bytes(bytes, cache_->min_bytes());
     std::unique_lock<std::mutex> lock(mutex_);
@@ -189,16 +219,18 @@ uint64_t Streamer::drive_ns(uint64_t now) const {
     return stats_.drive_ns + (n_in_flight_ != 0 ? now - drive_since_ns_ : 0);
 }
 
-void Streamer::submit() {
-    if (requests_.empty()) return;
+bool Streamer::submit() {
+    if (requests_.empty()) return true;
     uint64_t const now = now_ns();
     read_visit_ = visit_;
     if (n_in_flight_ == 0) drive_since_ns_ = now;
     n_in_flight_ += static_cast<uint32_t>(requests_.size());
     if (trace_)
         for (ReadRequest const &r : requests_) asked_[r.tag] = now;
-    reader_->submit(requests_.data(), requests_.size());
+    std::vector<Ended> const refused = reader_->submit(requests_.data(), requests_.size());
     requests_.clear();
+    for (Ended const &e : refused) ended(e.tag, e.error);
+    return refused.empty();
 }
 
 // Reads of the pieces of an expert that bring any of these matrices and have not been asked for.
@@ -227,6 +259,10 @@ void Streamer::ask_pieces(SlotId id, ExpertIndex expert, uint32_t matrices, bool
 
 void Streamer::on_read(uint64_t tag, const std::string &error) {
     std::lock_guard<std::mutex> lock(mutex_);
+    ended(tag, error);
+}
+
+void Streamer::ended(uint64_t tag, const std::string &error) {
     uint64_t const now = --n_in_flight_ == 0 || trace_ ? now_ns() : 0;
     if (n_in_flight_ == 0) stats_.drive_ns += now - drive_since_ns_;
     bool const passing = (tag & k_streamed) != 0;

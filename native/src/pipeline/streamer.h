@@ -121,6 +121,12 @@ public:
     // The router of a layer: see Predictor::set_router. Before the first batch or between batches.
     void set_router(uint32_t layer, const float *rows, const float *norm);
     bool wants_router(uint32_t layer) const;
+    // A file that changed since it was opened or accepted; null: none did. Looks only if something was read since the
+    // last call.
+    const File *changed_file();
+    void accept_files();
+    // Whether the files still hold what is in the cache of them.
+    bool same_as_files() const;
     uint64_t min_bytes() const { return cache_->min_bytes(); }
     uint64_t max_bytes() const { return cache_->max_bytes(); }
     Layout const &layout() const { return layout_; }
@@ -136,7 +142,8 @@ private:
     void issue_streamed();
     void make_ready(uint32_t index);
     void ask_pieces(SlotId id, ExpertIndex expert, uint32_t matrices, bool ahead);
-    void submit(); // requests_
+    bool submit(); // requests_; false when the system refused any
+    void ended(uint64_t tag, const std::string &error);
     uint64_t drive_ns(uint64_t now) const;
     void trace_read(uint64_t tag, uint64_t now);
     void apply_cache_bytes();
@@ -154,7 +161,8 @@ private:
     bool direct_io_ = false;
     uint32_t n_lane_ = 4;
     std::vector<std::unique_ptr<File>> files_;
-    std::vector<uint32_t> layer_of_; // by ExpertIndex
+    uint64_t n_read_checked_ = UINT64_MAX; // by changed_file
+    std::vector<uint32_t> layer_of_;       // by ExpertIndex
     Faults faults_;
     std::vector<uint8_t> states_;       // by ExpertIndex: bits of the last visit of its layer
     std::vector<uint8_t> const on_gpu_; // see Params

@@ -24,29 +24,30 @@ constexpr uint64_t emoe_context_sizes::*k_fields[] = {
     &emoe_context_sizes::scratch_bytes, &emoe_context_sizes::vocab_bytes,   &emoe_context_sizes::decode_bytes,
     &emoe_context_sizes::prefill_bytes, &emoe_context_sizes::gpu_bytes,     &emoe_context_sizes::gpu_dense_bytes};
 
-std::string text_of(const emoe_context_sizes &sizes) {
+std::string text_of(const emoe_context_sizes &sizes, uint64_t once_bytes) {
     std::string text;
-    for (auto const field : k_fields) text += (text.empty() ? "" : " ") + std::to_string(sizes.*field);
-    return text;
+    for (auto const field : k_fields) text += std::to_string(sizes.*field) + " ";
+    return text + std::to_string(once_bytes);
 }
 
-bool parse(const std::string &text, emoe_context_sizes *sizes) {
+bool parse(const std::string &text, emoe_context_sizes *sizes, uint64_t *once_bytes) {
     std::istringstream in(text);
     *sizes = {};
     sizes->struct_size = sizeof *sizes;
     for (auto const field : k_fields)
         if (!(in >> sizes->*field)) return false;
-    return true;
+    return in >> *once_bytes && *once_bytes <= sizes->vocab_bytes;
 }
 
 } // namespace
 
-SizeBook::SizeBook(Shells shells, const emoe_setup &setup) : shells_(std::move(shells)), setup_(setup) {
+SizeBook::SizeBook(Shells shells, const emoe_setup &setup)
+    : shells_(std::move(shells)), setup_(setup), has_once_(has_loaded()) {
     Notes const notes = read_notes(shells_.beside(".notes"));
     if (notes.library != build_stamp()) return;
-    emoe_context_sizes sizes;
+    Known known;
     for (auto const &[key, text] : notes.sizes)
-        if (parse(text, &sizes)) known_.emplace(key, sizes);
+        if (parse(text, &known.sizes, &known.once_bytes)) known_.emplace(key, known);
 }
 
 SizeBook::~SizeBook() {
@@ -54,6 +55,11 @@ SizeBook::~SizeBook() {
     if (!temporary_.empty()) fs::remove(temporary_, ignored);
     if (!changed_) return;
     trim_heap();
+    if (before_bytes_ != 0) {
+        uint64_t const after = rss_bytes();
+        Known &first = known_.at(first_);
+        first.once_bytes = std::min(after - std::min(after, before_bytes_), first.sizes.vocab_bytes);
+    }
     try {
         save();
     } catch (const std::exception &) { // costs the measurement again
@@ -67,9 +73,15 @@ emoe_context_sizes SizeBook::operator()(uint32_t n_ctx, uint32_t n_ubatch) {
         found = known_.emplace(key, measure(n_ctx, n_ubatch)).first;
         changed_ = true;
     }
-    emoe_context_sizes sizes = found->second;
-    // The vocabulary is measured as growth of the process: the second time it finds the memory of the first.
-    for (auto const &other : known_) sizes.vocab_bytes = std::max(sizes.vocab_bytes, other.second.vocab_bytes);
+    emoe_context_sizes sizes = found->second.sizes;
+    // The vocabulary is measured as growth of the process: the second time it finds the memory of the first. What a
+    // process has for good after its first model is none of the next one's.
+    uint64_t own = 0, once = 0;
+    for (auto const &other : known_) {
+        own = std::max(own, other.second.sizes.vocab_bytes - other.second.once_bytes);
+        once = std::max(once, other.second.once_bytes);
+    }
+    sizes.vocab_bytes = own + (has_once_ ? 0 : once);
     return sizes;
 }
 
@@ -84,7 +96,7 @@ std::string SizeBook::shape(uint32_t n_ctx, uint32_t n_ubatch) const {
     return text + std::string(" gpu-layers ") + std::to_string(setup_.n_gpu_layer) + " on " + name;
 }
 
-emoe_context_sizes SizeBook::measure(uint32_t n_ctx, uint32_t n_ubatch) {
+SizeBook::Known SizeBook::measure(uint32_t n_ctx, uint32_t n_ubatch) {
     if (!k_memory_shells && temporary_.empty()) {
         // A name of its own for every book: several threads may plan at once.
         char name[64];
@@ -96,7 +108,11 @@ emoe_context_sizes SizeBook::measure(uint32_t n_ctx, uint32_t n_ubatch) {
     emoe_setup shaped = setup_;
     shaped.n_ctx = n_ctx;
     shaped.n_ubatch = n_ubatch;
-    return measure_context(shells_.index(), temporary_.string(), shaped);
+    if (!has_loaded()) {
+        before_bytes_ = rss_bytes();
+        first_ = shape(n_ctx, n_ubatch);
+    }
+    return {measure_context(shells_.index(), temporary_.string(), shaped), 0};
 }
 
 void SizeBook::save() const {
@@ -105,7 +121,7 @@ void SizeBook::save() const {
     std::string const stamp = build_stamp();
     if (notes.library != stamp) notes.sizes.clear();
     notes.library = stamp;
-    for (auto const &[key, sizes] : known_) notes.sizes[key] = text_of(sizes);
+    for (auto const &[key, known] : known_) notes.sizes[key] = text_of(known.sizes, known.once_bytes);
     if (notes.source.empty()) {
         std::error_code ignored;
         notes.source = fs::absolute(shells_.index().layout.paths.front(), ignored).string();

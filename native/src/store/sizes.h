@@ -19,14 +19,21 @@ public:
     emoe_context_sizes operator()(uint32_t n_ctx, uint32_t n_ubatch);
 
 private:
-    emoe_context_sizes measure(uint32_t n_ctx, uint32_t n_ubatch);
+    struct Known {
+        emoe_context_sizes sizes;
+        uint64_t once_bytes; // of vocab_bytes: stays in the process, and is there when a model is loaded again
+    };
+    Known measure(uint32_t n_ctx, uint32_t n_ubatch);
     std::string shape(uint32_t n_ctx, uint32_t n_ubatch) const;
     void save() const;
 
     Shells const shells_;
     emoe_setup const setup_;
     std::filesystem::path temporary_; // shell without weights, empty when none was needed
-    std::map<std::string, emoe_context_sizes> known_;
+    bool const has_once_;             // this process has loaded a model before
+    std::string first_;               // the shape that was measured when it had not
+    uint64_t before_bytes_ = 0;       // of the process then
+    std::map<std::string, Known> known_;
     bool changed_ = false;
 };
 
