@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from ... import _native
 from ...errors import BudgetError, StorageError
+from .model import PAGE
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-
-PAGE = 4096
 
 
 def mappings_of(path: Path) -> list[tuple[int, int, int]]:
