@@ -20,6 +20,7 @@ from ..errors import StorageError, UsageError
 from ..units import MIB, format_size
 from .ggml import Bytes
 
+_fdatasync = os.fdatasync if hasattr(os, "fdatasync") else os.fsync  # macOS and Windows have only the latter
 _SYNC_BYTES = 64 * MIB
 _SYNC_S = 1.0  # work lost at most by a kill, and dirty pages held at most, are what is written in this time
 
@@ -151,9 +152,9 @@ class Output:
             pending, self._pending = self._pending, []
             self._unsynced, self._synced_at = 0, time.monotonic()
         try:
-            os.fdatasync(self._fd)
+            _fdatasync(self._fd)
             os.write(self._journal, "".join(f"{index} {digest}\n" for index, digest in pending).encode("ascii"))
-            os.fdatasync(self._journal)
+            _fdatasync(self._journal)
         except OSError as error:
             raise self._cannot_write(error) from None
         if hasattr(os, "posix_fadvise"):
