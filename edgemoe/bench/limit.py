@@ -74,7 +74,7 @@ class Limit:
 def memory_limit(limit_bytes: int, name: str) -> Iterator[Limit]:
     """A memory cgroup of limit_bytes for the processes that join it. Raises LimitUnavailable."""
     try:
-        hierarchy = find_hierarchy(Path("/proc/self/mounts").read_text())
+        hierarchy = find_hierarchy(Path("/proc/self/mounts").read_text("utf-8", "surrogateescape"))
     except OSError:
         hierarchy = None
     if hierarchy is None:
