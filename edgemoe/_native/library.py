@@ -128,7 +128,19 @@ def library() -> ctypes.CDLL:
     for name, (restype, argtypes) in abi.FUNCTIONS.items():
         function = getattr(loaded, name)
         function.restype, function.argtypes = restype, argtypes
+    _check_processor(loaded)
     return loaded
+
+
+def _check_processor(loaded: ctypes.CDLL) -> None:
+    """pip keeps the llama.cpp that it compiled: a home folder or an image then takes it to another machine."""
+    error = abi.Error()
+    if loaded.emoe_processor_check(ctypes.byref(error)) != abi.OK:
+        raise UnsupportedError(
+            error.message.decode("utf-8", "replace"),
+            hint="compile it here: `pip install --force-reinstall --no-deps --no-cache-dir "
+            f"llama-cpp-python=={LLAMA_VERSION}`",
+        )
 
 
 def values(struct: abi.Struct) -> dict[str, Any]:
