@@ -53,17 +53,17 @@ def llama_package(monkeypatch: pytest.MonkeyPatch, folder: Path | None) -> None:
 def test_llama_cpp_python_must_be_there_in_the_pinned_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     llama_package(monkeypatch, None)
     with pytest.raises(NativeError, match="not installed") as caught:
-        library._llama_library()
+        library.llama_package()
     assert _native.LLAMA_VERSION in caught.value.hint
 
     (tmp_path / "__init__.py").write_text('from .llama import *\n\n__version__ = "0.0.1"\n')
     llama_package(monkeypatch, tmp_path)
     with pytest.raises(NativeError, match=r"is 0\.0\.1, edgemoe needs exactly"):
-        library._llama_library()
+        library.llama_package()
 
     (tmp_path / "__init__.py").write_text(f'__version__ = "{_native.LLAMA_VERSION}"\n')
     with pytest.raises(NativeError, match="has no"):
-        library._llama_library()
+        library.llama_package()
 
 
 def test_the_pin_is_the_one_of_the_project_file() -> None:
