@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files import drop_cached
+
 
 class LimitUnavailable(Exception):
     """This machine or this user cannot set a kernel memory limit; the text says why."""
@@ -131,7 +133,7 @@ def drop_page_cache(paths: Iterable[Path]) -> str:
         fd = os.open(path, os.O_RDONLY)
         try:
             os.fsync(fd)  # only clean pages can be dropped
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            drop_cached(fd)
         finally:
             os.close(fd)
     try:

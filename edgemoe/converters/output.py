@@ -17,10 +17,10 @@ from pathlib import Path
 from types import TracebackType
 
 from ..errors import StorageError, UsageError
+from ..files import drop_cached, sync_data
 from ..units import MIB, format_size
 from .ggml import Bytes
 
-_fdatasync = os.fdatasync if hasattr(os, "fdatasync") else os.fsync  # macOS and Windows have only the latter
 _SYNC_BYTES = 64 * MIB
 _SYNC_S = 1.0  # work lost at most by a kill, and dirty pages held at most, are what is written in this time
 
@@ -152,13 +152,12 @@ class Output:
             pending, self._pending = self._pending, []
             self._unsynced, self._synced_at = 0, time.monotonic()
         try:
-            _fdatasync(self._fd)
+            sync_data(self._fd)
             os.write(self._journal, "".join(f"{index} {digest}\n" for index, digest in pending).encode("ascii"))
-            _fdatasync(self._journal)
+            sync_data(self._journal)
         except OSError as error:
             raise self._cannot_write(error) from None
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        drop_cached(self._fd)
 
     def publish(self, header: bytes) -> None:
         """Everything is written: give the file its header, then its name."""
