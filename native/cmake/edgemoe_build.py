@@ -42,4 +42,4 @@ def _need_compiler() -> None:
 
 def dynamic_metadata(settings: Mapping[str, Any], project: Mapping[str, Any]) -> dict[str, list[str]]:
     """What the wheel depends on beside the list in pyproject.toml (scikit-build-core asks)."""
-    return {"dependencies": [] if os.environ.get("EDGEMOE_LLAMA_SOURCE") else [settings["llama"]]}
+    return {"dependencies": [settings["wheel" if os.environ.get("EDGEMOE_LLAMA_SOURCE") else "source"]]}

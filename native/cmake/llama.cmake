@@ -1,13 +1,13 @@
 # llama.cpp of the pin, built from source for a wheel that needs nothing else: EMOE_LLAMA_SOURCE is the folder
 # `vendor/llama.cpp` of llama-cpp-python's source distribution.
 #
-# ggml's CPU backend is built once for each kind of processor, and the right one is loaded when the library is first
-# used (src/llama/cpu.cpp). The libraries have names of our own: a process may hold llama-cpp-python's beside them, and
+# ggml's CPU backend is built once for each kind of processor (EMOE_CPU_VARIANTS=OFF: once, for the oldest), and the right
+# one is loaded when the library is first used (src/llama/cpu.cpp). The libraries have names of our own: a process may hold llama-cpp-python's beside them, and
 # the loader takes two libraries of one SONAME for one.
 set(BUILD_SHARED_LIBS ON)
 set(GGML_NATIVE OFF)
 set(GGML_BACKEND_DL ON)
-set(GGML_CPU_ALL_VARIANTS ON)
+set(GGML_CPU_ALL_VARIANTS ${EMOE_CPU_VARIANTS})
 set(GGML_CPU_REPACK OFF) # repacked weights would be copies of the experts: `use_extra_bufts` is false
 set(GGML_CCACHE OFF)
 set(LLAMA_BUILD_COMMON OFF)
@@ -24,7 +24,7 @@ foreach(target ${emoe_bundled})
   set_target_properties(${target} PROPERTIES OUTPUT_NAME edgemoe-${target})
 endforeach()
 get_property(emoe_backends DIRECTORY ${EMOE_LLAMA_SOURCE}/ggml/src PROPERTY BUILDSYSTEM_TARGETS)
-list(FILTER emoe_backends INCLUDE REGEX "^ggml-cpu-.*")
+list(FILTER emoe_backends INCLUDE REGEX "^ggml-cpu")
 list(FILTER emoe_backends EXCLUDE REGEX "-feats$")
 if(APPLE)
   set(EMOE_ORIGIN "@loader_path")
@@ -34,6 +34,7 @@ endif()
 foreach(target ${emoe_bundled} ${emoe_backends})
   set_property(TARGET ${target} PROPERTY VERSION)
   set_property(TARGET ${target} PROPERTY SOVERSION)
+  set_property(TARGET ${target} PROPERTY PUBLIC_HEADER)
   set_target_properties(${target} PROPERTIES BUILD_WITH_INSTALL_RPATH ON INSTALL_RPATH "${EMOE_ORIGIN}")
 endforeach()
 
@@ -42,7 +43,8 @@ function(emoe_bundle target)
   target_compile_definitions(${target} PRIVATE EMOE_BUNDLED)
   target_include_directories(${target} SYSTEM PRIVATE ${EMOE_LLAMA_SOURCE}/include ${EMOE_LLAMA_SOURCE}/ggml/include)
   target_link_libraries(${target} PRIVATE ${emoe_bundled})
-  set_target_properties(${target} PROPERTIES BUILD_WITH_INSTALL_RPATH ON INSTALL_RPATH "${EMOE_ORIGIN}")
+  set_target_properties(${target} PROPERTIES BUILD_WITH_INSTALL_RPATH ON INSTALL_RPATH "${EMOE_ORIGIN}"
+    LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin) # where llama.cpp puts its own
   install(TARGETS ${emoe_bundled} ${emoe_backends} LIBRARY DESTINATION lib RUNTIME DESTINATION lib)
   install(FILES ${EMOE_LLAMA_SOURCE}/LICENSE DESTINATION lib/licenses RENAME llama.cpp.txt)
   # Two parts of ggml-cpu are others': llamafile's products, whose notice heads its file, and a function in ops.cpp.

@@ -39,6 +39,7 @@ public:
     Library(const Library &) = delete;
     Library &operator=(const Library &) = delete;
 
+    bool loaded() const { return handle_ != nullptr; }
     template <typename Function>
     Function *function(const char *name) const {
         return handle_ ? reinterpret_cast<Function *>(dlsym(handle_, name)) : nullptr;
@@ -54,16 +55,18 @@ fs::path best_backend(const fs::path &folder) {
     fs::path found;
     std::error_code ignored;
     for (fs::directory_entry const &entry : fs::directory_iterator(folder, ignored)) {
-        if (entry.path().stem().string().rfind("libggml-cpu-", 0) != 0) continue;
+        std::string const name = entry.path().stem().string();
+        if (name != "libggml-cpu" && name.rfind("libggml-cpu-", 0) != 0) continue;
         Library const library(entry.path(), 0);
+        if (!library.loaded()) continue;
         auto *const score_of = library.function<int()>("ggml_backend_score");
-        int const score = score_of ? score_of() : 0;
+        int const score = score_of ? score_of() : 1; // one for every processor of the kind has none
         if (score <= best) continue;
         best = score;
         found = entry.path();
     }
     if (best == 0)
-        fail(EMOE_ERR_UNSUPPORTED, "`%s` has no libggml-cpu-* that this processor can run", folder.string().c_str());
+        fail(EMOE_ERR_UNSUPPORTED, "`%s` has no libggml-cpu that this processor can run", folder.string().c_str());
     return found;
 }
 
