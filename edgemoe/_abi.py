@@ -429,6 +429,7 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "emoe_abi_version": (c_uint32, []),
     "emoe_build_info": (c_char_p, []),
     "emoe_build_stamp": (c_char_p, []),
+    "emoe_processor_check": (_status, [_err]),
     "emoe_set_log_level": (None, [c_uint32]),
     "emoe_memory_get": (_status, [c_char_p, POINTER(MemoryInfo), _err]),
     "emoe_memory_trim": (None, []),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -25,11 +26,10 @@ class Place:
 def builtin_path() -> Path | None:
     """The built-in model, None where the package was built without it."""
     # An editable install has its Python files and its built files in two folders; both are on __path__.
-    for folder in sys.modules[__package__ or "edgemoe"].__path__:
-        path = Path(folder, "models", f"{BUILTIN}.gguf")
-        if path.is_file():
-            return path
-    return None
+    folders = [Path(folder, "models") for folder in sys.modules[__package__ or "edgemoe"].__path__]
+    apart = importlib.util.find_spec("edgemoe_smolmoe")  # a ready wheel comes with it in a package of its own
+    folders += [Path(folder) for folder in (apart.submodule_search_locations or [] if apart else [])]
+    return next((path for folder in folders if (path := folder / f"{BUILTIN}.gguf").is_file()), None)
 
 
 def model_places() -> list[Place]:

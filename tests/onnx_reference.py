@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
+from onnx_extra import onnx
 
 from edgemoe.converters.onnx.quantize import dequantize
 

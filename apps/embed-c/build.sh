@@ -2,7 +2,8 @@
 # ./build.sh [OUTPUT]: compile embed.c with a C compiler alone, against the installed library.
 #
 # EDGEMOE    folder with include/edgemoe.h and lib/libedgemoe.so; not set: the Python package's
-# LLAMA_LIB  folder with libllama.so and the libggml*.so; not set: the llama-cpp-python package's
+# LLAMA_LIB  folder with libllama.so and the libggml*.so; not set: the llama-cpp-python package's. Not looked at where
+#            libedgemoe has its own (a ready wheel, `./dev cross`)
 # PYTHON     the interpreter whose packages are meant (default: python3); CC: the compiler (default: gcc)
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
@@ -20,11 +21,17 @@ if [ -z "$edgemoe" ]; then
 fi
 include=$edgemoe/include
 [ -e "$include/edgemoe.h" ] || include=$here/../../native/include
-llama=${LLAMA_LIB:-$(package llama_cpp)/lib}
-
-# libedgemoe has no RUNPATH of its own: the program says where both folders are, and names libllama itself, so that it
-# is loaded before libedgemoe asks for it.
-exec "${CC:-gcc}" -std=c11 -O2 -Wall -Wextra -Werror "$here/embed.c" -o "${1:-embed}" \
-    -I"$include" -L"$edgemoe/lib" -L"$llama" \
-    -ledgemoe -Wl,--no-as-needed -lllama -lggml -lggml-base -lggml-cpu \
-    -Wl,-rpath,"$edgemoe/lib" -Wl,-rpath,"$llama" -pthread
+if [ -e "$edgemoe/lib/libedgemoe-llama.so" ]; then
+    # It has its own llama.cpp beside it, and finds that by itself.
+    set -- "${1:-embed}" -ledgemoe -Wl,-rpath-link,"$edgemoe/lib"
+else
+    # libedgemoe has no RUNPATH of its own: the program says where both folders are, and names libllama itself, so that
+    # it is loaded before libedgemoe asks for it.
+    llama=${LLAMA_LIB:-$(package llama_cpp)/lib}
+    set -- "${1:-embed}" -L"$llama" -ledgemoe -Wl,--no-as-needed -lllama -lggml -lggml-base -lggml-cpu \
+        -Wl,-rpath,"$llama"
+fi
+program=$1
+shift
+exec "${CC:-gcc}" -std=c11 -O2 -Wall -Wextra -Werror "$here/embed.c" -o "$program" \
+    -I"$include" -L"$edgemoe/lib" "$@" -Wl,-rpath,"$edgemoe/lib" -pthread

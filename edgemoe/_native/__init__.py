@@ -132,10 +132,19 @@ from .library import (
     build_stamp as build_stamp,
 )
 from .library import (
+    bundled as bundled,
+)
+from .library import (
     check as check,
 )
 from .library import (
+    ggml_library as ggml_library,
+)
+from .library import (
     library as library,
+)
+from .library import (
+    llama_package as llama_package,
 )
 from .library import (
     set_log_level as set_log_level,

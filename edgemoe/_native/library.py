@@ -1,7 +1,8 @@
 """Load libedgemoe, declare its functions, turn its statuses into exceptions.
 
-The library is loaded at the first call. libllama is opened as the very file that the llama_cpp package opens, without
-importing that package, so that a process never holds two copies, whichever is imported first.
+The library is loaded at the first call. A ready wheel has its own llama.cpp beside it, under names of its own, which
+the loader finds by itself. Installed from source it uses llama-cpp-python's: libllama is opened as the very file that
+the llama_cpp package opens, without importing that package, so that a process never holds two copies of it.
 """
 
 from __future__ import annotations
@@ -64,8 +65,20 @@ def _library_name(stem: str) -> str:
     return f"lib{stem}.dylib" if sys.platform == "darwin" else f"lib{stem}.so"
 
 
-def _llama_library() -> Path:
-    """libllama of the installed llama-cpp-python, its version checked."""
+def bundled() -> bool:
+    """Whether llama.cpp is part of this installation. llama-cpp-python is not needed then, and is not looked at."""
+    return (_edgemoe_library().parent / _library_name("edgemoe-llama")).is_file()
+
+
+def ggml_library() -> Path:
+    """ggml's own functions, quantizers among them: the copy that libedgemoe uses. Raises NativeError."""
+    if bundled():
+        return _edgemoe_library().parent / _library_name("edgemoe-ggml-base")
+    return llama_package() / "lib" / _library_name("ggml-base")
+
+
+def llama_package() -> Path:
+    """The folder of the installed llama-cpp-python, its version checked. Raises NativeError."""
     spec = importlib.util.find_spec("llama_cpp")
     folders = list(spec.submodule_search_locations or []) if spec else []
     install = f"install `llama-cpp-python=={LLAMA_VERSION}` in this Python environment"
@@ -80,7 +93,7 @@ def _llama_library() -> Path:
     path = folder / "lib" / _library_name("llama")
     if not path.is_file():
         raise NativeError(f"llama-cpp-python has no `{path}`", hint=install)
-    return path
+    return folder
 
 
 def _edgemoe_library() -> Path:
@@ -111,10 +124,12 @@ def _sleep_at_barriers() -> None:
 @functools.cache
 def library() -> ctypes.CDLL:
     """libedgemoe, loaded and with its types declared. Raises NativeError."""
-    ours, llama = _edgemoe_library(), _llama_library()
+    ours = _edgemoe_library()
+    llama = None if bundled() else llama_package() / "lib" / _library_name("llama")
     _sleep_at_barriers()
     try:
-        ctypes.CDLL(str(llama), mode=ctypes.RTLD_GLOBAL)
+        if llama is not None:
+            ctypes.CDLL(str(llama))  # libedgemoe asks for it by its SONAME, and is given the one that is there
         loaded = ctypes.CDLL(str(ours))
     except OSError as error:
         raise NativeError(f"cannot load the native library: {error}", hint="reinstall edgemoe") from None
@@ -128,7 +143,19 @@ def library() -> ctypes.CDLL:
     for name, (restype, argtypes) in abi.FUNCTIONS.items():
         function = getattr(loaded, name)
         function.restype, function.argtypes = restype, argtypes
+    _check_processor(loaded)
     return loaded
+
+
+def _check_processor(loaded: ctypes.CDLL) -> None:
+    """pip keeps the llama.cpp that it compiled: a home folder or an image then takes it to another machine."""
+    error = abi.Error()
+    if loaded.emoe_processor_check(ctypes.byref(error)) != abi.OK:
+        raise UnsupportedError(
+            error.message.decode("utf-8", "replace"),
+            hint="compile it here: `pip install --force-reinstall --no-deps --no-cache-dir "
+            f"llama-cpp-python=={LLAMA_VERSION}`",
+        )
 
 
 def values(struct: abi.Struct) -> dict[str, Any]:

@@ -32,7 +32,8 @@ _IO_URING_SETUP = 425  # number of the system call, the same on every processor 
 
 def io_uring_allowed() -> bool:
     """Whether the kernel gives this process an io_uring that the library can use. Containers often forbid it."""
-    if sys.platform != "linux":
+    # An Android app's seccomp filter ends the process at a call that it does not list. Termux calls itself "linux".
+    if sys.platform != "linux" or hasattr(sys, "getandroidapilevel"):
         return False
     params = (ctypes.c_uint32 * 30)()  # struct io_uring_params
     ring = ctypes.CDLL(None).syscall(_IO_URING_SETUP, 1, params)

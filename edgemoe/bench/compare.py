@@ -12,6 +12,7 @@ from typing import Any
 
 import edgemoe
 
+from .. import _native
 from .._abi import REPLAY_BELADY
 from ..devices.memory import available_memory
 from ..devices.profile import machine
@@ -61,6 +62,7 @@ def compare(
     if against_off:
         sides.append(Side(OFF, OURS, Setting(path, setting.setup.but(prefetch="off")), limit_bytes, workload.n_decode))
     if against_stock:
+        _native.llama_package()  # raises where there is none, before anything is measured
         sides.append(Side(STOCK, STOCK, setting, limit_bytes, workload.n_stock_decode))
         if plan.fraction >= 1:
             sides += _repacked(setting, workload, files, say)

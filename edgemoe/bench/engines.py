@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from .. import _native
 from ..errors import EdgeMoEError, UnsupportedError
 from ..runtime.setup import Setup
 
@@ -166,11 +167,8 @@ class LlamaCppRepacked(LlamaCpp):
 
 def _bindings() -> Any:
     """llama_cpp.llama_cpp without the package around it, which would import numpy into the measurement."""
-    spec = importlib.util.find_spec("llama_cpp")
-    if spec is None or spec.submodule_search_locations is None:
-        raise UnsupportedError("llama-cpp-python is not installed")
     package = types.ModuleType("llama_cpp")
-    package.__path__ = list(spec.submodule_search_locations)
+    package.__path__ = [str(_native.llama_package())]  # another version would be another llama.cpp than ours
     sys.modules["llama_cpp"] = package
     return importlib.import_module("llama_cpp.llama_cpp")
 

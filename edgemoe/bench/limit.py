@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files import drop_cached
+
 
 class LimitUnavailable(Exception):
     """This machine or this user cannot set a kernel memory limit; the text says why."""
@@ -74,7 +76,7 @@ class Limit:
 def memory_limit(limit_bytes: int, name: str) -> Iterator[Limit]:
     """A memory cgroup of limit_bytes for the processes that join it. Raises LimitUnavailable."""
     try:
-        hierarchy = find_hierarchy(Path("/proc/self/mounts").read_text())
+        hierarchy = find_hierarchy(Path("/proc/self/mounts").read_text("utf-8", "surrogateescape"))
     except OSError:
         hierarchy = None
     if hierarchy is None:
@@ -131,7 +133,7 @@ def drop_page_cache(paths: Iterable[Path]) -> str:
         fd = os.open(path, os.O_RDONLY)
         try:
             os.fsync(fd)  # only clean pages can be dropped
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            drop_cached(fd)
         finally:
             os.close(fd)
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+from ..extras import need_onnx
 from ..units import format_size
 from .status import say
 
@@ -34,6 +35,7 @@ def to_onnx(
     json_output: bool,
 ) -> None:
     """asked: which bits, as the options of the same names. shape: the rest of the export's options."""
+    need_onnx()
     from ..converters.onnx.export import Options, export
 
     report = export(source, out, Options(**_chosen(source, **asked), **shape), progress=progress)

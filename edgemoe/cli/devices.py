@@ -59,6 +59,6 @@ def _lines(found: Survey) -> list[str]:
         lines.append(f"gpu      {gpu.description} ({gpu.backend}), {size}, {memory}: `--device {gpu.backend.lower()}`")
     if not found.gpus:
         built = ", ".join(found.backends)
-        lines.append(f"gpu      none that ggml finds; llama-cpp-python was built with: {built}")
+        lines.append(f"gpu      none that ggml finds; llama.cpp was built with: {built}")
         lines.append(f"         with Vulkan, for example: `{install_line('vulkan')}`")
     return lines

@@ -22,6 +22,8 @@ def prepare_streams() -> None:
             setattr(sys, name, open(number, mode, encoding="utf-8", errors="replace", closefd=False))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper) and name != "stderr":  # Python's stderr escapes such characters
             stream.reconfigure(errors="replace")
+            if sys.platform == "win32" and not stream.isatty():  # where nobody chose cp1252 for pipes and files
+                stream.reconfigure(encoding="utf-8")
 
 
 def discard(stream: TextIO) -> None:

@@ -1,4 +1,4 @@
-"""ggml's types, quantizers and dequantizers, through the library that llama-cpp-python installs.
+"""ggml's types, quantizers and dequantizers, through the library that libedgemoe uses.
 
 The calls release the interpreter's lock, so threads of Python quantize on all cores.
 """
@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import numpy.typing as npt
 
+from .. import _native
 from ..errors import FormatError, NativeError, UsageError
 
 Bytes = npt.NDArray[np.uint8]
@@ -78,12 +77,7 @@ class _Traits(ctypes.Structure):
 
 @functools.cache
 def _library() -> Any:
-    # Found without importing llama_cpp, which loads far more.
-    package = importlib.util.find_spec("llama_cpp")
-    found = sorted((Path(package.origin).parent / "lib").glob("*ggml-base*")) if package and package.origin else []
-    if not found:
-        raise NativeError("llama-cpp-python is not installed", hint="run `./dev setup`, or `pip install edgemoe`")
-    library = ctypes.CDLL(str(found[0]))
+    library = ctypes.CDLL(str(_native.ggml_library()))
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     library.ggml_quantize_chunk.argtypes = [
         ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ..errors import StorageError, UsageError
+from ..files import drop_cached, sync_data
 from ..units import MIB, format_size
 from .ggml import Bytes
 
@@ -151,13 +152,12 @@ class Output:
             pending, self._pending = self._pending, []
             self._unsynced, self._synced_at = 0, time.monotonic()
         try:
-            os.fdatasync(self._fd)
+            sync_data(self._fd)
             os.write(self._journal, "".join(f"{index} {digest}\n" for index, digest in pending).encode("ascii"))
-            os.fdatasync(self._journal)
+            sync_data(self._journal)
         except OSError as error:
             raise self._cannot_write(error) from None
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        drop_cached(self._fd)
 
     def publish(self, header: bytes) -> None:
         """Everything is written: give the file its header, then its name."""

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import FormatError, StorageError
+from ..files import drop_cached
 from .ggml import Bytes, row_bytes
 from .gguf_header import Value
 
@@ -105,8 +106,7 @@ class SourceFile:
 
     def drop(self, offset: int, n_bytes: int) -> None:
         """These bytes will not be read again soon: they need not stay in the page cache."""
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._fd, offset, n_bytes, os.POSIX_FADV_DONTNEED)
+        drop_cached(self._fd, offset, n_bytes)
 
     def __del__(self) -> None:
         if hasattr(self, "_fd"):

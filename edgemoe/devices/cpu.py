@@ -44,6 +44,6 @@ def isa_flags() -> tuple[str, ...]:
 def _cpuinfo() -> list[str]:
     """Lines of /proc/cpuinfo; none where there is no such file."""
     try:
-        return Path("/proc/cpuinfo").read_text().splitlines()
+        return Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:
         return []

@@ -81,6 +81,11 @@ def choose(device: str) -> Gpu | None:
 
 def install_line(device: str) -> str:
     """The command that installs llama.cpp with a backend."""
+    if _native.bundled():  # it computes on the CPU only: from source, then
+        return (
+            f'CMAKE_ARGS="-DGGML_{BACKENDS[device].upper()}=on" pip install --no-binary edgemoe,llama-cpp-python'
+            " --no-cache-dir --force-reinstall edgemoe"
+        )
     return (
         f'CMAKE_ARGS="-DGGML_{BACKENDS[device].upper()}=on" pip install llama-cpp-python=={_native.LLAMA_VERSION}'
         " --no-cache-dir --force-reinstall --no-deps"

@@ -115,7 +115,7 @@ def describe(path: str | Path) -> StorageInfo:
         return StorageInfo("", "", "")
     status = os.stat(path)
     wanted = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
         before, _, after = line.partition(" - ")
         fields = before.split()
         if fields[2] == wanted:

@@ -71,6 +71,10 @@ EMOE_API const char *emoe_build_info(void);
  * library. */
 EMOE_API const char *emoe_build_stamp(void);
 
+/* Whether this processor has the instructions that the loaded llama.cpp was compiled for; EMOE_ERR_UNSUPPORTED names
+ * those that it lacks. Everything that computes asks first; a host may want to know before it offers anything. */
+EMOE_API emoe_status emoe_processor_check(emoe_error *err);
+
 /* Which log lines of llama.cpp reach stderr: 0 none, 1 errors, 2 warnings, 3 everything. Any thread. Default 0. */
 EMOE_API void emoe_set_log_level(uint32_t level);
 

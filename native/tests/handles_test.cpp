@@ -30,6 +30,7 @@ void the_library_answers() {
     CHECK_EQ(emoe_abi_version(), uint32_t{EMOE_ABI_VERSION});
     CHECK(strlen(emoe_build_info()) > 0);
     CHECK(strlen(emoe_build_stamp()) > strlen(emoe_build_info()));
+    CHECK_EQ(emoe_processor_check(&g_err), EMOE_OK);
     emoe_set_log_level(0);
     wrong_sizes<emoe_memory_info>([](emoe_memory_info *i) { return emoe_memory_get(nullptr, i, &g_err); });
     auto info = zeros<emoe_memory_info>();

@@ -140,6 +140,13 @@ def test_mistakes_are_told_in_a_line(embed: Path, tiny: Path, tmp_path: Path) ->
         assert done.stderr.startswith(("embed: ", "usage: "))
 
 
+def test_a_processor_without_the_instructions_is_an_error(embed: Path, tiny: Path, tmp_path: Path) -> None:
+    """Where there was "Illegal instruction", and nothing else."""
+    command = [need("qemu-x86_64-static"), "-cpu", "Nehalem", embed, tiny, "512", "--cache", tmp_path, "hello"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "compiled for another processor" in done.stderr, done.stderr
+
+
 @pytest.mark.slow
 def test_cmake_installs_what_pkg_config_finds(tiny: Path, tmp_path: Path) -> None:
     """A prefix of one's own: cmake --install, then gcc with what pkg-config says, nothing else."""

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-import onnxruntime
 import pytest
 import tinyhf
+from onnx_extra import onnx, onnxruntime
 from onnx_reference import Export
 
 from edgemoe.converters.allocation import Allocation

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_extra  # noqa: F401
 import pytest
 import tinyhf
 

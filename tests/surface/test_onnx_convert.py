@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnx_extra  # noqa: F401
 import pytest
 import tinyhf
 import tinymoe

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import onnx_extra  # noqa: F401
 import pytest
 import tinyhf
 from bounded import budgets, run_limited

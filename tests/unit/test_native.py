@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,17 +53,17 @@ def llama_package(monkeypatch: pytest.MonkeyPatch, folder: Path | None) -> None:
 def test_llama_cpp_python_must_be_there_in_the_pinned_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     llama_package(monkeypatch, None)
     with pytest.raises(NativeError, match="not installed") as caught:
-        library._llama_library()
+        library.llama_package()
     assert _native.LLAMA_VERSION in caught.value.hint
 
     (tmp_path / "__init__.py").write_text('from .llama import *\n\n__version__ = "0.0.1"\n')
     llama_package(monkeypatch, tmp_path)
     with pytest.raises(NativeError, match=r"is 0\.0\.1, edgemoe needs exactly"):
-        library._llama_library()
+        library.llama_package()
 
     (tmp_path / "__init__.py").write_text(f'__version__ = "{_native.LLAMA_VERSION}"\n')
     with pytest.raises(NativeError, match="has no"):
-        library._llama_library()
+        library.llama_package()
 
 
 def test_the_pin_is_the_one_of_the_project_file() -> None:
@@ -80,6 +81,27 @@ def test_a_kernel_without_io_uring_is_no_error(monkeypatch: pytest.MonkeyPatch) 
     assert _native.io_uring_allowed() in (True, False)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(syscall=lambda *arguments: -1))
     assert _native.io_uring_allowed() is False
+
+
+def test_io_uring_is_not_tried_on_android(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An app's seccomp filter answers the call with SIGSYS, which ends the process."""
+
+    def probed(name: object) -> None:
+        raise AssertionError("a system call was made")
+
+    monkeypatch.setattr(sys, "platform", "linux")  # what Termux says of itself
+    monkeypatch.setattr(sys, "getandroidapilevel", lambda: 28, raising=False)
+    monkeypatch.setattr(ctypes, "CDLL", probed)
+    assert _native.io_uring_allowed() is False
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_the_native_reader_has_no_io_uring_on_android() -> None:
+    command = ["c++", "-std=c++17", "-E", f"-I{ROOT}/native/src", f"-I{ROOT}/native/include"]
+    file = ROOT / "native" / "src" / "io" / "uring.cpp"
+    for flags, there in (([], sys.platform == "linux"), (["-D__ANDROID__"], False)):
+        seen = subprocess.run([*command, *flags, file], check=True, capture_output=True, text=True).stdout
+        assert ("ring_setup" in seen) is there
 
 
 OURS = "from edgemoe import _native; _native.library()"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ... import _native
 from ...errors import FormatError, StorageError, UnsupportedError, UsageError
+from ...extras import need_onnx
 from ..budget.planner import Plan, choose, finish
 from ..model import Model, ModelInfo
 from ..setup import POLICIES, Progress, Setup
@@ -64,6 +65,7 @@ def host_info(model: OnnxModel, plan: Plan) -> ModelInfo:
 
 def files(model: OnnxModel, progress: Progress | None) -> list[Path]:
     """See `Format.files`: the export's own, and its experts as they were packed."""
+    _check_system()
     return [*sorted(model.path.iterdir()), *sorted(parts_of(model, progress=progress).iterdir())]
 
 
@@ -102,3 +104,4 @@ def _check_system() -> None:
         raise UnsupportedError(
             "an ONNX export is run under a budget on Linux only", hint="stock ONNX Runtime runs it here, without one"
         )
+    need_onnx()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import zlib
 from collections import Counter
@@ -16,7 +17,7 @@ from ...errors import EdgeMoEError, FormatError, StorageError, UnsupportedError,
 from ..model import LayerInfo, Model, ModelInfo
 
 MANIFEST, MODEL_FILE, VOCABULARY = "edgemoe.json", "model.onnx", "vocabulary.gguf"
-PAGE = 4096
+PAGE = mmap.PAGESIZE  # 16 KiB on a Raspberry Pi 5, where a smaller piece of a mapping cannot be dropped
 # Each number of the manifest, and the largest that is believed: sizes made of them stay inside 64 bits.
 _NUMBERS = {
     "n_layer": 1 << 10, "n_embd": 1 << 20, "n_head": 1 << 12, "n_head_kv": 1 << 12, "head_dim": 1 << 12,

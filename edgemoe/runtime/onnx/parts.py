@@ -14,7 +14,7 @@ from pathlib import Path
 from ...errors import FormatError, StorageError
 from ...paths import cache_dir
 from ...units import MIB, format_size
-from .model import OnnxModel
+from .model import PAGE, OnnxModel
 from .prepare import PREPARED
 
 _KEEP = 4  # exports; the least recently used go first
@@ -73,14 +73,14 @@ def _run(model: OnnxModel, folder: Path) -> None:
 
 
 def _machine() -> int:
-    """Of what packed weights depend on: ONNX Runtime and the processor's instructions."""
+    """Of what packed weights depend on: ONNX Runtime, the processor's instructions and the size of its pages."""
     import onnxruntime
 
     flags = ""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
         flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return zlib.crc32(f"2 {onnxruntime.__version__} {flags}".encode())
+    return zlib.crc32(f"2 {PAGE} {onnxruntime.__version__} {flags}".encode())
 
 
 def _sync(folder: Path) -> None:

@@ -17,7 +17,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-PAGE = 4096
+from .model import PAGE
+
 PREPARED = "prepared.json"
 ANGLES = ("cos_cache", "sin_cache")  # given to every layer: a mapping of them in each would count as often
 _OPTIONS = {

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from ... import _native
 from ...errors import BudgetError, StorageError
+from ...files import drop_cached
+from .model import PAGE
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-
-PAGE = 4096
 
 
 def mappings_of(path: Path) -> list[tuple[int, int, int]]:
@@ -105,7 +105,7 @@ class Residency:
             _native.map_drop(address, size)
         fd = self._fds.get(file)
         if fd is not None:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            drop_cached(fd)
 
     # ------------------------------------------------------------------ use
 
@@ -172,9 +172,7 @@ class Residency:
             _native.map_drop(self._address(low), (high - low) * PAGE)
             blob = self._blob(low)
             first, _, _, offset = self._addresses[blob]
-            os.posix_fadvise(
-                self._fd_of[blob], offset + (low - first) * PAGE, (high - low) * PAGE, os.POSIX_FADV_DONTNEED
-            )
+            drop_cached(self._fd_of[blob], offset + (low - first) * PAGE, (high - low) * PAGE)
         self._resident[expert] = False
         self.used_bytes -= int(self._sizes[expert])
 

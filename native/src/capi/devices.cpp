@@ -6,7 +6,11 @@
 
 using namespace emoe;
 
-uint32_t emoe_device_count(void) { return device_count(); }
+uint32_t emoe_device_count(void) {
+    uint32_t n = 0; // also where llama.cpp cannot be started: the next call that can fail says why
+    (void)guarded(nullptr, [&n] { n = device_count(); });
+    return n;
+}
 
 emoe_status emoe_device_get(uint32_t i, emoe_device_info *info, emoe_error *err) {
     return guarded(err, [&] {

@@ -1,6 +1,7 @@
 // edgemoe.h: the library itself.
 #include "base/guard.h"
 #include "base/machine.h"
+#include "llama/cpu.h"
 #include "llama/log.h"
 #include "llama/stamp.h"
 
@@ -20,6 +21,10 @@ const char *emoe_build_info(void) {
 const char *emoe_build_stamp(void) {
     static std::string const stamp = build_stamp();
     return stamp.c_str();
+}
+
+emoe_status emoe_processor_check(emoe_error *err) {
+    return guarded(err, [] { check_processor(); });
 }
 
 void emoe_set_log_level(uint32_t level) { set_log_level(level); }

@@ -4,9 +4,8 @@
 #include "base/error.h"
 #include "base/machine.h"
 #include "io/reader.h"
+#include "llama/cpu.h"
 #include "llama/kernels.h"
-
-#include <ggml-cpu.h>
 
 #include <algorithm>
 #include <atomic>
@@ -139,8 +138,7 @@ uint64_t measure_compute(const std::string &type_name, uint32_t n_thread, uint64
     if (n_thread == 0 || n_thread > 1024) fail(EMOE_ERR_ARGUMENT, "%u threads", n_thread);
     constexpr int k = 2048;
     size_t const matrix_bytes = room_for(uint64_t{48} << 20); // larger than most caches: experts come from memory
-    ggml_cpu_init();
-    auto const *traits = ggml_get_type_traits_cpu(type);
+    auto const *traits = cpu().type_traits(type);
     size_t const row_bytes = ggml_row_size(type, k);
     size_t const n_row = matrix_bytes / row_bytes;
     Arena const weights(matrix_bytes);

@@ -1,7 +1,8 @@
 // The io_uring engine, on the three system calls and the two shared rings (io_uring(7)); no liburing.
 #include "io/reader.h"
 
-#if defined(__linux__) && __has_include(<linux/io_uring.h>)
+// Not on Android: an app's seccomp filter ends the process at a system call that it does not list.
+#if defined(__linux__) && !defined(__ANDROID__) && __has_include(<linux/io_uring.h>)
 
 #include "base/clock.h"
 #include "base/error.h"

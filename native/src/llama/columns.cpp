@@ -1,8 +1,7 @@
 #include "llama/columns.h"
 
+#include "llama/cpu.h"
 #include "llama/kernels.h"
-
-#include <ggml-cpu.h>
 
 #include <algorithm>
 #include <condition_variable>
@@ -30,7 +29,7 @@ T *at(const ggml_tensor *t, int64_t i1, int64_t i2, int64_t i3) {
 void multiply(ggml_tensor *dst, int ith, int nth) {
     ggml_tensor const *w = dst->src[0];
     ggml_tensor const *x = dst->src[1];
-    auto const *traits = ggml_get_type_traits_cpu(w->type);
+    auto const *traits = cpu().type_traits(w->type);
     ggml_type const dot_type = traits->vec_dot_type;
     bool const converts = dot_type != x->type;
     size_t const x_bytes = ggml_row_size(dot_type, x->ne[0]);
@@ -45,7 +44,7 @@ void multiply(ggml_tensor *dst, int ith, int nth) {
                 column[j] = at<uint8_t>(x, j, i2, i3);
                 if (!converts) continue;
                 uint8_t *to = converted.data() + static_cast<size_t>(j) * x_bytes;
-                ggml_get_type_traits_cpu(dot_type)->from_float(at<float>(x, j, i2, i3), to, x->ne[0]);
+                cpu().type_traits(dot_type)->from_float(at<float>(x, j, i2, i3), to, x->ne[0]);
                 column[j] = to;
             }
             for (int64_t r = begin; r < end; r++)
@@ -169,9 +168,9 @@ void Columns::Attention::query(int64_t i) {
     source_[3]->data = at<void>(node->src[3], i, 0, 0);
     out_->ne[2] = 1;
     out_->data = at<void>(node, 0, i, 0);
-    ggml_cplan plan = ggml_graph_plan(graph_, n_thread_, nullptr);
+    ggml_cplan plan = cpu().graph_plan(graph_, n_thread_, nullptr);
     plan.work_data = work_.reserve(plan.work_size);
-    ggml_graph_compute(graph_, &plan);
+    cpu().graph_compute(graph_, &plan);
 }
 
 Columns::Columns() = default;
@@ -221,7 +220,7 @@ void Columns::see(ggml_tensor *node, std::string *violation) {
         bool const single = known && single_[n_product_] != 0;
         n_product_++;
         if (known && (!single || x->ne[1] == 1)) return; // as in a graph of one token, or none of the drafted
-        auto const *traits = ggml_get_type_traits_cpu(node->src[0]->type);
+        auto const *traits = cpu().type_traits(node->src[0]->type);
         bool const fits = known && x->ne[1] <= k_max_columns && traits->vec_dot &&
                           (x->type == traits->vec_dot_type || x->type == GGML_TYPE_F32) &&
                           x->nb[0] == ggml_type_size(x->type);

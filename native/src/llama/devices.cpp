@@ -1,6 +1,7 @@
 #include "llama/devices.h"
 
 #include "base/error.h"
+#include "llama/cpu.h"
 
 #include <cstdio>
 
@@ -18,6 +19,7 @@ uint32_t kind_of(ggml_backend_dev_t device) {
 }
 
 ggml_backend_dev_t device_at(uint32_t i) {
+    (void)cpu();
     if (i >= ggml_backend_dev_count())
         fail(EMOE_ERR_ARGUMENT, "there is no device %u: there are %zu", i, ggml_backend_dev_count());
     return ggml_backend_dev_get(i);
@@ -25,7 +27,10 @@ ggml_backend_dev_t device_at(uint32_t i) {
 
 } // namespace
 
-uint32_t device_count() { return static_cast<uint32_t>(ggml_backend_dev_count()); }
+uint32_t device_count() {
+    (void)cpu();
+    return static_cast<uint32_t>(ggml_backend_dev_count());
+}
 
 emoe_device_info device_info(uint32_t i) {
     ggml_backend_dev_t const device = device_at(i);
@@ -44,6 +49,11 @@ emoe_device_info device_info(uint32_t i) {
 }
 
 void load_backend(const std::string &path) {
+    (void)cpu();
+#ifdef EMOE_BUNDLED // its libraries have names of their own, which other people's backends do not link
+    fail(EMOE_ERR_UNSUPPORTED,
+         "`%s` cannot be used: this edgemoe has its own llama.cpp, which computes on the CPU only", path.c_str());
+#endif
     if (!ggml_backend_load(path.c_str()))
         fail(EMOE_ERR_UNSUPPORTED, "`%s` is not a backend of this ggml (%s)", path.c_str(), ggml_version());
 }

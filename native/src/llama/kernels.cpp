@@ -2,9 +2,8 @@
 
 #include "base/error.h"
 #include "llama/collect.h"
+#include "llama/cpu.h"
 #include "llama/tier.h"
-
-#include <ggml-cpu.h>
 
 #include <algorithm>
 #include <cstring>
@@ -73,9 +72,9 @@ struct KernelScratch::Batched {
         shape(rows, row_type, k, 1, n_col, gathered.data());
         shape(ids, GGML_TYPE_I32, 1, n_col, 1, zeros.reserve(n_col * sizeof(int32_t)));
         shape(out, GGML_TYPE_F32, n_row, 1, n_col, result.reserve(size_t{n_row} * n_col * sizeof(float)));
-        ggml_cplan plan = ggml_graph_plan(graph, 1, nullptr);
+        ggml_cplan plan = cpu().graph_plan(graph, 1, nullptr);
         plan.work_data = work.reserve(plan.work_size);
-        ggml_graph_compute(graph, &plan);
+        cpu().graph_compute(graph, &plan);
     }
 };
 
@@ -105,7 +104,7 @@ uint64_t scratch_bytes(const Layout &layout, uint32_t n_token, uint32_t n_thread
             uint64_t row = 0;
             for (uint32_t e = 0; e < layer.n_expert; e++) {
                 auto const type = static_cast<ggml_type>(layer.slice(e, m).type);
-                ggml_type const dot_type = ggml_get_type_traits_cpu(type)->vec_dot_type;
+                ggml_type const dot_type = cpu().type_traits(type)->vec_dot_type;
                 uint64_t const bytes = ggml_row_size(dot_type, matrix.n_col);
                 row = std::max(row, bytes);
                 quantized[dot_type] = std::max(quantized[dot_type], n_row * bytes);
@@ -120,9 +119,9 @@ uint64_t scratch_bytes(const Layout &layout, uint32_t n_token, uint32_t n_thread
 
 bool can_compute(ggml_type type) {
     if (type < 0 || type >= GGML_TYPE_COUNT) return false;
-    auto const *traits = ggml_get_type_traits_cpu(type);
+    auto const *traits = cpu().type_traits(type);
     return traits && traits->vec_dot &&
-           (traits->vec_dot_type == GGML_TYPE_F32 || ggml_get_type_traits_cpu(traits->vec_dot_type)->from_float);
+           (traits->vec_dot_type == GGML_TYPE_F32 || cpu().type_traits(traits->vec_dot_type)->from_float);
 }
 
 bool ExpertProduct::begin(uint32_t n_thread) {
@@ -148,7 +147,7 @@ bool ExpertProduct::begin(uint32_t n_thread) {
     uint32_t most_rows = 0;
     for (uint32_t i = 0; i < streamer_.n_expert(); i++) {
         auto const type = static_cast<ggml_type>(streamer_.slice(i).type);
-        ggml_type const vec_dot_type = ggml_get_type_traits_cpu(type)->vec_dot_type;
+        ggml_type const vec_dot_type = cpu().type_traits(type)->vec_dot_type;
         most_rows = std::max(most_rows, streamer_.expert(i).n_row);
         if (std::find(vec_dot_types_, vec_dot_types_ + n_type_, vec_dot_type) == vec_dot_types_ + n_type_)
             vec_dot_types_[n_type_++] = vec_dot_type;
@@ -223,7 +222,7 @@ void ExpertProduct::prepare(uint32_t item) {
     int64_t const end = n_block * (segment + 1) / n_segment_;
     uint8_t *to = scratch_.quantized[vec_dot_types_[type]].data() + row * row_bytes_[type] +
                   static_cast<size_t>(begin) * ggml_type_size(vec_dot_types_[type]);
-    ggml_get_type_traits_cpu(vec_dot_types_[type])->from_float(from + begin * block, to, (end - begin) * block);
+    cpu().type_traits(vec_dot_types_[type])->from_float(from + begin * block, to, (end - begin) * block);
 }
 
 const uint8_t *ExpertProduct::activation(ggml_type vec_dot_type, Row row) const {
@@ -253,7 +252,7 @@ void ExpertProduct::compute(uint32_t expert_index, uint32_t chunk, uint32_t thre
 void ExpertProduct::multiply(uint32_t expert_index, uint32_t begin, uint32_t end, uint32_t thread) {
     VisitExpert const &e = streamer_.expert(expert_index);
     auto const type = static_cast<ggml_type>(streamer_.slice(expert_index).type);
-    auto const *traits = ggml_get_type_traits_cpu(type);
+    auto const *traits = cpu().type_traits(type);
     bool const batched = e.n_row >= k_batched_rows;
     auto const k = static_cast<uint32_t>(dst->src[0]->ne[0]);
     const Row *rows = streamer_.rows().data() + e.first_row;

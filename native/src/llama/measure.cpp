@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "base/machine.h"
+#include "llama/cpu.h"
 #include "llama/devices.h"
 #include "llama/gpu.h"
 #include "llama/info.h"
@@ -12,14 +13,11 @@
 #include "llama/shell.h"
 #include "pipeline/predictor.h"
 
-#include <ggml-cpu.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
 
 namespace emoe {
 
@@ -38,8 +36,7 @@ bool has_loaded() { return g_loaded.load(); }
 void note_loaded() { g_loaded.store(true); }
 
 llama_model_params model_params() {
-    static std::once_flag once;
-    std::call_once(once, llama_backend_init);
+    (void)cpu(); // llama.cpp has been started
     static ggml_backend_dev_t no_devices[] = {nullptr};
     llama_model_params p = llama_model_default_params();
     p.devices = no_devices;
@@ -119,7 +116,7 @@ WorkSpace::WorkSpace(const ModelIndex &index, const emoe_setup &setup, uint64_t 
     uint64_t widest = 0;
     for (TensorInfo const &t : index.dense)
         if (t.ne[1] > 1 && can_compute(t.type))
-            widest = std::max<uint64_t>(widest, ggml_row_size(ggml_get_type_traits_cpu(t.type)->vec_dot_type, t.ne[0]));
+            widest = std::max<uint64_t>(widest, ggml_row_size(cpu().type_traits(t.type)->vec_dot_type, t.ne[0]));
     // The widest activations in the form that their weights want, and half a MiB a thread for the tiles of its kernels.
     backend_bytes_ = n_ubatch_ * widest + setup.n_threads * (uint64_t{640} << 10);
     if (index.n_router_input != 0) backend_bytes_ += Predictor::bytes(index.layout.shape(), index.n_router_input);

@@ -1,5 +1,8 @@
 #include "llama/stamp.h"
 
+#include "base/error.h"
+#include "llama/cpu.h"
+
 #include <edgemoe.h>
 
 #include <ggml.h>
@@ -10,7 +13,17 @@
 
 namespace emoe {
 
-std::string build_info() { return std::string("ggml ") + ggml_version() + " (" + ggml_commit() + ")"; }
+std::string build_info() {
+    std::string info = std::string("ggml ") + ggml_version() + " (" + ggml_commit() + ")";
+#ifdef EMOE_BUNDLED // several kernels are in it, and what was measured is of one
+    try {
+        info += ", " + cpu().name;
+    } catch (const Error &) {
+        info += ", nothing for this processor";
+    }
+#endif
+    return info;
+}
 
 std::string build_stamp() {
     std::string stamp = build_info();
