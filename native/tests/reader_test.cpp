@@ -225,7 +225,7 @@ void a_ring_of_which_nothing_may_be_asked_is_none() {
 void no_thread_is_one_clear_error() {
     pthread_attr_t before, huge;
     if (pthread_getattr_default_np(&before) != 0 || pthread_getattr_default_np(&huge) != 0) return;
-    pthread_attr_setstacksize(&huge, size_t{1} << 46);
+    pthread_attr_setstacksize(&huge, size_t{1} << 60);
     if (pthread_setattr_default_np(&huge) != 0) return;
     Faults faults;
     Results results;
