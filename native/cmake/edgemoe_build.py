@@ -6,10 +6,12 @@ With EDGEMOE_LLAMA_SOURCE, the folder of llama.cpp's sources, the wheel holds a 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from scikit_build_core import build as _backend
@@ -29,6 +31,29 @@ def get_requires_for_build_wheel(config_settings: Mapping[str, Any] | None = Non
 def get_requires_for_build_editable(config_settings: Mapping[str, Any] | None = None) -> list[str]:
     _need_compiler()
     return list(_backend.get_requires_for_build_editable(config_settings))
+
+
+def build_wheel(
+    wheel_directory: str, config_settings: Mapping[str, Any] | None = None, metadata_directory: str | None = None
+) -> str:
+    _show_llama()
+    return str(_backend.build_wheel(wheel_directory, config_settings, metadata_directory))
+
+
+def build_editable(
+    wheel_directory: str, config_settings: Mapping[str, Any] | None = None, metadata_directory: str | None = None
+) -> str:
+    _show_llama()
+    return str(_backend.build_editable(wheel_directory, config_settings, metadata_directory))
+
+
+def _show_llama() -> None:
+    """Tell CMake where llama-cpp-python is: isolated, pip puts what hooks require elsewhere than the backend."""
+    package = importlib.util.find_spec("llama_cpp")
+    if package is None or package.origin is None or os.environ.get("EDGEMOE_LLAMA_SOURCE"):
+        return
+    folders = [str(Path(package.origin).parent.parent), os.environ.get("CMAKE_PREFIX_PATH", "")]
+    os.environ["CMAKE_PREFIX_PATH"] = os.pathsep.join(filter(None, folders))
 
 
 def _need_compiler() -> None:
