@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <random>
@@ -240,6 +241,21 @@ void right_guesses_are_read_ahead_and_used() {
     CHECK_EQ(n_used, k_n_used);
 }
 
+// What the governor compares are the reader's bytes, all but those that the last token left under way.
+void the_bytes_of_every_token_are_compared() {
+    TestModel const model;
+    Streamer s(model.layout, params(bytes_for(g_form == Form::split ? 12 : 10)));
+    give_routers(s);
+    std::mt19937 random(14);
+    constexpr uint32_t n_token = 40;
+    for (uint32_t i = 0; i < n_token; i++) CHECK(compute_graph(s, 1, random, true, Guesses::right));
+    StreamerStats const st = s.stats();
+    double const mean_bytes = g_prefetch == PrefetchMode::off ? st.without_bytes : st.with_bytes;
+    auto const compared = static_cast<uint64_t>(std::llround(mean_bytes * n_token));
+    CHECK(compared > 0 && compared <= st.read_bytes);
+    if (g_prefetch == PrefetchMode::off) CHECK_EQ(compared, st.read_bytes);
+}
+
 void a_next_layer_is_read_ahead_of_a_batch() {
     TestModel const model;
     Streamer::Params p = params(bytes_for(g_form == Form::split ? 20 : 10));
@@ -376,6 +392,7 @@ void everything() {
     weights_are_right_at_every_cache_size();
     right_guesses_are_read_ahead_and_used();
     a_next_layer_is_read_ahead_of_a_batch();
+    the_bytes_of_every_token_are_compared();
     if (g_prefetch == PrefetchMode::off) {
         each_byte_is_read_once_when_everything_fits();
         a_streamed_visit_reads_each_expert_once();

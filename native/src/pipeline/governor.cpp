@@ -16,22 +16,16 @@ constexpr double k_more_bytes = 1.1; // times what is read without: less is no c
 constexpr float k_threshold_idle = 0.4f, k_threshold_busy = 0.5f;
 } // namespace
 
-double Governor::Side::mean() const {
+double Governor::Side::mean(const float (&values)[k_size]) const {
     double sum = 0;
-    for (uint32_t i = 0; i < size(); i++) sum += ns[i];
-    return size() == 0 ? 0 : sum / size();
-}
-
-double Governor::Side::mean_bytes() const {
-    double sum = 0;
-    for (uint32_t i = 0; i < size(); i++) sum += bytes[i];
+    for (uint32_t i = 0; i < size(); i++) sum += values[i];
     return size() == 0 ? 0 : sum / size();
 }
 
 double Governor::Side::error() const {
     uint32_t const m = size();
     if (m < 2) return 1e18;
-    double const center = mean();
+    double const center = mean(ns);
     double squares = 0;
     for (uint32_t i = 0; i < m; i++) squares += (ns[i] - center) * (ns[i] - center);
     return std::sqrt(squares / (m - 1) / m);
@@ -60,10 +54,10 @@ void Governor::end_token(uint64_t took_ns, uint64_t drive_ns, uint64_t read_byte
 
 void Governor::compare() {
     if (with_.size() < k_least || without_.size() < k_least) return;
-    double const difference = with_.mean() - without_.mean(); // positive: reading ahead is slower
+    double const difference = with_ns() - without_ns(); // positive: reading ahead is slower
     double const error = std::hypot(with_.error(), without_.error());
     // Where it reads no more than needed, it goes on until it is found slower; else until it is found not to gain.
-    double const worth = with_.mean_bytes() > k_more_bytes * without_.mean_bytes() ? k_worth * without_.mean() : 0;
+    double const worth = with_bytes() > k_more_bytes * without_bytes() ? k_worth * without_ns() : 0;
     if (!paused_ && (difference > 2 * error || (worth > 0 && difference > error - worth))) paused_ = true;
     if (paused_ && difference < -error - worth) paused_ = false;
 }

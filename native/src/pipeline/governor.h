@@ -28,8 +28,10 @@ public:
     float threshold() const { return threshold_; } // least probability worth a read
     uint32_t depth() const { return depth_; }      // layers to look ahead
     bool paused() const { return paused_; }        // found not to pay
-    double with_ns() const { return with_.mean(); }
-    double without_ns() const { return without_.mean(); }
+    double with_ns() const { return with_.mean(with_.ns); }
+    double without_ns() const { return without_.mean(without_.ns); }
+    double with_bytes() const { return with_.mean(with_.bytes); }
+    double without_bytes() const { return without_.mean(without_.bytes); }
 
 private:
     // The last tokens of one kind.
@@ -43,9 +45,8 @@ private:
             bytes[n++ % k_size] = static_cast<float>(read);
         }
         uint32_t size() const { return n < k_size ? static_cast<uint32_t>(n) : k_size; }
-        double mean() const;
-        double mean_bytes() const;
-        double error() const; // standard error of the mean
+        double mean(const float (&values)[k_size]) const;
+        double error() const; // standard error of the mean time
     };
     bool begin_token();
     void compare();

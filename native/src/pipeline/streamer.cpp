@@ -78,15 +78,16 @@ void Streamer::begin_batch(uint32_t n_token) {
     apply_cache_bytes();
     batch_begin_ns_ = now_ns();
     batch_drive_ns_ = drive_ns(batch_begin_ns_);
-    batch_read_bytes_ = stats_.read_bytes;
 }
 
 void Streamer::end_batch() {
     std::unique_lock<std::mutex> lock(mutex_);
     uint64_t const now = now_ns();
+    // Bytes since the batch before: what that one left under way is nobody else's.
+    uint64_t const read_bytes = reader_->read_bytes() - counted_bytes_;
+    counted_bytes_ += read_bytes;
     if (n_batch_token_ == 1 && !failed_.load(std::memory_order_relaxed))
-        governor_.end_token(now - batch_begin_ns_, drive_ns(now) - batch_drive_ns_,
-                            stats_.read_bytes - batch_read_bytes_);
+        governor_.end_token(now - batch_begin_ns_, drive_ns(now) - batch_drive_ns_, read_bytes);
     if (trace_) trace_->batch(n_batch_token_, batch_begin_ns_, now, reads_ahead_);
     drop_wishes();
     // After a failure reads may still be writing into slots; nothing may be given up under them.
@@ -173,6 +174,8 @@ StreamerStats Streamer::stats() const {
     s.prefetch_depth = governor_.depth();
     s.with_ns = governor_.with_ns();
     s.without_ns = governor_.without_ns();
+    s.with_bytes = governor_.with_bytes();
+    s.without_bytes = governor_.without_bytes();
     return s;
 }
 

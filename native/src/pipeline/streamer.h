@@ -56,6 +56,7 @@ struct StreamerStats {
     float prefetch_threshold = 0;
     uint32_t prefetch_depth = 0;
     double with_ns = 0, without_ns = 0; // mean token, with and without reading ahead
+    double with_bytes = 0, without_bytes = 0;
 };
 
 // Bits of Streamer::expert_states.
@@ -179,7 +180,8 @@ private:
     bool in_batch_ = false;
     bool reads_ahead_ = false; // this batch
     uint32_t n_batch_token_ = 0;
-    uint64_t batch_begin_ns_ = 0, batch_drive_ns_ = 0, batch_read_bytes_ = 0;
+    uint64_t batch_begin_ns_ = 0, batch_drive_ns_ = 0;
+    uint64_t counted_bytes_ = 0; // of the reader's, those that a batch was told of
     Failure failure_;
     std::atomic<bool> failed_{false};
     uint32_t n_in_flight_ = 0; // given to the reader
