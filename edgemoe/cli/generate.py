@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import printable
 from ..errors import Cancelled
-from ..printable import shown
 from .options import EngineOptions
-from .status import note
+from .status import DIM, PLAIN, note, takes_colour
 from .terminal import cancel_on_interrupt
 
 if TYPE_CHECKING:
@@ -53,7 +52,13 @@ def load(model: str | Path, options: EngineOptions, *, verbose: bool) -> Engine:
 
 def write(text: str) -> None:
     """Print a piece of an answer at once: to a pipe as it is, to a terminal so that it cannot command it."""
-    sys.stdout.write(shown(text) if sys.stdout.isatty() else text)
+    sys.stdout.write(printable.shown(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def _command(code: str) -> None:
+    """Our own word to the terminal, which `write` would make harmless."""
+    sys.stdout.write(code)
     sys.stdout.flush()
 
 
@@ -62,7 +67,7 @@ def told(pieces: Iterator[Piece], parts: dict[str, str] | None = None, *, dimmed
 
     parts: receives what was thought and what was answered, by the kinds of pieces.
     """
-    from ..runtime.text.thinking import shown
+    from ..runtime.text.thinking import said, shown
 
     def noted() -> Iterator[Piece]:
         for piece in pieces:
@@ -70,7 +75,7 @@ def told(pieces: Iterator[Piece], parts: dict[str, str] | None = None, *, dimmed
                 parts[piece.kind] = parts.get(piece.kind, "") + piece.text
             yield piece
 
-    if not (sys.stdout.isatty() and "NO_COLOR" not in os.environ if dimmed is None else dimmed):
+    if not (takes_colour(sys.stdout) if dimmed is None else dimmed):
         yield from shown(noted())
         return
     thinking = False
@@ -78,11 +83,13 @@ def told(pieces: Iterator[Piece], parts: dict[str, str] | None = None, *, dimmed
         for piece in noted():
             if thinking != (piece.kind == "thinking"):
                 thinking = not thinking
-                yield "\x1b[2m" if thinking else "\x1b[0m\n\n"
-            yield piece.text
+                _command(DIM if thinking else PLAIN)
+                if not thinking:
+                    yield "\n\n"
+            yield said(piece)
     finally:
         if thinking:
-            write("\x1b[0m")
+            _command(PLAIN)
 
 
 def stream(pieces: Iterator[str], cancel: Callable[[], None], show: Callable[[str], None] = write) -> tuple[str, bool]:

@@ -34,11 +34,17 @@ def status_line(answer: Stats) -> str:
     return ", ".join(parts)
 
 
+DIM, PLAIN = "\033[2m", "\033[0m"
+
+
+def takes_colour(stream: TextIO) -> bool:
+    """Whether the stream is a terminal that can be told to write in grey, and nobody minds."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def dim(text: str, stream: TextIO) -> str:
-    """The text in grey where the stream is a terminal that takes colour."""
-    if stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb":
-        return f"\033[2m{text}\033[0m"
-    return text
+    """The text in grey where the stream takes colour."""
+    return f"{DIM}{text}{PLAIN}" if takes_colour(stream) else text
 
 
 def note(text: str) -> None:

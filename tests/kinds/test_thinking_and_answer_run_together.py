@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import scripted
+from console import Cli, needs_library
+from terminal import terminal
 
 import edgemoe
 from edgemoe.runtime.text.thinking import Piece, Thinking, parted, shown, thinking_of
@@ -125,3 +127,20 @@ def test_channels_do_not_reach_the_user_and_may_be_sent_back(tmp_path: Path) -> 
         ]
         prompt = engine.detokenize(engine.chat_tokens(again), special=True)
         assert "final<|message|>Hello.<|end|>" in prompt and "a greeting" not in prompt
+
+
+@needs_library
+def test_a_terminal_shows_thinking_in_grey_and_a_pipe_between_marks(
+    cli: Cli, environment: dict[str, str], tmp_path: Path
+) -> None:
+    says = ["Let me think", "</think>", "\n\nAnswer"]
+    opened = CHATML + "{{ '<think>\n' }}"
+    path = scripted.write(tmp_path / "m.gguf", says, control=["<think>", "</think>"], template=opened)
+    assert cli("run", path, "-p", "hi").stdout == "<think>\nLet me think\n</think>\n\nAnswer\n"
+    coloured = {key: value for key, value in environment.items() if key != "NO_COLOR"}
+    for command, first in ((["run", str(path), "-p", "hi"], ""), (["chat", str(path)], "hi\r")):
+        with terminal(command, coloured, kind="xterm") as person:
+            if first:
+                person.expect(">>> ")
+                person.type(first)
+            assert "\x1b[2mLet me think\x1b[0m\r\n\r\nAnswer" in person.expect("Answer")

@@ -269,9 +269,14 @@ def shown(pieces: Iterator[Piece]) -> Iterator[str]:
         elif piece.kind != "thinking" and thinking:
             thinking = False
             yield f"\n{SHOWN.close}\n\n"
-        yield f"{piece.name} {piece.text}" if piece.kind == "call" else piece.text
+        yield said(piece)
     if thinking:
         yield f"\n{SHOWN.close}\n"
+
+
+def said(piece: Piece) -> str:
+    """A piece's text for people: of a call also the function's name."""
+    return f"{piece.name} {piece.text}" if piece.kind == "call" else piece.text
 
 
 def parted(text: str, thinking: Thinking) -> tuple[str, str]:
