@@ -92,6 +92,7 @@ emoe_model_info host_info(const ModelIndex &m, const emoe_setup &setup) {
     GpuParts const gpu_parts(m, setup.device, setup.n_gpu_layer,
                              std::vector<uint32_t>(setup.gpu_experts, setup.gpu_experts + setup.n_gpu_expert));
     std::vector<uint8_t> const on_gpu = gpu_parts.experts(m.layout);
+    if (on_gpu.empty()) return info; // no layer can be there
     uint64_t expert_bytes = 0, slot_bytes = 0, n_gone = 0;
     for (ExpertLayer const &layer : m.layout.layers) {
         auto const first = on_gpu.begin() + layer.first;
