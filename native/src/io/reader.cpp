@@ -36,6 +36,16 @@ bool ReadProgress::advance(int64_t result, std::string *error) {
     return false;
 }
 
+std::string read_now(const ReadRequest &request) {
+    ReadProgress p;
+    p.request = request;
+    std::string error;
+    int64_t n;
+    do n = request.file->read(request.dst + p.got, request.bytes - p.got, request.offset + p.got);
+    while (!p.advance(n, &error));
+    return error;
+}
+
 int64_t Faults::distort(int64_t result, uint32_t bytes) {
     uint64_t left = countdown.load(std::memory_order_relaxed);
     if (left == UINT64_MAX) return result;

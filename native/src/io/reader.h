@@ -61,6 +61,9 @@ struct ReadProgress {
     bool advance(int64_t result, std::string *error);
 };
 
+// Reads it here and now. Empty when all needed bytes have arrived, else why not.
+std::string read_now(const ReadRequest &request);
+
 enum class ReaderKind : uint32_t { automatic = 0, threads = 1, uring = 2 };
 
 struct ReaderParams {

@@ -1,5 +1,7 @@
 #include "llama/dense.h"
 
+#include "io/reader.h"
+
 #include <algorithm>
 #include <cinttypes>
 #include <cstdio>
@@ -31,21 +33,6 @@ std::string mapped_name(const std::string &path) {
     std::string const name = real ? real : "";
     free(real);
     return name;
-}
-
-// Reads [offset, offset + bytes) to `to`. Empty when it went well, else what went wrong.
-std::string read_piece(const File &file, uint8_t *to, uint64_t bytes, uint64_t offset) {
-    uint64_t const due = std::min(bytes, file.size() - std::min(file.size(), offset)); // the file may end in between
-    for (uint64_t done = 0; done < due;) {
-        int64_t const n = file.read(to + done, static_cast<size_t>(bytes - done), offset + done);
-        if (n < 0) return os_message(static_cast<int>(-n));
-        // The rest is asked again from a whole block on: a direct read may begin nowhere else.
-        uint64_t const whole = static_cast<uint64_t>(n) / file.alignment() * file.alignment();
-        if (done + static_cast<uint64_t>(n) >= due) return "";
-        if (whole == 0) return "the file ends early";
-        done += whole;
-    }
-    return "";
 }
 
 } // namespace
@@ -147,8 +134,13 @@ void DenseWeights::read(Extent &extent) {
     std::vector<std::string> errors(n_piece);
     auto const work = [&] {
         for (size_t i = next++; i < n_piece; i = next++) {
-            uint64_t const done = i * k_piece, n = std::min(k_piece, extent.bytes - done);
-            errors[i] = read_piece(file, arena_.data() + extent.place + done, n, extent.offset + done);
+            uint64_t const done = i * k_piece, offset = extent.offset + done,
+                           n = std::min(k_piece, extent.bytes - done);
+            uint64_t const need =
+                std::min(n, file.size() - std::min(file.size(), offset)); // the file may end in between
+            if (need > 0)
+                errors[i] = read_now({&file, offset, static_cast<uint32_t>(n), static_cast<uint32_t>(need),
+                                      file.alignment(), arena_.data() + extent.place + done, 0});
         }
     };
     std::vector<std::thread> lanes;

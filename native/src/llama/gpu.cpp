@@ -1,6 +1,7 @@
 #include "llama/gpu.h"
 
 #include "base/error.h"
+#include "io/reader.h"
 #include "llama/devices.h"
 
 #include <algorithm>
@@ -109,15 +110,9 @@ SliceReader::SliceReader(const Layout &layout) {
 const uint8_t *SliceReader::read(const Slice &slice) {
     Span const span = aligned_span(slice, alignment_);
     if (staging_.size() < span.bytes) staging_ = Arena(span.bytes);
-    File const &file = *files_[slice.file];
-    for (uint64_t done = 0; done < span.need;) {
-        int64_t const got = file.read(staging_.data() + done, span.bytes - done, span.offset + done);
-        if (got <= 0)
-            fail(EMOE_ERR_IO, "cannot read `%s` at %llu: %s", file.path().c_str(),
-                 static_cast<unsigned long long>(span.offset + done),
-                 got == 0 ? "the file ends there" : os_message(static_cast<int>(-got)).c_str());
-        done += static_cast<uint64_t>(got);
-    }
+    std::string const error =
+        read_now({files_[slice.file].get(), span.offset, span.bytes, span.need, alignment_, staging_.data(), 0});
+    if (!error.empty()) fail(EMOE_ERR_IO, "%s", error.c_str());
     return staging_.data() + span.skip;
 }
 
