@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstring>
 #include <type_traits>
+#include <vector>
 
 namespace emoe {
 
@@ -60,6 +61,13 @@ void write_struct(T *to, const T &value) {
     uint32_t const size = to->struct_size;
     memcpy(to, &value, std::min<size_t>(size, sizeof value));
     to->struct_size = size;
+}
+
+// All of what was found, if there is room for it. Its number.
+template <typename T>
+uint64_t copy_out(const std::vector<T> &found, T *to, uint64_t cap) {
+    if (to && found.size() <= cap) std::copy(found.begin(), found.end(), to);
+    return found.size();
 }
 
 } // namespace emoe

@@ -103,9 +103,7 @@ uint32_t emoe_engine_resident(const emoe_engine *engine, uint32_t index) {
 uint32_t emoe_engine_experts(const emoe_engine *engine, uint32_t index, uint8_t *states, uint32_t cap) {
     uint32_t n = 0;
     (void)guarded(nullptr, [&] {
-        std::vector<uint8_t> const found = engine_of(engine).streamer().expert_states(index);
-        if (states && found.size() <= cap) std::copy(found.begin(), found.end(), states);
-        n = static_cast<uint32_t>(found.size());
+        n = static_cast<uint32_t>(copy_out(engine_of(engine).streamer().expert_states(index), states, cap));
     });
     return n;
 }
@@ -124,11 +122,7 @@ emoe_status emoe_engine_accuracy(const emoe_engine *engine, uint32_t index, emoe
 
 uint64_t emoe_engine_rates(const emoe_engine *engine, float *rates, uint64_t cap) {
     uint64_t n = 0;
-    (void)guarded(nullptr, [&] {
-        std::vector<float> const found = engine_of(engine).streamer().rates();
-        if (rates && found.size() <= cap) std::copy(found.begin(), found.end(), rates);
-        n = found.size();
-    });
+    (void)guarded(nullptr, [&] { n = copy_out(engine_of(engine).streamer().rates(), rates, cap); });
     return n;
 }
 

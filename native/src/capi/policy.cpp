@@ -64,13 +64,16 @@ emoe_status emoe_policy_badness(const emoe_policy *policy, float *badness, uint6
 }
 
 uint64_t emoe_policy_rates(const emoe_policy *policy, float *rates, uint64_t cap) {
-    if (!policy) return 0;
-    std::vector<float> const found = policy->policy->rates();
-    if (rates && found.size() <= cap) std::copy(found.begin(), found.end(), rates);
-    return found.size();
+    uint64_t n = 0;
+    (void)guarded(nullptr, [&] {
+        if (policy) n = copy_out(policy->policy->rates(), rates, cap);
+    });
+    return n;
 }
 
 void emoe_policy_warm_start(emoe_policy *policy, const float *rates, uint64_t n) {
-    if (policy && rates && n == policy->shape.n_expert())
-        policy->policy->warm_start(std::vector<float>(rates, rates + n));
+    (void)guarded(nullptr, [&] {
+        if (policy && rates && n == policy->shape.n_expert())
+            policy->policy->warm_start(std::vector<float>(rates, rates + n));
+    });
 }

@@ -95,10 +95,7 @@ uint32_t emoe_session_finish(const emoe_session *session) {
 }
 
 uint64_t emoe_session_tokens(const emoe_session *session, int32_t *tokens, uint64_t cap) {
-    if (!session) return 0;
-    std::vector<int32_t> const &held = session->session->tokens();
-    if (tokens && held.size() <= cap) std::copy(held.begin(), held.end(), tokens);
-    return held.size();
+    return session ? copy_out(session->session->tokens(), tokens, cap) : 0;
 }
 
 void emoe_session_cancel(emoe_session *session) {
