@@ -5,7 +5,6 @@
 #include "llama/cpu.h"
 #include "llama/devices.h"
 #include "llama/gpu.h"
-#include "llama/info.h"
 #include "llama/kernels.h"
 #include "llama/log.h"
 #include "llama/owned.h"
@@ -175,8 +174,8 @@ emoe_context_sizes measure_context(const ModelIndex &index, const std::string &s
     sizes.kv_bytes = b.kv_bytes;
     sizes.compute_bytes = b.compute_bytes;
     // llama.cpp begins with one row of logits, and takes the others when they are first asked for.
-    sizes.output_bytes = std::max<uint64_t>(b.output_bytes, std::min(setup.n_outputs, setup.n_ubatch) *
-                                                                model_info(index).n_vocab * sizeof(float));
+    sizes.output_bytes =
+        std::max<uint64_t>(b.output_bytes, std::min(setup.n_outputs, setup.n_ubatch) * index.n_vocab() * sizeof(float));
     sizes.vocab_bytes = after > before ? after - before : 0;
     WorkSpace const work(index, setup, b.compute_bytes);
     sizes.scratch_bytes = work.scratch_bytes();
