@@ -432,6 +432,7 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "emoe_processor_check": (_status, [_err]),
     "emoe_set_log_level": (None, [c_uint32]),
     "emoe_memory_get": (_status, [c_char_p, POINTER(MemoryInfo), _err]),
+    "emoe_memory_rss": (c_uint64, []),
     "emoe_memory_trim": (None, []),
     "emoe_model_open": (_status, [c_char_p, _out, _err]),
     "emoe_model_close": (None, [_model]),

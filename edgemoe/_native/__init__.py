@@ -231,6 +231,9 @@ from .system import (
     memory as memory,
 )
 from .system import (
+    rss_bytes as rss_bytes,
+)
+from .system import (
     trim_heap as trim_heap,
 )
 from .text import (

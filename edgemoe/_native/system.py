@@ -22,6 +22,11 @@ def memory(root: str | None = None) -> dict[str, int]:
     return values(info)
 
 
+def rss_bytes() -> int:
+    """Resident memory of this process now. Cheap: for what is asked again and again."""
+    return int(library().emoe_memory_rss())
+
+
 def trim_heap() -> None:
     """Give freed memory back to the system; glibc keeps it otherwise."""
     library().emoe_memory_trim()

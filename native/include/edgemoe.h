@@ -136,6 +136,8 @@ typedef struct emoe_memory_info {
 } emoe_memory_info;
 /* root: NULL, or a folder in which proc/ and sys/ are looked for instead of / (tests). Any thread. */
 EMOE_API emoe_status emoe_memory_get(const char *root, emoe_memory_info *info, emoe_error *err);
+/* Its rss_bytes alone, without asking about the machine: cheap. Any thread. */
+EMOE_API uint64_t emoe_memory_rss(void);
 /* Gives freed memory back to the system; glibc keeps it otherwise. Any thread. */
 EMOE_API void emoe_memory_trim(void);
 

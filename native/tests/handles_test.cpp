@@ -37,6 +37,7 @@ void the_library_answers() {
     GIVEN(emoe_memory_get(k_nowhere, &info, &g_err));
     GIVEN(emoe_memory_get("", &info, nullptr));
     emoe_memory_trim();
+    CHECK(emoe_memory_rss() > 0);
     wrong_sizes<emoe_device_info>([](emoe_device_info *i) { return emoe_device_get(0, i, &g_err); });
     auto device = zeros<emoe_device_info>();
     REFUSED(emoe_device_get(emoe_device_count(), &device, &g_err));

@@ -585,7 +585,7 @@ class Engine:
 
 def _resident_bytes() -> int:
     """Of this process and of the one that renders templates for it."""
-    return int(_native.memory()["rss_bytes"]) + template_bytes()
+    return _native.rss_bytes() + template_bytes()
 
 
 def _read(texts: Iterator[str], thinking: Thinking) -> Iterator[Piece]:

@@ -51,7 +51,7 @@ def plan(model: GgufModel, setup: Setup, *, measure: bool) -> Plan:
 
     def spend(placement: Placement, host_bytes: int, like: Plan | None) -> Plan:
         decided: dict[str, object] = {"gpu_experts": placement.experts, "n_gpu_layer": placement.n_gpu_layer}
-        process_bytes = _native.memory()["rss_bytes"] + template_bytes() + host_bytes
+        process_bytes = _native.rss_bytes() + template_bytes() + host_bytes
         decided |= {"device": _number(gpu), "process_bytes": process_bytes}
         if like:  # the same context, of which the GPU has a part already
             decided |= {"n_ctx": like.n_ctx, "n_ubatch": like.n_ubatch}

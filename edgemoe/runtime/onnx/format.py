@@ -53,7 +53,7 @@ def plan(model: OnnxModel, setup: Setup, *, measure: bool) -> Plan:
     sizes = ExportSizes(model, n_threads=setup.n_threads, n_outputs=setup.n_rows)
     native = setup.native(
         later_bytes=first_rendering_bytes(model.chat_template),
-        process_bytes=_native.memory()["rss_bytes"] + template_bytes(),
+        process_bytes=_native.rss_bytes() + template_bytes(),
     )
     return finish(model.info, choose(model.info, sizes, native), None, n_ctx=setup.ctx)
 
@@ -74,7 +74,7 @@ def backend(model: OnnxModel, setup: Setup, plan: Plan, progress: Progress | Non
     parts = parts_of(model, progress=progress)
     if progress:
         progress(f"loading {model.info.name}")
-    before = _native.memory()["rss_bytes"]
+    before = _native.rss_bytes()
     try:
         made = OnnxBackend(
             model,
@@ -93,7 +93,7 @@ def backend(model: OnnxModel, setup: Setup, plan: Plan, progress: Progress | Non
             hint=f"remove `{parts}`, and they are made again",
         ) from None
     _native.trim_heap()
-    grown = _native.memory()["rss_bytes"] - before
+    grown = _native.rss_bytes() - before
     known = plan.kv_bytes + model.info.dense_bytes + made.residency.used_bytes
     note_overhead(model, setup.n_threads, max(0, grown - known))
     return made

@@ -46,4 +46,6 @@ emoe_status emoe_memory_get(const char *root, emoe_memory_info *info, emoe_error
     });
 }
 
+uint64_t emoe_memory_rss(void) { return rss_bytes(); }
+
 void emoe_memory_trim(void) { trim_heap(); }
