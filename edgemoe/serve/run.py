@@ -9,7 +9,6 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import jinja2  # noqa: F401  (here and not at the first answer: it is memory that the plan must see)
 import uvicorn
 
 from ..errors import StorageError, UsageError
