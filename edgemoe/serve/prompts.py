@@ -1,4 +1,4 @@
-"""From the messages of a request to what a chat template takes, and to how the answer is sampled."""
+"""From the messages of a request to what a chat template takes, and to the grammar that the answer follows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..runtime.engine.engine import ChatPrompt, Engine
 from ..runtime.text.grammar import json_grammar, literal, schema_grammar
 from ..runtime.text.prompt import CHATML_END, RESERVED, first_rendering_bytes
-from ..runtime.text.sampling import MAX_SEED, Sampling
+from ..runtime.text.sampling import Sampling
 from ..runtime.text.thinking import Thinking
 from . import forms
 from . import tools as tool_text
@@ -21,9 +21,7 @@ from .failures import invalid
 from .forms import Form
 from .protocol import ChatRequest, Message, Prompt, ResponseFormat, Sampled, Tool
 
-_SEEDS = MAX_SEED + 1
 _PLAIN = Thinking()
-_LEAST = 1e-4  # a temperature or top-p below is the likeliest token alone; dividing by it would leave the floats
 
 
 @dataclass(frozen=True)
@@ -175,48 +173,6 @@ def stops(request: Sampled, engine: Engine | None = None) -> tuple[str, ...]:
     if "" in given:
         raise invalid("an empty stop string would end every answer at once", "stop")
     return (*given, CHATML_END) if engine and engine.model.chat_template is None else given
-
-
-def sampling(request: Sampled, defaults: Defaults, engine: Engine) -> Sampling:
-    """How a request wants its tokens picked. Raises ApiError."""
-    base = defaults.sampling
-    chosen: dict[str, Any] = {}
-    for name, ours in _NAMES.items():
-        value = getattr(request, name)
-        if value is not None:
-            chosen[ours] = value
-    if chosen.get("top_p", 1) < _LEAST:
-        chosen["top_p"], chosen["top_k"] = 1.0, 1
-    if chosen.get("temp", 1) < _LEAST:
-        chosen["temp"] = 0.0
-    if request.seed is not None:
-        chosen["seed"] = request.seed % _SEEDS
-    if request.logit_bias:
-        chosen["logit_bias"] = _bias(request.logit_bias, engine)
-    if request.presence_penalty or request.frequency_penalty:
-        chosen["repeat_last_n"] = engine.n_ctx  # the whole answer
-    return replace(base, **chosen)
-
-
-_NAMES = {
-    "temperature": "temp",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "repeat_penalty": "repeat_penalty",
-    "presence_penalty": "presence_penalty",
-    "frequency_penalty": "frequency_penalty",
-}
-
-
-def _bias(given: Mapping[str, float], engine: Engine) -> tuple[tuple[int, float], ...]:
-    pairs = []
-    for key, value in given.items():
-        if not key.isascii() or not key.isdigit() or int(key) >= engine.n_vocab:
-            raise invalid(f"`logit_bias` of `{key:.40}`: that is no token of this model", "logit_bias")
-        # OpenAI: -100 forbids a token.
-        pairs.append((int(key), float("-inf") if value <= -100 else value))
-    return tuple(pairs)
 
 
 def constrained(

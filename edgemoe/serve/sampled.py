@@ -1,27 +1,33 @@
-"""What a request says of how its answer is picked, beyond what OpenAI's parameters say (`prompts.sampling`)."""
+"""What a request says of how its answer is picked, and how long it may be."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from ..errors import UsageError
 from ..runtime.engine.engine import Engine
 from ..runtime.text.grammar import schema_grammar
-from ..runtime.text.sampling import Sampling
+from ..runtime.text.sampling import MAX_SEED, Sampling
 from . import prompts
 from .failures import invalid
 from .prompts import Defaults
 from .protocol import ChatRequest, JsonSchema, Message, ResponseFormat, Sampled
 
-_S = TypeVar("_S", bound=Sampled)
-# Ours are called as llama.cpp's command line calls them, but for these.
-_SAME = (
-    "typical_p", "xtc_probability", "xtc_threshold", "dry_multiplier", "dry_base", "dry_allowed_length", "mirostat",
-    "mirostat_tau", "mirostat_eta", "dynatemp_range", "dynatemp_exponent", "ignore_eos",
-)  # fmt: skip
+# What ours are called: as on llama.cpp's command line.
+_NAMES = {"temperature": "temp"} | {
+    name: name
+    for name in (
+        "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty", "typical_p",
+        "xtc_probability", "xtc_threshold", "dry_multiplier", "dry_base", "dry_allowed_length", "mirostat",
+        "mirostat_tau", "mirostat_eta", "dynatemp_range", "dynatemp_exponent", "ignore_eos",
+    )
+}  # fmt: skip
+_SEEDS = MAX_SEED + 1
+_LEAST = 1e-4  # a temperature or top-p below is the likeliest token alone; dividing by it would leave the floats
 
 
 def normalised(request: ChatRequest) -> ChatRequest:
@@ -60,40 +66,49 @@ def continued(request: ChatRequest) -> tuple[ChatRequest, str]:
 
 
 def sampling(request: Sampled, defaults: Defaults, engine: Engine) -> Sampling:
-    """Raises ApiError."""
-    if request.seed == -1:  # llama.cpp's word for: draw one
-        request, drawn = msgspec.structs.replace(request, seed=None), True
-    else:
-        drawn = False
-    request = _renamed(request)
-    chosen: dict[str, Any] = {name: value for name in _SAME if (value := getattr(request, name)) is not None}
-    if drawn:
-        chosen["seed"] = None
+    """How a request wants its tokens picked, by other servers' names and values too. Raises ApiError."""
+    chosen: dict[str, Any] = {
+        ours: value for name, ours in _NAMES.items() if (value := getattr(request, name)) is not None
+    }
+    if request.repetition_penalty is not None:
+        chosen.setdefault("repeat_penalty", request.repetition_penalty)
+    if chosen.get("top_k", 0) < 0:
+        chosen["top_k"] = 0
     if chosen.get("typical_p") == 0:
         chosen["typical_p"] = 1.0
-    if request.top_n_sigma is not None:
-        chosen["top_n_sigma"] = max(0.0, request.top_n_sigma)
+    if chosen.get("top_p", 1) < _LEAST:
+        chosen["top_p"], chosen["top_k"] = 1.0, 1
+    if chosen.get("temp", 1) < _LEAST:
+        chosen["temp"] = 0.0
+    if request.seed is not None:
+        chosen["seed"] = None if request.seed == -1 else request.seed % _SEEDS  # -1 is llama.cpp's word for: draw one
+    if request.logit_bias:
+        chosen["logit_bias"] = _bias(request.logit_bias, engine)
+    if request.presence_penalty or request.frequency_penalty:
+        chosen["repeat_last_n"] = engine.n_ctx  # the whole answer
     if request.repeat_last_n is not None:
         chosen["repeat_last_n"] = _looked_back(request.repeat_last_n, engine)
     chosen["dry_last_n"] = _looked_back(request.dry_penalty_last_n, engine)
     if request.dry_sequence_breakers is not None:
         chosen["dry_breakers"] = tuple(request.dry_sequence_breakers)
-    return replace(prompts.sampling(request, defaults, engine), **chosen)
+    if request.top_n_sigma is not None:
+        chosen["top_n_sigma"] = max(0.0, request.top_n_sigma)
+    return replace(defaults.sampling, **chosen)
+
+
+def _bias(given: Mapping[str, float], engine: Engine) -> tuple[tuple[int, float], ...]:
+    pairs = []
+    for key, value in given.items():
+        if not key.isascii() or not key.isdigit() or int(key) >= engine.n_vocab:
+            raise invalid(f"`logit_bias` of `{key:.40}`: that is no token of this model", "logit_bias")
+        # OpenAI: -100 forbids a token.
+        pairs.append((int(key), float("-inf") if value <= -100 else value))
+    return tuple(pairs)
 
 
 def _looked_back(n_token: int | None, engine: Engine) -> int:
     """No further than the context goes; -1 is all of it."""
     return engine.n_ctx if n_token is None or n_token < 0 else min(n_token, engine.n_ctx)
-
-
-def _renamed(request: _S) -> _S:
-    """Other servers' names, and values that mean off there."""
-    changes: dict[str, Any] = {}
-    if request.repetition_penalty is not None and request.repeat_penalty is None:
-        changes["repeat_penalty"] = request.repetition_penalty
-    if request.top_k is not None and request.top_k < 0:
-        changes["top_k"] = 0
-    return msgspec.structs.replace(request, **changes) if changes else request
 
 
 def with_grammar(chosen: Sampling, request: Sampled) -> Sampling | None:
