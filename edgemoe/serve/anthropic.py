@@ -19,8 +19,8 @@ from .anthropic_shape import MessageShape
 from .failures import invalid
 from .flow import Flow
 from .prompts import Defaults
-from .protocol import ChatRequest, Count, FunctionCall, Message, NamedFunction, NamedTool, Probability, Tool, ToolCall
-from .tools import offered
+from .protocol import ChatRequest, Count, FunctionCall, Message, NamedFunction, NamedTool, Probability, ToolCall
+from .tools import made, offered
 from .wire import json_response
 
 
@@ -130,7 +130,11 @@ def to_chat(value: CountRequest) -> ChatRequest:
         messages.append(Message("system", _text(value.system, "system", "\n\n")))
     for i, turn in enumerate(value.messages):
         messages += _messages(turn, f"messages[{i}]")
-    tools = [_tool(one) for one in value.tools or [] if one.input_schema is not None]
+    tools = [
+        made(one.name, one.description, one.input_schema, one.strict)
+        for one in value.tools or []
+        if one.input_schema is not None
+    ]
     choice = value.tool_choice
     chat = ChatRequest(messages=messages, tools=tools or None)
     if choice and tools:
@@ -184,11 +188,3 @@ def _text(content: str | list[Block], where: str, between: str) -> str:
         if block.type != "text":
             raise invalid(f"`{where}`: this server reads text only, not `{block.type:.60}`", where)
     return between.join(block.text or "" for block in content)
-
-
-def _tool(one: MessageTool) -> Tool:
-    function = {"name": one.name, "description": one.description, "parameters": one.input_schema, "strict": one.strict}
-    try:
-        return msgspec.convert({"function": function}, Tool)
-    except msgspec.ValidationError:
-        raise invalid(f"a tool cannot be called `{one.name:.100}`", "tools") from None

@@ -7,16 +7,16 @@ import secrets
 from collections.abc import Iterator
 from typing import Any
 
-from .events import Called, Event, Finished, Started, Thoughts, Used, Words
+from .events import Called, Event, Finished, Started, Thoughts, Used, Words, used_in
 from .failures import ApiError
 from .responses import PromptProgress
-from .wire import sse
+from .wire import SSE_KIND, sse
 
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
 class MessageShape:
-    kind = "text/event-stream; charset=utf-8"
+    kind = SSE_KIND
 
     def __init__(self, id: str, model: str) -> None:
         self._message: dict[str, Any] = {
@@ -61,7 +61,7 @@ class MessageShape:
     def whole(self, events: list[Event]) -> Any:
         for event in events:
             self.pieces(event)
-        used = next((event for event in reversed(events) if isinstance(event, Used)), Used(0, 0, 0))
+        used = used_in(events)
         return {**self._message, "content": self._blocks, **self._ended, "usage": _usage(used)}
 
     def _grow(self, kind: str, delta: dict[str, Any]) -> Iterator[bytes]:

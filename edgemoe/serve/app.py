@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from .. import _native
-from . import anthropic, anthropic_shape, ollama
+from . import anthropic, anthropic_shape, ollama, ollama_shape
 from .failures import ApiError, of_engine
 from .flow import Flow
 from .guard import Access, Guard
@@ -94,12 +94,12 @@ class Server:
         return [
             self._route("/v1/messages", others.messages, "POST", anthropic_shape.failure),
             self._route("/v1/messages/count_tokens", others.count_tokens, "POST", anthropic_shape.failure),
-            self._route("/api/chat", lines.chat, "POST", ollama.failure),
-            self._route("/api/generate", lines.generate, "POST", ollama.failure),
-            self._route("/api/tags", lines.tags, "GET", ollama.failure),
-            self._route("/api/show", lines.show, "POST", ollama.failure),
-            self._route("/api/version", lines.version, "GET", ollama.failure),
-            self._route("/api/ps", lines.ps, "GET", ollama.failure),
+            self._route("/api/chat", lines.chat, "POST", ollama_shape.failure),
+            self._route("/api/generate", lines.generate, "POST", ollama_shape.failure),
+            self._route("/api/tags", lines.tags, "GET", ollama_shape.failure),
+            self._route("/api/show", lines.show, "POST", ollama_shape.failure),
+            self._route("/api/version", lines.version, "GET", ollama_shape.failure),
+            self._route("/api/ps", lines.ps, "GET", ollama_shape.failure),
             self._route("/completion", own.completion, "POST"),
             self._route("/tokenize", own.tokenize, "POST"),
             self._route("/detokenize", own.detokenize, "POST"),
@@ -148,7 +148,7 @@ class Server:
         return EventStream(body())
 
     async def budget(self, request: Request) -> Response:
-        asked = await self._flow.asked(request, BudgetRequest, tolerant=False)
+        asked = await self._flow.asked(request, BudgetRequest)
         try:
             await asyncio.to_thread(self.worker.catalog.set_memory, asked.value.memory)
         except Exception as error:

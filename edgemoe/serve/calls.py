@@ -15,7 +15,7 @@ from ..runtime.text.gbnf import JSON_RULES, in_class, literal, rules_text
 from ..runtime.text.grammar import Converter
 from ..runtime.text.schema import find, plain, types_of
 from ..runtime.text.thinking import Thinking
-from .forms import CHANNELS, HERMES, Form, parts_of, pattern, piece, value_end
+from .forms import HERMES, Form, parts_of, pattern, piece, value_end
 
 _MAX_LITERAL = 20_000
 
@@ -66,6 +66,12 @@ def after_thinking(grammar: str, thinking: Thinking) -> str:
     closed = f'mind-0 {literal(thinking.marks.close)} "\\n"{{0,2}}'
     mind = closed if thinking.opened else f"({literal(thinking.marks.open)} {closed})?"
     return "\n".join([f"root ::= {mind} ({root})", *rest, *until("mind", thinking.marks.close)])
+
+
+def behind(text: str, grammar: str) -> str:
+    """Texts of a grammar that stand behind a text."""
+    root, rest = _split(grammar)
+    return "\n".join([f"root ::= {literal(text)} ({root})", *rest])
 
 
 def _split(grammar: str) -> tuple[str, list[str]]:
@@ -201,6 +207,12 @@ class CallReader:
         self._name = re.compile(pattern(form.begin) + named)
         self._between = re.compile(pattern(form.between) + named) if form.between is not None else None
         self._end = re.compile(pattern(form.end))
+        # Of a tagged form: what stands before, between and behind keys and values.
+        self._empty = re.compile(pattern(form.empty)) if form.empty else None
+        self._neck, self._next, self._tail = (re.compile(pattern(one)) for one in (form.neck, form.next, form.tail))
+        self._middle = re.compile(f"({pattern(form.middle)}|{pattern(form.middle_json)})")
+        self._key = re.compile(f"[^{re.escape(form.middle.lstrip()[:1] or '<')}]+")
+        self._value_end = value_end(form)
 
     def feed(self, text: str) -> Iterator[str | Call]:
         self._held += text
@@ -279,26 +291,23 @@ class CallReader:
         return (found, end) if isinstance(found, dict) else None
 
     def _read_tagged(self, name: str, at: int) -> tuple[dict[str, Any], int] | None:
-        form, held = self._form, self._held
-        empty = re.compile(pattern(form.empty)).match(held, at)
-        if empty and form.empty:
+        held = self._held
+        empty = self._empty.match(held, at) if self._empty else None
+        if empty:
             return {}, empty.end()
         arguments: dict[str, Any] = {}
-        middle = re.compile(f"({pattern(form.middle)}|{pattern(form.middle_json)})")
-        key_ends = form.middle.lstrip()[:1] or "<"
-        opening = re.compile(pattern(form.neck)).match(held, at)
-        stop = value_end(form)
+        opening = self._neck.match(held, at)
         while opening:
-            key = re.compile(f"[^{re.escape(key_ends)}]+").match(held, opening.end())
-            begin = middle.match(held, key.end()) if key else None
+            key = self._key.match(held, opening.end())
+            begin = self._middle.match(held, key.end()) if key else None
             if not key or not begin:
                 return None
-            end = held.find(stop, begin.end())
+            end = held.find(self._value_end, begin.end())
             if end < 0:
                 return None
             arguments[key[0].strip()] = self._value(name, key[0].strip(), held[begin.end() : end])
-            opening = re.compile(pattern(form.next)).match(held, end)
-            tail = re.compile(pattern(form.tail)).match(held, end)
+            opening = self._next.match(held, end)
+            tail = self._tail.match(held, end)
             if not opening and tail:
                 return arguments, tail.end()
         return None
@@ -349,4 +358,4 @@ def _last_mark(text: str) -> str:
     return found[-1] if found else ""
 
 
-__all__ = ["CHANNELS", "Call", "CallReader", "Known", "after_thinking", "calls_grammar", "either", "until"]
+__all__ = ["Call", "CallReader", "Known", "after_thinking", "behind", "calls_grammar", "either", "until"]

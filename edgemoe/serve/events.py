@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .calls import Call
@@ -81,3 +82,8 @@ class Used:
 
 
 Event = Started | Scored | Words | Thoughts | Called | Finished | Used
+
+
+def used_in(events: Sequence[Event]) -> Used:
+    """What a whole answer took."""
+    return next((event for event in reversed(events) if isinstance(event, Used)), Used(0, 0, 0))

@@ -63,11 +63,16 @@ def of_decoding(error: msgspec.MsgspecError) -> ApiError:
     return invalid(f"`{path}`: {message}" if path else f"the request is not valid: {message}", path)
 
 
+def said(error: EdgeMoEError) -> str:
+    """What the runtime says, with what to do about it."""
+    return f"{error.message} ({error.hint})" if error.hint else error.message
+
+
 def of_engine(error: Exception) -> ApiError:
     """What the runtime raised."""
     if not isinstance(error, EdgeMoEError):
         return ApiError(500, f"the server failed: {type(error).__name__}", code="internal_error")
-    message = f"{error.message} ({error.hint})" if error.hint else error.message
+    message = said(error)
     if isinstance(error, ContextFullError) or "the context holds" in error.message:
         return invalid(message, "messages", "context_length_exceeded")
     if isinstance(error, BudgetError):

@@ -24,7 +24,7 @@ from .intake import Intake, note, parsed_bytes
 from .live import RequestCounts
 from .protocol import decode
 from .responses import PromptProgress
-from .wire import PING_S, EventStream, json_response, unless_gone
+from .wire import PING_S, EventStream, ended, following, json_response, unless_gone
 from .worker import Job, Work, Worker
 
 _PATIENCE_S = 2.0  # in which what is wrong with a streamed request is said with a status; then the stream begins
@@ -61,11 +61,10 @@ class Shape(Protocol):
 
 @dataclass
 class Asked:
-    """A request that was decoded. ignored: names of parameters that are not known. headers: what the answer says."""
+    """A request that was decoded. headers: what the answer says of it."""
 
     value: Any
     body: bytes
-    ignored: tuple[str, ...] = ()
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -78,15 +77,15 @@ class Flow:
         self._intake = intake
         self._strict = strict
 
-    async def asked(self, request: Request, kind: type[msgspec.Struct], *, tolerant: bool = True) -> Asked:
+    async def asked(self, request: Request, kind: type[msgspec.Struct]) -> Asked:
         """The body of a request. Raises ApiError, ClientGone."""
         body = await self._intake.body(request)
         with self._room(body):
             value = decode(body, kind)
-            names = tolerance.checked(body, kind, strict=self._strict) if tolerant else ()
+            names = tolerance.checked(body, kind, strict=self._strict)
         if names:
             note(request, f"ignored {', '.join(names)!a:.300}")
-        return Asked(value, body, names, tolerance.header(names))
+        return Asked(value, body, tolerance.header(names))
 
     @contextlib.contextmanager
     def _room(self, body: bytes) -> Any:
@@ -173,13 +172,13 @@ class Flow:
         """
         job = Job(model, work)
         events = self._events(job)
-        first = asyncio.ensure_future(_first(events))
+        first = asyncio.ensure_future(following(events))
         try:
             await unless_gone(request.receive, asyncio.wait({first}, timeout=_PATIENCE_S))
             if first.done():
                 headers = {**(headers or {}), **_noted(request, first.result())}
         except BaseException:
-            await _cancelled(first)
+            await ended(first)
             await events.aclose()
             raise
         told = _Told(self.worker, job, shape, progress=progress)
@@ -197,7 +196,7 @@ class Flow:
                 yield shape.failure(error)
             finally:
                 self.counts.n_gone += not done
-                await _cancelled(first)
+                await ended(first)
                 await events.aclose()
 
         every_s = _PROGRESS_S if progress else PING_S
@@ -260,12 +259,3 @@ def _noted(request: Request, event: Event) -> dict[str, str]:
         note(request, text)
     plain = "; ".join(notes)[:1000].encode("ascii", "replace").decode()
     return {"X-EdgeMoE-Notes": re.sub(r"[^ -~]", " ", plain)} if plain else {}
-
-
-async def _first(events: AsyncGenerator[Event, None]) -> Event:
-    return await anext(events)
-
-
-async def _cancelled(task: asyncio.Future[Any]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

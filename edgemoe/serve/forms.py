@@ -222,8 +222,12 @@ def example(form: Form) -> str:
     """A call with placeholders, for models that must be told."""
     if form.channels or form.tagged:
         return ""
-    shown = form.trigger + form.begin + "NAME" + form.neck + '{"KEY": "VALUE"}' + form.end
-    return _ID.sub("000000000", shown)
+    return _ID.sub("000000000", written(form, "NAME", '{"KEY": "VALUE"}'))
+
+
+def written(form: Form, name: str, arguments: str) -> str:
+    """A call as a model writes it in a form of JSON. name, arguments: as they stand in it."""
+    return form.trigger + form.begin + name + form.neck + arguments + form.end
 
 
 def piece(text: str) -> str:

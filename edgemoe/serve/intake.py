@@ -37,7 +37,6 @@ class Intake:
 
     def __init__(self, budget: Callable[[], int]) -> None:
         self.n_bytes = 0
-        self.n_refused = 0
         self._peak = 0
         self._budget = budget
 
@@ -84,7 +83,6 @@ class Intake:
 
     def _hold(self, scope: Scope, n_bytes: int) -> None:
         if self.n_bytes + n_bytes > self.max_bytes:
-            self.n_refused += 1
             raise ApiError(
                 503,
                 f"the bodies of other requests take {self.n_bytes:,} bytes, there is room for {self.max_bytes:,}",

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from .events import Event, Finished, Used, Words
+from .events import Event, Finished, Used, Words, used_in
 from .failures import ApiError
 from .responses import PromptProgress
 from .scoring import LogProb
-from .wire import sse
+from .wire import SSE_KIND, SSE_WAITING, sse
 
 
 class NativeShape:
-    kind = "text/event-stream; charset=utf-8"
+    kind = SSE_KIND
 
     def __init__(self, model: str, *, with_tokens: bool, with_probs: bool) -> None:
         self._model = model
@@ -43,7 +43,7 @@ class NativeShape:
         return sse(error.body())
 
     def ping(self) -> bytes:
-        return b": waiting\n\n"
+        return SSE_WAITING
 
     def progress(self, progress: PromptProgress) -> bytes:
         return sse(self._begin("", ()) | {"stop": False, "prompt_progress": progress})
@@ -51,7 +51,7 @@ class NativeShape:
     def whole(self, events: list[Event]) -> Any:
         words = [event for event in events if isinstance(event, Words)]
         self._finished = next((event for event in events if isinstance(event, Finished)), None)
-        used = next((event for event in reversed(events) if isinstance(event, Used)), Used(0, 0, 0))
+        used = used_in(events)
         text, tokens = "".join(one.text for one in words), tuple(token for one in words for token in one.tokens)
         told = tuple(one for event in words for one in event.logprobs)
         return self._last(text, tokens if self._with_tokens else (), used) | self._probs(told)

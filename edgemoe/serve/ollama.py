@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from datetime import datetime, timezone
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
@@ -19,9 +18,9 @@ from .. import __version__
 from ..runtime.engine.engine import Engine
 from .answers import chat_work, completion_work
 from .catalog import Entry
-from .failures import ApiError, invalid
+from .failures import invalid
 from .flow import Flow
-from .ollama_shape import LineShape
+from .ollama_shape import LineShape, time_text
 from .prompts import Defaults
 from .protocol import (
     Amount,
@@ -112,6 +111,9 @@ class OllamaChat(_Asked, kw_only=True):
     messages: list[OllamaMessage] | None = None
     tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
 
+    def is_empty(self) -> bool:
+        return not self.messages
+
 
 class OllamaGenerate(_Asked, kw_only=True):
     """raw: the prompt is given to the model as it is, without its template."""
@@ -121,6 +123,9 @@ class OllamaGenerate(_Asked, kw_only=True):
     system: str | None = None
     raw: bool | None = None
     images: list[str] | None = None
+
+    def is_empty(self) -> bool:
+        return not self.prompt
 
 
 class OllamaShow(Struct, kw_only=True):
@@ -135,37 +140,35 @@ class Ollama:
         self._defaults = defaults
 
     async def chat(self, request: Request) -> Response:
-        asked = await self._flow.asked(request, OllamaChat)
-        model = self._flow.worker.catalog.named(asked.value.model)
-        stream, empty = asked.value.stream is not False, not asked.value.messages
-        shape = LineShape(model, chat=True)
-        if empty:
-            return await self._loaded(request, model, shape)
-        work = self._flow.later(asked, lambda one: chat_work(_chat(one), self._defaults))
-        return await self._flow.answer(request, model, work, shape, stream=stream, headers=asked.headers)
+        return await self._answered(request, OllamaChat, lambda one: chat_work(_chat(one), self._defaults))
 
     async def generate(self, request: Request) -> Response:
-        asked = await self._flow.asked(request, OllamaGenerate)
-        model = self._flow.worker.catalog.named(asked.value.model)
-        stream, empty = asked.value.stream is not False, not asked.value.prompt
-        shape = LineShape(model, chat=False)
-        if empty:
-            return await self._loaded(request, model, shape)
-
         def build(one: OllamaGenerate) -> Any:
+            _check(one)
             return completion_work(_raw(one), self._defaults) if one.raw else chat_work(_prompt(one), self._defaults)
 
+        return await self._answered(request, OllamaGenerate, build)
+
+    async def _answered(
+        self, request: Request, kind: type[OllamaChat | OllamaGenerate], build: Callable[[Any], Any]
+    ) -> Response:
+        asked = await self._flow.asked(request, kind)
+        model = self._flow.worker.catalog.named(asked.value.model)
+        shape = LineShape(model, chat=kind is OllamaChat)
+        if asked.value.is_empty():
+            return await self._loaded(request, model, shape, asked.headers)
+        stream = asked.value.stream is not False
         work = self._flow.later(asked, build)
         return await self._flow.answer(request, model, work, shape, stream=stream, headers=asked.headers)
 
-    async def _loaded(self, request: Request, model: str, shape: LineShape) -> Response:
+    async def _loaded(self, request: Request, model: str, shape: LineShape, headers: Mapping[str, str]) -> Response:
         """An empty request loads a model."""
 
         def work(engine: Engine) -> Iterator[str]:
             yield engine.model.info.name
 
         await self._flow.results(request, model, work)
-        return json_response(shape.loaded())
+        return json_response(shape.loaded(), 200, headers)
 
     async def tags(self, request: Request) -> Response:
         return json_response({"models": [_card(entry) for entry in self._flow.worker.catalog.entries.values()]})
@@ -187,8 +190,8 @@ class Ollama:
                 f"{entry.kind}.expert_count": entry.n_expert,
             },
             "capabilities": ["completion", "tools"],
-            "modified_at": _time(entry.created),
-        })  # fmt: skip
+            "modified_at": time_text(entry.created),
+        }, 200, asked.headers)  # fmt: skip
 
     async def version(self, request: Request) -> Response:
         return json_response({"version": __version__})
@@ -205,18 +208,13 @@ class Ollama:
         return json_response({"models": [{**card, **never}]})
 
 
-def failure(error: ApiError) -> dict[str, Any]:
-    """In Ollama's shape."""
-    return {"error": error.message}
-
-
 def _card(entry: Entry) -> dict[str, Any]:
     # Ollama's digest is a hash of the content; this one says which file it is.
     digest = hashlib.sha256(f"{entry.path}:{entry.size_bytes}:{entry.created}".encode("utf-8", "replace")).hexdigest()
     return {
         "name": entry.name,
         "model": entry.name,
-        "modified_at": _time(entry.created),
+        "modified_at": time_text(entry.created),
         "size": entry.size_bytes,
         "digest": digest,
         "details": _details(entry),
@@ -232,10 +230,6 @@ def _details(entry: Entry) -> dict[str, Any]:
         "parameter_size": "",
         "quantization_level": "",
     }
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat().replace("+00:00", "Z")
 
 
 # ---------------------------------------------------------------- to what is answered here
@@ -260,11 +254,14 @@ def _chat(one: OllamaChat) -> ChatRequest:
     )
 
 
-def _prompt(one: OllamaGenerate) -> ChatRequest:
+def _check(one: OllamaGenerate) -> None:
     if one.suffix:
         raise invalid("`suffix` is not supported", "suffix")
     if one.images:
         raise invalid("this server reads text only, no images", "images")
+
+
+def _prompt(one: OllamaGenerate) -> ChatRequest:
     messages = [Message("user", one.prompt)]
     if one.system:
         messages.insert(0, Message("system", one.system))
@@ -272,7 +269,7 @@ def _prompt(one: OllamaGenerate) -> ChatRequest:
 
 
 def _raw(one: OllamaGenerate) -> CompletionRequest:
-    schema = one.format if isinstance(one.format, dict) else None
+    schema = {"type": "object"} if one.format == "json" else one.format or None
     limit = -1 if one.options is None or one.options.num_predict is None else one.options.num_predict
     return CompletionRequest(prompt=one.prompt or "", json_schema=schema, **_sampled(one) | {"max_tokens": limit})
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from .events import Called, Event, Finished, Thoughts, Used, Words
+from .events import Called, Event, Finished, Thoughts, Used, Words, used_in
 from .failures import ApiError
 from .responses import PromptProgress
 
@@ -45,7 +45,7 @@ class LineShape:
         return b""
 
     def failure(self, error: ApiError) -> bytes:
-        return msgspec.json.encode({"error": error.message}) + b"\n"
+        return msgspec.json.encode(failure(error)) + b"\n"
 
     def ping(self) -> bytes:
         return b""  # a line of nothing would be no JSON
@@ -59,7 +59,7 @@ class LineShape:
         calls = [_call(event) for event in events if isinstance(event, Called)]
         finished = next((event for event in events if isinstance(event, Finished)), None)
         self._reason = "length" if finished and finished.reason == "length" else "stop"
-        used = next((event for event in reversed(events) if isinstance(event, Used)), Used(0, 0, 0))
+        used = used_in(events)
         more: dict[str, Any] = {"thinking": thought} if thought else {}
         return self._last(text, used, **more, **({"tool_calls": calls} if calls else {}))
 
@@ -68,7 +68,7 @@ class LineShape:
         return {**self._line(""), "done": True, "done_reason": "load"}
 
     def _line(self, text: str, **more: Any) -> dict[str, Any]:
-        line: dict[str, Any] = {"model": self._model, "created_at": _now()}
+        line: dict[str, Any] = {"model": self._model, "created_at": time_text(time.time())}
         if self._chat:
             line["message"] = {"role": "assistant", "content": text, **more}
         else:
@@ -95,5 +95,11 @@ def _call(event: Called) -> dict[str, Any]:
     return {"function": function}
 
 
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
+def failure(error: ApiError) -> dict[str, Any]:
+    """In Ollama's shape."""
+    return {"error": error.message}
+
+
+def time_text(seconds: float) -> str:
+    """As Ollama writes a time, which is of the epoch."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat().replace("+00:00", "Z")

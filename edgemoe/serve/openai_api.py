@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,13 +28,14 @@ from .responses import (
     chat_chunks,
     chat_completion,
 )
-from .wire import SSE_DONE, json_response, sse
+from .wire import SSE_DONE, SSE_KIND, SSE_WAITING, json_response, sse
+from .worker import Work
 
 
 class _Events:
     """What OpenAI's two streams have in common."""
 
-    kind = "text/event-stream; charset=utf-8"
+    kind = SSE_KIND
 
     def __init__(self, frame: Frame, *, with_usage: bool) -> None:
         self._frame = frame
@@ -46,7 +48,7 @@ class _Events:
         return sse(error.body())
 
     def ping(self) -> bytes:
-        return b": waiting\n\n"
+        return SSE_WAITING
 
 
 class ChatShape(_Events):
@@ -90,21 +92,25 @@ class OpenAI:
         return self._flow.worker.catalog
 
     async def chat(self, request: Request) -> Response:
-        asked = await self._flow.asked(request, ChatRequest)
-        how = _How.of(asked.value)
-        model = self._catalog.named(how.model)
-        shape = ChatShape(Frame("chatcmpl", model, self._fingerprint), with_usage=how.with_usage)
-        work = self._flow.later(asked, lambda one: chat_work(one, self._defaults))
-        return await self._flow.answer(
-            request, model, work, shape, stream=how.stream, progress=how.progress, headers=asked.headers
-        )
+        return await self._answered(request, ChatRequest, "chatcmpl", ChatShape, chat_work)
 
     async def completions(self, request: Request) -> Response:
-        asked = await self._flow.asked(request, CompletionRequest)
+        return await self._answered(request, CompletionRequest, "cmpl", CompletionShape, completion_work)
+
+    async def _answered(
+        self,
+        request: Request,
+        kind: type[ChatRequest | CompletionRequest],
+        prefix: str,
+        shape_of: type[ChatShape | CompletionShape],
+        work_of: Callable[[Any, Defaults], Work],
+    ) -> Response:
+        """prefix: of the answer's id."""
+        asked = await self._flow.asked(request, kind)
         how = _How.of(asked.value)
         model = self._catalog.named(how.model)
-        shape = CompletionShape(Frame("cmpl", model, self._fingerprint), with_usage=how.with_usage)
-        work = self._flow.later(asked, lambda one: completion_work(one, self._defaults))
+        shape = shape_of(Frame(prefix, model, self._fingerprint), with_usage=how.with_usage)
+        work = self._flow.later(asked, lambda one: work_of(one, self._defaults))
         return await self._flow.answer(
             request, model, work, shape, stream=how.stream, progress=how.progress, headers=asked.headers
         )

@@ -10,14 +10,14 @@ import msgspec
 
 from ..errors import UsageError
 from ..runtime.engine.engine import ChatPrompt, Engine
-from ..runtime.text.grammar import json_grammar, literal, schema_grammar
+from ..runtime.text.grammar import json_grammar, schema_grammar
 from ..runtime.text.prompt import CHATML_END, RESERVED, first_rendering_bytes
 from ..runtime.text.sampling import Sampling
 from ..runtime.text.thinking import Thinking
 from . import forms
 from . import tools as tool_text
-from .calls import after_thinking, either
-from .failures import invalid
+from .calls import after_thinking, behind, either
+from .failures import invalid, said
 from .forms import Form
 from .protocol import ChatRequest, Message, Prompt, ResponseFormat, Sampled, Tool
 
@@ -198,8 +198,7 @@ def constrained(
         raise invalid("a required tool call leaves no place for a `response_format`", "response_format")
     answer, notes = _form_grammar(wanted)
     if thinking.channels:
-        first, _, rest = answer.partition("\n")
-        answer = first.replace("root ::=", "root ::= " + literal("<|channel|>final<|message|>"), 1) + "\n" + rest
+        answer = behind("<|channel|>final<|message|>", answer)
     if offered:  # either calls or an answer in form
         calls, _, more = tool_text.grammar(form, offered, request, required=True)
         answer, notes = either(calls, answer), [*notes, *more]
@@ -221,5 +220,4 @@ def _form_grammar(wanted: ResponseFormat) -> tuple[str, list[str]]:
     try:
         return schema_grammar(schema, strict=bool(strict), notes=notes), notes
     except UsageError as error:
-        hint = f" ({error.hint})" if error.hint else ""
-        raise invalid(f"`response_format`: {error.message}{hint}", param) from None
+        raise invalid(f"`response_format`: {said(error)}", param) from None

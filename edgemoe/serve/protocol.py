@@ -27,7 +27,6 @@ Limit: TypeAlias = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
 """Tokens of an answer; -1: as many as come. 0 is for completions: nothing but the prompt is computed."""
 Choices: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
 Amount: TypeAlias = Annotated[float, Meta(ge=0, le=1e6)]
-Tokens: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Index: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 # A text, several, the tokens of one, or the tokens of several: `prompts.texts_or_tokens` sorts that out.
 Prompt: TypeAlias = str | Annotated[list[str | int | list[int]], Meta(min_length=1, max_length=2**20)]
@@ -74,7 +73,7 @@ class Sampled(Struct, kw_only=True):
     xtc_threshold: Probability | None = None
     dry_multiplier: Amount | None = None
     dry_base: Amount | None = None
-    dry_allowed_length: Tokens | None = None
+    dry_allowed_length: Index | None = None
     dry_penalty_last_n: Limit | None = None
     dry_sequence_breakers: Annotated[list[str], Meta(max_length=64)] | None = None
     mirostat: Literal[0, 1, 2] | None = None

@@ -36,6 +36,7 @@ from .protocol import (
     ToolCall,
 )
 from .responses_shape import ResponsesShape, Said
+from .tools import made
 
 _MAX_STORED_BYTES = 4 << 20
 _TEXTS = ("input_text", "output_text", "text", "refusal")
@@ -197,7 +198,11 @@ def to_chat(value: ResponseRequest, before: bytes) -> ChatRequest:
         raise invalid("`input` is empty", "input")
     if value.instructions:
         messages.insert(0, Message("system", value.instructions))
-    tools = [_tool(one) for one in value.tools or [] if one.type == "function"]
+    tools = [
+        made(one.name, one.description, one.parameters, one.strict)
+        for one in value.tools or []
+        if one.type == "function"
+    ]
     return ChatRequest(
         messages=_joined(messages),
         max_completion_tokens=value.max_output_tokens,
@@ -256,16 +261,6 @@ def _joined(messages: list[Message]) -> list[Message]:
         return messages
     texts = [one.content if isinstance(one.content, str) else "" for one in messages[:n]]
     return [Message("system", "\n\n".join(filter(None, texts))), *messages[n:]]
-
-
-def _tool(one: ResponseTool) -> Tool:
-    try:
-        return msgspec.convert(
-            {"function": {"name": one.name, "description": one.description, "parameters": one.parameters,
-                          "strict": one.strict}}, Tool,
-        )  # fmt: skip
-    except msgspec.ValidationError:
-        raise invalid(f"a tool cannot be called `{one.name}`", "tools") from None
 
 
 def _choice(choice: Any, tools: list[Tool]) -> Any:

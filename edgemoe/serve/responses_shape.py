@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .calls import Call
-from .events import Called, Event, Finished, Started, Thoughts, Used, Words
+from .events import Called, Event, Finished, Started, Thoughts, Used, Words, used_in
 from .failures import ApiError
 from .responses import PromptProgress
-from .wire import sse
+from .wire import SSE_KIND, SSE_WAITING, sse
 
 
 @dataclass
@@ -36,7 +36,7 @@ class _Open:
 class ResponsesShape:
     """frame: makes what a response says of its request. when_done: told what was said."""
 
-    kind = "text/event-stream; charset=utf-8"
+    kind = SSE_KIND
 
     def __init__(self, id: str, model: str, frame: Callable[[], dict[str, Any]]) -> None:
         self.id = id
@@ -88,7 +88,7 @@ class ResponsesShape:
         return failed + self._event("error", **found, param=error.param)
 
     def ping(self) -> bytes:
-        return b": waiting\n\n"
+        return SSE_WAITING
 
     def progress(self, progress: PromptProgress) -> bytes:
         return b""
@@ -98,7 +98,7 @@ class ResponsesShape:
     def whole(self, events: list[Event]) -> Any:
         for event in events:
             self.pieces(event)
-        used = next((event for event in reversed(events) if isinstance(event, Used)), None)
+        used = used_in(events)
         return self._response("incomplete" if self._reason == "length" else "completed", used)
 
     # ---------------------------------------------------------------- pieces of it

@@ -13,7 +13,7 @@ from ..runtime.engine.engine import Engine
 from ..runtime.text.grammar import schema_grammar
 from ..runtime.text.sampling import MAX_SEED, Sampling
 from . import prompts
-from .failures import invalid
+from .failures import invalid, said
 from .prompts import Defaults
 from .protocol import ChatRequest, JsonSchema, Message, ResponseFormat, Sampled
 
@@ -128,5 +128,4 @@ def _schema_grammar(schema: dict[str, Any]) -> str:
     try:
         return schema_grammar(schema)
     except UsageError as error:
-        hint = f" ({error.hint})" if error.hint else ""
-        raise invalid(f"`json_schema`: {error.message}{hint}", "json_schema") from None
+        raise invalid(f"`json_schema`: {said(error)}", "json_schema") from None

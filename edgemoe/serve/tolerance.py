@@ -20,15 +20,15 @@ _PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _NOTHING: frozenset[bytes] = frozenset([b"null", b"[]", b"{}", b'""'])
 # Parameters of other servers, at the values under which they do what is done here anyway.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "add_special_tokens": (True,), "allowed_token_ids": (), "audio": (), "bad_words": (), "early_stopping": (False,),
-    "echo": (False,), "extra_body": (), "id_slot": (-1, 0), "include_stop_str_in_output": (False,),
-    "length_penalty": (0, 1), "lora": (), "min_keep": (0, 1), "min_tokens": (0,), "moderation": (),
+    "add_special_tokens": (True,), "early_stopping": (False,),
+    "echo": (False,), "id_slot": (-1, 0), "include_stop_str_in_output": (False,),
+    "length_penalty": (0, 1), "min_keep": (0, 1), "min_tokens": (0,),
     "n_discard": (0,), "n_indent": (0,), "n_keep": (0, -1), "n_probs": (0,), "no_repeat_ngram_size": (0,),
-    "num_beams": (1,), "penalize_nl": (False,), "post_sampling_probs": (False,), "prediction": (), "priority": (0,),
-    "prompt_logprobs": (), "return_tokens": (False,), "return_token_ids": (False,), "skip_special_tokens": (True,),
+    "num_beams": (1,), "penalize_nl": (False,), "post_sampling_probs": (False,), "priority": (0,),
+    "return_tokens": (False,), "return_token_ids": (False,), "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,), "t_max_predict_ms": (0, -1), "tfs_z": (1,), "top_a": (0,),
-    "truncate_prompt_tokens": (), "truncation": ("disabled",), "use_beam_search": (False,), "web_search_options": (),
-    "reasoning_format": ("none", "auto"), "reasoning": (), "samplers": (), "functions": (), "function_call": ("none",),
+    "truncation": ("disabled",), "use_beam_search": (False,),
+    "reasoning_format": ("none", "auto"), "function_call": ("none",),
 }  # fmt: skip
 _NESTED: dict[str, type[msgspec.Struct]] = {"response_format": ResponseFormat, "stream_options": StreamOptions}
 

@@ -15,11 +15,9 @@ import msgspec
 
 from ..errors import UsageError
 from .calls import Known, calls_grammar
-from .failures import invalid
-from .forms import HERMES, Form, example
+from .failures import invalid, said
+from .forms import HERMES, Form, example, written
 from .protocol import ChatRequest, Message, NamedTool, Tool
-
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 _EXPLANATION = """You can call functions. Each line between <tools> and </tools> describes one:
 <tools>
@@ -45,6 +43,15 @@ def offered(request: ChatRequest) -> list[Tool]:
     return [] if choice == "none" else tools
 
 
+def made(name: str | None, description: str | None, parameters: dict[str, Any] | None, strict: bool | None) -> Tool:
+    """A tool of another protocol. Raises ApiError."""
+    function = {"name": name, "description": description, "parameters": parameters, "strict": strict}
+    try:
+        return msgspec.convert({"function": function}, Tool)
+    except msgspec.ValidationError:
+        raise invalid(f"a tool cannot be called `{name!s:.100}`", "tools") from None
+
+
 def described(tools: Sequence[Tool]) -> list[dict[str, Any]]:
     """Tools as templates expect them."""
     return [msgspec.to_builtins(tool) for tool in tools]
@@ -65,7 +72,7 @@ def call_text(message: Message) -> str:
     calls = []
     for call in message.tool_calls or []:
         arguments = json.dumps(arguments_of(call.function.arguments), ensure_ascii=False)
-        calls.append(f'{OPEN}\n{{"name": {json.dumps(call.function.name)}, "arguments": {arguments}}}\n{CLOSE}')
+        calls.append(written(HERMES, json.dumps(call.function.name)[1:-1], arguments))
     return "\n".join(calls)
 
 
@@ -101,6 +108,5 @@ def grammar(form: Form, tools: Sequence[Tool], request: ChatRequest, *, required
             form, known(tools, request.tool_choice), required=required, parallel=most_calls(request) is None
         )
     except UsageError as error:
-        hint = f" ({error.hint})" if error.hint else ""
-        raise invalid(f"{error.message}{hint}", "tools") from None
+        raise invalid(said(error), "tools") from None
     return text, "" if required else form.trigger, notes

@@ -31,7 +31,9 @@ def sse(data: Any, event: str = "") -> bytes:
     return named + b"data: " + msgspec.json.encode(data) + b"\n\n"
 
 
+SSE_KIND = "text/event-stream; charset=utf-8"
 SSE_DONE = b"data: [DONE]\n\n"
+SSE_WAITING = b": waiting\n\n"  # a comment: says that the server lives
 
 
 async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
@@ -43,7 +45,7 @@ async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
             return task.result()
         raise ClientGone
     finally:
-        await _end(task, gone)
+        await ended(task, gone)
 
 
 class EventStream(Response):
@@ -58,14 +60,14 @@ class EventStream(Response):
         *,
         ping: Callable[[], bytes] | None = None,
         every_s: float = PING_S,
-        kind: str = "text/event-stream; charset=utf-8",
+        kind: str = SSE_KIND,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(None, 200, {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})})
         del self.headers["content-length"]
         self.headers["content-type"] = kind
         self._pieces = pieces
-        self._ping = ping or (lambda: b": waiting\n\n")
+        self._ping = ping or (lambda: SSE_WAITING)
         self._every_s = every_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,11 +80,11 @@ class EventStream(Response):
         except OSError:  # the connection broke while something was sent
             pass
         finally:
-            await _end(task, gone)
+            await ended(task, gone)
 
     async def _send_all(self, send: Send) -> None:
         pieces = self._pieces
-        waiting: asyncio.Future[bytes] = asyncio.ensure_future(_next(pieces))
+        waiting: asyncio.Future[bytes] = asyncio.ensure_future(following(pieces))
         try:
             while True:
                 await asyncio.wait({waiting}, timeout=self._every_s)
@@ -94,15 +96,16 @@ class EventStream(Response):
                     piece = waiting.result()
                 except StopAsyncIteration:
                     break
-                waiting = asyncio.ensure_future(_next(pieces))
+                waiting = asyncio.ensure_future(following(pieces))
                 if piece:
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            await _end(waiting)
+            await ended(waiting)
 
 
-async def _next(pieces: AsyncIterator[bytes]) -> bytes:
+async def following(pieces: AsyncIterator[T]) -> T:
+    """The next one, for a task."""
     # A coroutine of its own: asyncio takes no StopAsyncIteration for the result of a task's own function otherwise.
     return await pieces.__anext__()
 
@@ -112,7 +115,7 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def _end(*tasks: asyncio.Future[Any]) -> None:
+async def ended(*tasks: asyncio.Future[Any]) -> None:
     """Cancel tasks and wait until they have cleaned up."""
     for task in tasks:
         task.cancel()

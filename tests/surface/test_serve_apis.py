@@ -254,8 +254,12 @@ def test_ollamas_generate(server: Served) -> None:
     plain = server.ask("/api/generate", {**asked, "raw": True, "stream": False})[1]
     said = server.ask("/v1/completions", {"prompt": "hello there", "max_tokens": 6})[1]
     assert plain["response"] == said["choices"][0]["text"] and plain["prompt_eval_count"] < 12
-    status, answer = server.ask("/api/generate", {**asked, "images": ["x"]})
-    assert status == 400 and set(answer) == {"error"}
+    for form in ("json", SCHEMA):
+        raw_form = {**asked, "raw": True, "format": form, "stream": False, "options": {"num_predict": 200}}
+        assert isinstance(json.loads(server.ask("/api/generate", raw_form)[1]["response"]), dict)
+    for refused in ({"images": ["x"]}, {"suffix": "x"}, {"images": ["x"], "raw": True}, {"suffix": "x", "raw": True}):
+        status, answer = server.ask("/api/generate", {**asked, **refused})
+        assert status == 400 and set(answer) == {"error"}, refused
 
 
 def test_what_ollama_tells_of_models(server: Served) -> None:
