@@ -4,6 +4,8 @@
 
 #include "check.h"
 
+#include <cstring>
+
 using namespace emoe;
 
 static ExpertCache small_cache(uint32_t n_slot) {
@@ -16,8 +18,7 @@ static ExpertCache small_cache(uint32_t n_slot) {
 static SlotId fill(ExpertCache &c, ExpertIndex e) {
     Use const use{e, 1, 1.0f};
     c.on_visit(0, 1, &use, 1);
-    SlotId const id = c.take(c.class_of(e));
-    c.assign(id, e);
+    SlotId const id = c.take_for(e);
     c.ask(id, 1);
     c.arrived(id, 1);
     c.unpin(id);
@@ -49,8 +50,7 @@ static void evicts_the_oldest_when_full() {
 static void never_evicts_what_is_pinned_or_loading() {
     ExpertCache c = small_cache(3);
     c.pin(fill(c, 1));
-    SlotId const id = c.take(0);
-    c.assign(id, 2);
+    SlotId const id = c.take_for(2);
     c.ask(id, 1); // on its way
     c.unpin(id);
     fill(c, 3);
@@ -185,8 +185,7 @@ static void an_expectation_ends() {
 
 static void a_failed_read_leaves_no_expert() {
     ExpertCache c = small_cache(4);
-    SlotId const id = c.take(0);
-    c.assign(id, 5);
+    SlotId const id = c.take_for(5);
     c.ask(id, 1);
     c.ask(id, 2);
     c.set_failed(id);
@@ -200,8 +199,7 @@ static void a_failed_read_leaves_no_expert() {
 
 static void the_abandoned_are_free_when_their_reads_have_ended() {
     ExpertCache c = small_cache(4);
-    SlotId const id = c.take(0);
-    c.assign(id, 5);
+    SlotId const id = c.take_for(5);
     c.ask(id, 1);
     c.unpin(id);
     c.abandon(id);
@@ -214,7 +212,33 @@ static void the_abandoned_are_free_when_their_reads_have_ended() {
     CHECK_EQ(c.n_available(0), 4u);
 }
 
+static void an_expert_goes_home_and_who_was_there_takes_its_place() {
+    ExpertCache c = small_cache(5);
+    for (ExpertIndex e = 11; e < 16; e++) memset(c.data(fill(c, e)), static_cast<int>(e), 4096);
+    CHECK(!c.holds_all() && !c.bring_home(14)); // slot 14 is not in use
+    c.set_bytes(uint64_t{4096} * 16);
+    CHECK(c.holds_all());
+    SlotId id;
+    CHECK(c.find(11, &id) && id.slot == 0);
+    CHECK(c.bring_home(11)); // to a free slot
+    CHECK(c.find(11, &id) && id == c.home(11) && *c.data(id) == 11);
+    for (ExpertIndex e : {0u, 1u}) memset(c.data(fill(c, e)), static_cast<int>(e), 4096);
+    CHECK(c.find(0, &id) && id == c.home(0)); // empty by then
+    CHECK(c.find(1, &id) && !(id == c.home(1))); // 12 is there
+    c.pin(id);
+    CHECK(!c.bring_home(1));
+    c.unpin(id);
+    CHECK(c.bring_home(1));
+    CHECK(c.find(1, &id) && id == c.home(1) && *c.data(id) == 1);
+    CHECK(c.find(12, &id) && *c.data(id) == 12);
+    CHECK_EQ(c.n_used(), 7u);
+    CHECK_EQ(c.n_available(0), 16u);
+    c.set_kept(c.home(1), true);
+    CHECK_EQ(c.n_available(0), 15u);
+}
+
 int main() {
+    an_expert_goes_home_and_who_was_there_takes_its_place();
     evicts_the_oldest_when_full();
     never_evicts_what_is_pinned_or_loading();
     shrinking_evicts_and_growing_keeps();

@@ -138,11 +138,22 @@ void choose(const std::vector<float> &rows, const float *input, std::vector<int3
 
 enum class Guesses { right, wrong }; // of the routers: right is what they choose, wrong is chance
 
+// What llama.cpp would multiply by.
+void check_whole(const WholeLayer &whole, uint32_t layer) {
+    uint32_t n_wrong = 0;
+    for (uint32_t e = 0; e < k_n_expert; e++)
+        for (uint32_t m = 0; m < 3; m++)
+            for (uint32_t i = 0; i < bytes_of(e, m); i++)
+                n_wrong += static_cast<char>(whole.at[m][e * whole.stride + i]) != byte_of(layer, e, m, i) ? 1 : 0;
+    CHECK_EQ(n_wrong, 0u);
+}
+
 // One graph: all products of all layers, each met by all threads. False when the visit failed.
 bool compute_graph(Streamer &s, uint32_t n_token, std::mt19937 &random, bool expect_complete = true,
                    Guesses guesses = Guesses::wrong) {
     std::vector<float> const rows = router_rows();
     s.begin_batch(n_token);
+    s.begin_graph();
     float input[k_n_embd];
     for (float &x : input) x = static_cast<float>(random() % 2001) / 1000.0f - 1.0f;
     for (uint32_t l = 0; l < k_n_layer && !s.failed(); l++) {
@@ -152,6 +163,11 @@ bool compute_graph(Streamer &s, uint32_t n_token, std::mt19937 &random, bool exp
             auto const a = static_cast<int32_t>(random() % k_n_expert);
             ids.push_back(a);
             ids.push_back((a + 1 + static_cast<int32_t>(random() % (k_n_expert - 1))) % k_n_expert);
+        }
+        if (WholeLayer const *whole = s.whole(l)) {
+            check_whole(*whole, l);
+            s.count_whole(l, ids.size());
+            continue;
         }
         for (uint32_t m = 0; m < 3 && !s.failed(); m++) {
             Product product(s);
@@ -219,6 +235,44 @@ void weights_are_right_at_every_cache_size() {
         if (g_prefetch == PrefetchMode::off) CHECK_EQ(st.n_prefetch, 0u);
         if (g_prefetch == PrefetchMode::on && n_slot >= 9) CHECK(st.n_prefetch > 0);
     }
+}
+
+uint32_t n_whole(Streamer &s) {
+    uint32_t n = 0;
+    for (uint32_t l = 0; l < k_n_layer; l++) n += s.whole(l) ? 1 : 0;
+    return n;
+}
+
+void what_is_whole_is_left_to_llama_until_the_cache_shrinks() {
+    TestModel const model;
+    uint32_t const n_all = k_n_layer * k_n_expert;
+    Streamer s(model.layout, params(bytes_for(n_all / 2)));
+    std::mt19937 random(5);
+    for (uint32_t i = 0; i < 4; i++) CHECK(compute_graph(s, 30, random)); // experts lie anywhere
+    CHECK_EQ(n_whole(s), 0u);
+    s.set_cache_bytes(bytes_for(n_all));
+    for (uint32_t i = 0; i < 3; i++) CHECK(compute_graph(s, 30, random));
+    // Experts of several sizes have no stride.
+    CHECK_EQ(n_whole(s), g_form == Form::split ? k_n_layer : 0);
+    StreamerStats const before = s.stats();
+    CHECK(compute_graph(s, 1, random));
+    StreamerStats const after = s.stats();
+    CHECK_EQ(after.n_hit - before.n_hit, k_n_layer * k_n_used);
+    CHECK_EQ(after.read_bytes, before.read_bytes);
+    CHECK(s.same_as_files());
+    if (g_form == Form::split) {
+        CHECK(!s.expert_states(0).empty()); // somebody looks
+        CHECK(compute_graph(s, 1, random));
+        CHECK_EQ(n_whole(s), 0u);
+        for (uint32_t i = 0; i < 70; i++) CHECK(compute_graph(s, 1, random));
+        CHECK_EQ(n_whole(s), k_n_layer);
+    }
+    s.set_cache_bytes(bytes_for(n_all - 2));
+    CHECK(compute_graph(s, 1, random));
+    CHECK_EQ(n_whole(s), 0u);
+    CHECK_EQ(s.stats().n_slot_used, g_form == Form::split ? n_all - 2 : s.stats().n_slot_used);
+    for (uint32_t i = 0; i < 4; i++) CHECK(compute_graph(s, i % 2 ? 30 : 1, random));
+    CHECK(s.same_as_files());
 }
 
 // Three layers that choose alike, and room for a third of the experts: what is read ahead is used.
@@ -393,6 +447,7 @@ void everything() {
     right_guesses_are_read_ahead_and_used();
     a_next_layer_is_read_ahead_of_a_batch();
     the_bytes_of_every_token_are_compared();
+    what_is_whole_is_left_to_llama_until_the_cache_shrinks();
     if (g_prefetch == PrefetchMode::off) {
         each_byte_is_read_once_when_everything_fits();
         a_streamed_visit_reads_each_expert_once();

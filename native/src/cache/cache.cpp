@@ -36,6 +36,8 @@ ExpertCache::ExpertCache(SlotClasses classes, std::unique_ptr<EvictionPolicy> po
         c.slots.resize(most);
         classes_.push_back(std::move(c));
     }
+    std::vector<uint32_t> n_home(classes_.size(), 0);
+    for (uint8_t const cls : classes_spec_.class_of) home_.push_back(n_home[cls]++);
 }
 
 uint64_t ExpertCache::bytes() const {
@@ -210,6 +212,46 @@ SlotId ExpertCache::take(uint32_t cls, bool gently) {
         if (gently) break;
     }
     return SlotId{};
+}
+
+SlotId ExpertCache::take_for(ExpertIndex expert, bool gently) {
+    SlotId id = home(expert);
+    std::vector<uint32_t> &free = classes_[id.cls].free;
+    auto const at = holds_all() ? std::find(free.begin(), free.end(), id.slot) : free.end();
+    if (at != free.end()) {
+        free.erase(at);
+        slot(id).pinned = true;
+    } else {
+        id = take(id.cls, gently);
+    }
+    if (!id.none()) assign(id, expert);
+    return id;
+}
+
+bool ExpertCache::holds_all() const {
+    return std::all_of(classes_.begin(), classes_.end(), [](Class const &c) { return c.limit >= c.spec.n_expert; });
+}
+
+bool ExpertCache::bring_home(ExpertIndex expert) {
+    SlotId const from = slot_of_[expert], to = home(expert);
+    if (from.none() || to.slot >= classes_[to.cls].limit) return false;
+    if (from == to) return true;
+    Slot &mine = slot(from), &other = slot(to);
+    bool const is_free = other.expert == k_no_expert && !other.pinned;
+    if (!idle(mine) || (!is_free && !idle(other))) return false;
+    uint64_t const bytes = slot_bytes(to.cls); // no larger than the other: whoever lies there has room where this one was
+    if (is_free) {
+        memcpy(data(to), data(from), bytes);
+        std::vector<uint32_t> &free = classes_[to.cls].free;
+        free.erase(std::find(free.begin(), free.end(), to.slot));
+        classes_[from.cls].free.push_back(from.slot);
+    } else {
+        std::swap_ranges(data(from), data(from) + bytes, data(to));
+        slot_of_[other.expert] = from;
+    }
+    slot_of_[expert] = to;
+    std::swap(mine, other);
+    return true;
 }
 
 void ExpertCache::assign(SlotId id, ExpertIndex expert) {

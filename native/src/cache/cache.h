@@ -35,6 +35,8 @@ public:
         bool failed = false;      // a read of it went wrong
         bool abandoned = false;   // freed when the reads under way have ended
         bool speculative = false; // read ahead, not used yet
+        bool kept = false;        // its layer is whole in memory and used as such: never evicted
+        bool packed = false;      // lies as PackedPlace says
     };
 
     ExpertCache(SlotClasses classes, std::unique_ptr<EvictionPolicy> policy);
@@ -65,7 +67,8 @@ public:
     // Takes a slot for an expert of class cls, evicting if it must; pinned, holding no expert yet. None: all are in
     // use. gently: nothing that is expected soon is evicted.
     SlotId take(uint32_t cls, bool gently = false);
-    void assign(SlotId id, ExpertIndex expert);
+    // The same for one expert, which holds it from then on. Where every expert has a slot it is its home.
+    SlotId take_for(ExpertIndex expert, bool gently = false);
     // A read of these matrices begins; ended, well or not.
     void ask(SlotId id, uint32_t matrices);
     void arrived(SlotId id, uint32_t matrices);
@@ -79,7 +82,18 @@ public:
     // A slot that holds no expert, or one whose read failed, becomes free.
     void unpin(SlotId id);
 
+    // Every expert has a slot of its class.
+    bool holds_all() const;
+    // Experts of a class in their order have its slots in their order.
+    SlotId home(ExpertIndex expert) const { return SlotId{classes_spec_.class_of[expert], home_[expert]}; }
+    // Brings an expert that is here to its home, where one may have been put that lies where this one was until then.
+    // False when either is pinned or loading, or the home is not in use.
+    bool bring_home(ExpertIndex expert);
+    void set_kept(SlotId id, bool on) { slot(id).kept = on; }
+    void set_packed(SlotId id) { slot(id).packed = true; }
+
     uint8_t *data(SlotId id) const;
+    uint64_t slot_bytes(uint32_t cls) const { return classes_[cls].spec.slot_bytes; }
     uint32_t class_of(ExpertIndex expert) const { return classes_spec_.class_of[expert]; }
 
     uint32_t n_slot() const;
@@ -104,7 +118,9 @@ private:
         double given_up = 0; // mean badness of what was evicted lately
     };
     Slot &slot(SlotId id) { return classes_[id.cls].slots[id.slot]; }
-    bool evictable(Slot const &s) const { return s.expert != k_no_expert && !s.pinned && s.pending == 0; }
+    bool idle(Slot const &s) const { return s.expert != k_no_expert && !s.pinned && s.pending == 0; }
+    bool evictable(Slot const &s) const { return idle(s) && !s.kept; }
+    void assign(SlotId id, ExpertIndex expert);
     double badness(ExpertIndex expert) const;
     void rank(Class &c);
     bool evict(Class &c, uint32_t cls, bool gently, SlotId *id);
@@ -116,6 +132,7 @@ private:
 
     SlotClasses classes_spec_;
     std::vector<Class> classes_;
+    std::vector<uint32_t> home_;        // by ExpertIndex: a slot of its class
     std::vector<SlotId> slot_of_;       // by ExpertIndex, none() when not in the cache
     std::vector<uint64_t> expected_by_; // by ExpertIndex: visit until which it is expected
     std::unique_ptr<EvictionPolicy> policy_;

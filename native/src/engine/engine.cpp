@@ -305,6 +305,7 @@ void Engine::compute(const int32_t *tokens, uint32_t n, bool want_all, bool want
     batch.token = const_cast<int32_t *>(tokens);
     batch.logits = wanted_.data();
     LogCapture const log;
+    streamer_->begin_graph();
     interposer_->begin_graph();
     if (rounding == Rounding::columns) interposer_->columns().begin(n_past_);
     int const rc = llama_decode(ctx_.get(), batch);

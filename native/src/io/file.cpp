@@ -102,12 +102,14 @@ void File::accept() {
 bool File::holds(const uint8_t *known, uint64_t bytes, uint64_t offset) const {
     constexpr uint64_t k_piece = uint64_t{1} << 20;
     Arena const piece(k_piece, false);
-    for (uint64_t done = 0; done < bytes; done += k_piece) {
-        uint64_t const want = std::min(k_piece, (bytes - done + alignment_ - 1) / alignment_ * alignment_);
-        int64_t const n = read(piece.data(), want, offset + done);
+    uint64_t const end = offset + bytes;
+    uint64_t skip = offset % alignment_; // the first read begins before what is asked for
+    for (uint64_t at = offset - skip; at < end; at += k_piece, skip = 0) {
+        uint64_t const want = std::min(k_piece, (end - at + alignment_ - 1) / alignment_ * alignment_);
+        int64_t const n = read(piece.data(), want, at);
         if (n < 0) return false;
-        uint64_t const there = std::min(static_cast<uint64_t>(n), bytes - done);
-        if (memcmp(piece.data(), known + done, there) != 0) return false;
+        uint64_t const there = std::min(static_cast<uint64_t>(n), end - at);
+        if (there > skip && memcmp(piece.data() + skip, known + (at + skip - offset), there - skip) != 0) return false;
         if (static_cast<uint64_t>(n) < want) break;
     }
     return true;

@@ -33,7 +33,7 @@ public:
     // Since it was opened or last accepted: written to, moved, given other rights. What took or lost a name is the same.
     bool changed() const;
     void accept(); // as it is now, unless it is shorter: that is for its next read to say
-    // Whether the file still holds these bytes, as far as it goes. offset: aligned.
+    // Whether the file still holds these bytes, as far as it goes.
     bool holds(const uint8_t *known, uint64_t bytes, uint64_t offset) const;
 
     int fd() const { return fd_; }

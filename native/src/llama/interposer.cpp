@@ -145,6 +145,11 @@ bool Interposer::see_product(ggml_tensor *node) {
     }
     Site *site = site_of(node->src[0]);
     if (!site) return false;
+    for (int i = 1; i < GGML_MAX_SRC && node->src[i]; i++) dense_.visit(node->src[i]);
+    if (WholeLayer const *whole = collector_ ? nullptr : streamer_.whole(site->layer)) {
+        leave(*site, node, *whole);
+        return true;
+    }
     bool const fits = node->type == GGML_TYPE_F32 && node->src[1]->type == GGML_TYPE_F32 && node->src[2] &&
                       node->src[2]->type == GGML_TYPE_I32 && node->src[1]->nb[0] == sizeof(float) &&
                       node->src[1]->ne[3] == 1;
@@ -164,6 +169,7 @@ void Interposer::take_over(Site &site, ggml_tensor *node) {
     site.work.router_weights = router.weights && on_host(router.weights) ? router.weights : nullptr;
     site.work.tier = tier_ && tier_->has(site.layer) ? tier_ : nullptr;
     site.work.collector = collector_;
+    if (node->op == GGML_OP_MUL_MAT_ID) memcpy(site.plain_params, node->op_params, sizeof site.plain_params);
     node->op = GGML_OP_CUSTOM;
     memcpy(node->op_params, site.op_params, sizeof site.op_params);
     n_rewritten_++;
@@ -172,8 +178,19 @@ void Interposer::take_over(Site &site, ggml_tensor *node) {
         outputs_layer_ = site.layer;
         collector_->set_router(site.layer, nullptr);
     }
-    for (int i = 1; i < GGML_MAX_SRC && node->src[i]; i++) dense_.visit(node->src[i]);
     if (site.work.tier) see_tier(site, node);
+}
+
+void Interposer::leave(const Site &site, ggml_tensor *node, const WholeLayer &whole) {
+    ggml_tensor *weights = node->src[0];
+    weights->data = const_cast<uint8_t *>(whole.at[site.matrix]);
+    weights->nb[2] = whole.stride;
+    weights->nb[3] = whole.stride * static_cast<size_t>(weights->ne[2]);
+    if (node->op == GGML_OP_CUSTOM) {
+        node->op = GGML_OP_MUL_MAT_ID;
+        memcpy(node->op_params, site.plain_params, sizeof site.plain_params);
+    }
+    if (site.matrix == 0) streamer_.count_whole(site.layer, static_cast<uint64_t>(ggml_nelements(node->src[2])));
 }
 
 // The GPU's experts are computed by a graph of our own, which must say what llama.cpp's says.

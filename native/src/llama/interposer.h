@@ -61,12 +61,14 @@ private:
         uint32_t layer;
         uint32_t matrix;
         char op_params[GGML_MAX_OP_PARAMS] = {};
+        char plain_params[GGML_MAX_OP_PARAMS] = {}; // of llama.cpp's own node
     };
     static void compute(ggml_tensor *dst, int ith, int nth, void *site);
     void see(ggml_tensor *node);
     void refuse(const std::string &why); // the model; the first reason counts
     bool see_product(ggml_tensor *node);
     void take_over(Site &site, ggml_tensor *node);
+    void leave(const Site &site, ggml_tensor *node, const WholeLayer &whole); // to llama.cpp
     Site *site_of(const ggml_tensor *weights);
     void note_buffer(const ggml_tensor *node);
     void note_router(const ggml_tensor *node);

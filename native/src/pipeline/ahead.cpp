@@ -131,9 +131,8 @@ void Streamer::pump() {
         SlotId id;
         bool const begun = cache_->find(e, &id);
         if (!begun) {
-            id = cache_->take(cache_->class_of(e), true);
+            id = cache_->take_for(e, true);
             if (!id.none()) {
-                cache_->assign(id, e);
                 cache_->set_speculative(id, true);
                 stats_.n_prefetch++;
                 ahead_.push_back(e);

@@ -49,6 +49,27 @@ void place_expert(ExpertLayer *layer, uint32_t expert, uint32_t alignment) {
     layer->places.push_back(place);
 }
 
+PackedPlace packed_place(const ExpertLayer &layer) {
+    PackedPlace packed;
+    packed.possible = layer.n_expert > 0;
+    for (uint32_t m = 0; m < layer.matrices.size(); m++) {
+        Slice const &first = layer.slice(0, m);
+        for (uint32_t e = 1; e < layer.n_expert; e++)
+            if (layer.slice(e, m).type != first.type || layer.slice(e, m).bytes != first.bytes) packed.possible = false;
+        packed.at[m] = packed.slot_bytes;
+        packed.slot_bytes += first.bytes;
+    }
+    // As reads bring them, where that is alike for all.
+    bool const alike = std::all_of(layer.places.begin(), layer.places.end(), [&](Place const &place) {
+        return std::equal(std::begin(place.at), std::end(place.at), layer.places[0].at);
+    });
+    if (packed.possible && alike) {
+        std::copy(std::begin(layer.places[0].at), std::end(layer.places[0].at), packed.at);
+        packed.slot_bytes = layer.places[0].slot_bytes;
+    }
+    return packed;
+}
+
 } // namespace
 
 PolicyShape Layout::shape() const {
@@ -64,6 +85,7 @@ void place_experts(Layout *layout, uint32_t alignment) {
         layer.places.clear();
         layer.pieces.clear();
         for (uint32_t e = 0; e < layer.n_expert; e++) place_expert(&layer, e, alignment);
+        layer.packed = packed_place(layer);
     }
 }
 

@@ -45,6 +45,14 @@ struct Place {
     uint64_t at[k_max_matrix] = {}; // where matrix m begins
 };
 
+// How every expert of a layer lies in its slot when the layer is whole in memory (whole.cpp): alike, and in one type
+// a matrix, so that the distance from expert to expert is a stride.
+struct PackedPlace {
+    bool possible = false;
+    uint64_t at[k_max_matrix] = {};
+    uint64_t slot_bytes = 0;
+};
+
 // The experts of one mixture layer. matrices are in the order in which llama.cpp multiplies by them.
 struct ExpertLayer {
     uint32_t layer = 0;
@@ -54,6 +62,7 @@ struct ExpertLayer {
     std::vector<Slice> slices; // [expert][matrix]
     std::vector<Place> places; // [expert], set by place_experts
     std::vector<Piece> pieces;
+    PackedPlace packed; // likewise
 
     Slice const &slice(uint32_t expert, uint32_t matrix) const { return slices[expert * matrices.size() + matrix]; }
     uint32_t all_matrices() const { return (1u << matrices.size()) - 1; }

@@ -28,6 +28,9 @@ constexpr int k_spin = 400;
 // Visits between two looks at how the cache is divided among classes of slots.
 constexpr uint64_t k_rebalance = 64;
 
+// Graphs after somebody looked at the experts' states in which every layer says which of them it uses.
+constexpr uint32_t k_watched = 64;
+
 // Tokens without any read after which nothing is guessed, until the next miss.
 constexpr uint64_t k_quiet = 4;
 
@@ -42,7 +45,7 @@ uint32_t largest_layer(const Layout &layout) {
 Streamer::Streamer(Layout layout, const Params &params)
     : layout_(std::move(layout)), n_lane_(params.reader.n_lane), states_(layout_.n_expert_total, 0),
       on_gpu_(params.on_gpu), governor_(params.prefetch), wished_(layout_.n_expert_total, 0),
-      groups_(largest_layer(layout_)) {
+      groups_(largest_layer(layout_)), whole_(layout_.layers.size()) {
     direct_io_ = true;
     alignment_ = 512;
     for (std::string const &path : layout_.paths) {
@@ -127,11 +130,9 @@ bool Streamer::same_as_files() const {
     for (ExpertLayer const &layer : layout_.layers)
         for (uint32_t e = 0; e < layer.n_expert; e++) {
             if (!cache_->find(layer.first + e, &id)) continue;
-            Place const &place = layer.places[e];
-            for (uint32_t i = 0; i < place.n_piece; i++) {
-                Piece const &piece = layer.pieces[place.first_piece + i];
-                if ((piece.matrices & ~cache_->at(id).ready) != 0) continue;
-                if (!files_[piece.file]->holds(cache_->data(id) + piece.slot_offset, piece.need, piece.offset))
+            for (uint32_t m = 0; m < layer.matrices.size(); m++) {
+                Slice const &s = layer.slice(e, m);
+                if ((cache_->at(id).ready >> m & 1) != 0 && !files_[s.file]->holds(at(layer, e, m, id), s.bytes, s.offset))
                     return false;
             }
         }
@@ -153,8 +154,16 @@ void Streamer::set_cache_bytes(uint64_t bytes) {
     if (!in_batch_) apply_cache_bytes();
 }
 
+void Streamer::begin_graph() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    apply_cache_bytes();
+    find_whole();
+}
+
 void Streamer::apply_cache_bytes() {
-    if (wanted_bytes_ != 0 && cache_->set_bytes(wanted_bytes_)) wanted_bytes_ = 0;
+    if (wanted_bytes_ == 0) return;
+    forget_whole();
+    if (cache_->set_bytes(wanted_bytes_)) wanted_bytes_ = 0;
 }
 
 StreamerStats Streamer::stats() const {
@@ -180,14 +189,20 @@ StreamerStats Streamer::stats() const {
 }
 
 uint32_t Streamer::n_cached(uint32_t layer) const {
+    std::lock_guard<std::mutex> lock(mutex_);
     uint32_t n = 0;
-    for (uint8_t s : expert_states(layer)) n += s & k_state_cached;
+    for (uint8_t s : states_of(layer)) n += s & k_state_cached;
     return n;
 }
 
 std::vector<uint8_t> Streamer::expert_states(uint32_t layer) const {
-    if (layer >= layout_.layers.size()) return {};
     std::lock_guard<std::mutex> lock(mutex_);
+    n_watched_ = k_watched;
+    return states_of(layer);
+}
+
+std::vector<uint8_t> Streamer::states_of(uint32_t layer) const {
+    if (layer >= layout_.layers.size()) return {};
     ExpertLayer const &spec = layout_.layers[layer];
     std::vector<uint8_t> states(spec.n_expert);
     SlotId id;
@@ -334,7 +349,7 @@ void Streamer::begin_visit(uint32_t layer, const Routing &routing) {
     end_visit();
     if (n_batch_token_ == 1) governor_.at_layer(static_cast<uint32_t>(wishes_.size()), n_in_flight_ == 0);
     drop_wishes();
-    apply_cache_bytes();
+    if (n_whole_ == 0) apply_cache_bytes(); // else this graph reads slots without asking: between graphs
     layer_ = layer;
     visit_++;
     spec_ = &layout_.layers[layer];
@@ -406,11 +421,7 @@ void Streamer::look_up(uint32_t n_token) {
             return cache_->class_of(spec_->first + groups_.experts[a].expert) >
                    cache_->class_of(spec_->first + groups_.experts[b].expert);
         });
-        for (uint32_t i : missing_) {
-            ExpertIndex const e = spec_->first + groups_.experts[i].expert;
-            slots_[i] = cache_->take(cache_->class_of(e));
-            cache_->assign(slots_[i], e);
-        }
+        for (uint32_t i : missing_) slots_[i] = cache_->take_for(spec_->first + groups_.experts[i].expert);
     }
     // In the order of need: the first product's matrices of all experts, then the second's, then the third's.
     for (uint32_t m = 0; m < spec_->matrices.size() && asks; m++)
@@ -483,11 +494,15 @@ void Streamer::issue_streamed() {
     submit();
 }
 
+const uint8_t *Streamer::at(const ExpertLayer &layer, uint32_t expert, uint32_t matrix, SlotId id) const {
+    return cache_->data(id) + (cache_->at(id).packed ? layer.packed.at : layer.places[expert].at)[matrix];
+}
+
 void Streamer::make_ready(uint32_t index) {
     uint32_t const expert = groups_.experts[index].expert;
     weights_[index] = streamed_[index] ? cache_->data(in_passage_[index]) +
                                              aligned_span(spec_->slice(expert, matrix_), alignment_).skip
-                                       : cache_->data(slots_[index]) + spec_->places[expert].at[matrix_];
+                                       : at(*spec_, expert, matrix_, slots_[index]);
     uint32_t const position = n_ready_.load(std::memory_order_relaxed);
     ready_[position] = index;
     n_ready_.store(position + 1, std::memory_order_release);

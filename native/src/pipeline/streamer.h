@@ -9,6 +9,8 @@
 // of wishes for the next layers, made at each visit, from which a read starts only when no needed read waits. A wish
 // not begun is dropped when its layer comes. Streamer says when; Predictor and Governor say what and how much.
 //
+// A layer all of whose experts are in memory needs none of this: its products are left to llama.cpp (whole.cpp).
+//
 // When a batch routes to more experts than the cache has slots (a long prefill on a small budget), the visit
 // *streams*: hits stay, the others pass one matrix at a time through the remaining slots, each byte still read once.
 #pragma once
@@ -63,6 +65,12 @@ struct StreamerStats {
 constexpr uint8_t k_state_cached = EMOE_EXPERT_RESIDENT, k_state_used = EMOE_EXPERT_USED,
                   k_state_missed = EMOE_EXPERT_MISSED, k_state_prefetched = EMOE_EXPERT_PREFETCHED;
 
+// A layer whose experts are all in memory, alike and in their order: matrix m of expert e begins at at[m] + e * stride.
+struct WholeLayer {
+    const uint8_t *at[k_max_matrix] = {};
+    uint64_t stride = 0; // bytes; 0: the layer is not whole
+};
+
 class Streamer final : public ReadSink {
 public:
     struct Params {
@@ -106,6 +114,12 @@ public:
     // Brackets a decode call. end_batch unpins everything, and after a failure waits for the reads under way.
     void begin_batch(uint32_t n_token = 1);
     void end_batch();
+    // Before each graph of a batch: what is whole from here on stays so until the next.
+    void begin_graph();
+    // The layer, when its products can be left to llama.cpp in this graph; else null.
+    const WholeLayer *whole(uint32_t layer) const;
+    // They were, with so many uses of experts: at most all of them are hits.
+    void count_whole(uint32_t layer, uint64_t n_use);
     bool failed() const { return failed_.load(std::memory_order_acquire); }
     Failure failure() const;
     void fail_visit(const Failure &why); // any thread: cancels the visit, wakes the waiting
@@ -113,7 +127,8 @@ public:
     void set_cache_bytes(uint64_t bytes); // any thread
     StreamerStats stats() const;          // any thread
     uint32_t n_cached(uint32_t layer) const;
-    // One byte for each expert of a layer: EMOE_EXPERT_* bits. Any thread.
+    // One byte for each expert of a layer: EMOE_EXPERT_* bits. Any thread. While somebody looks, no layer is left to
+    // llama.cpp, which would not say what it uses.
     std::vector<uint8_t> expert_states(uint32_t layer) const;
     Accuracy accuracy(uint32_t layer) const;     // any thread
     std::vector<float> rates() const;            // any thread
@@ -148,6 +163,14 @@ private:
     uint64_t drive_ns(uint64_t now) const;
     void trace_read(uint64_t tag, uint64_t now);
     void apply_cache_bytes();
+    const uint8_t *at(const ExpertLayer &layer, uint32_t expert, uint32_t matrix, SlotId id) const;
+    std::vector<uint8_t> states_of(uint32_t layer) const;
+    // whole.cpp
+    void find_whole();
+    void forget_whole();
+    bool all_ready(uint32_t layer) const;
+    uint64_t pack(uint32_t layer, uint32_t expert);
+    bool make_whole(uint32_t layer, uint64_t *packed_bytes);
     // ahead.cpp
     void settle_ahead(uint32_t n_token);
     void wish_ahead(const Routing &routing);
@@ -220,6 +243,12 @@ private:
     std::vector<SlotId> in_passage_;    // by index: slot of a streamed expert under way
     std::vector<uint32_t> queue_;       // streamed experts not yet issued, last first
     std::vector<ReadRequest> requests_; // scratch
+
+    // Layers left to llama.cpp. Changed between graphs only, so that one may be computed without the lock.
+    std::vector<WholeLayer> whole_; // by layer
+    uint32_t n_whole_ = 0;
+    bool leaves_whole_ = false;      // in this graph
+    mutable uint32_t n_watched_ = 0; // graphs for which somebody watches
 
     std::unique_ptr<Reader> reader_; // last: its threads end before what they touch
 };
