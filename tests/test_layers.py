@@ -132,15 +132,15 @@ def top(name: str) -> str:
     return name.split(".")[0]
 
 
-def test_the_environment_is_read_in_four_places() -> None:
+def test_the_environment_is_read_in_three_places() -> None:
     readers = [
         path.name
         for folder in LAZY_FOLDERS
         for path in sources(folder)
         if any(isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv") for node in walk(path))
     ]
-    # How threads wait at barriers; where a GPU's backend is; where the cache folder is; where models are.
-    assert sorted(readers) == ["gpu.py", "library.py", "paths.py", "places.py"]
+    # Where a GPU's backend is; where the cache folder is; where models are.
+    assert sorted(readers) == ["gpu.py", "paths.py", "places.py"]
 
 
 def walk(path: Path) -> Iterator[ast.AST]:

@@ -116,15 +116,6 @@ static void *wait_for_interrupt(void *session) {
     return NULL;
 }
 
-/* llama.cpp's Linux libraries compute with libgomp, whose threads by default spin at barriers for milliseconds: beside
- * one busy program decoding then falls to a tenth. It reads its environment once, as it is loaded, before main: so the
- * program starts itself again with it. An app may as well set it where it is started. */
-static void sleep_at_barriers(char **argv) {
-    if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
-    setenv("GOMP_SPINCOUNT", "2000", 1);
-    execv("/proc/self/exe", argv); /* returns when there is no such file: slower, not wrong */
-}
-
 static int fail(const char *what, const emoe_error *err) {
     fprintf(stderr, "embed: %s: %s\n", what, err->message);
     return 1;
@@ -157,7 +148,6 @@ static void print_tokens(const emoe_session *session) {
 }
 
 int main(int argc, char **argv) {
-    sleep_at_barriers(argv);
     struct options o = parse(argc, argv);
     o.answer.stop = o.stop;
     o.answer.sampler = &o.sampler;

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
-import os
 import re
 import sys
 from array import array
@@ -109,24 +108,11 @@ def _edgemoe_library() -> Path:
     )
 
 
-# Turns that a thread of libgomp spins at a barrier before it sleeps. Its default of 300,000 burns a core for
-# milliseconds whenever another thread is late, and every thread is late when something else wants the cores: with one
-# busy neighbour on two cores decode falls to a tenth. 2,000 costs nothing on a quiet machine
-# (docs/experiments/spin-count.md).
-_SPIN_COUNT = "2000"
-
-
-def _sleep_at_barriers() -> None:
-    if not any(name in os.environ for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")):
-        os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT  # read by libgomp as it is loaded, here or never
-
-
 @functools.cache
 def library() -> ctypes.CDLL:
     """libedgemoe, loaded and with its types declared. Raises NativeError."""
     ours = _edgemoe_library()
     llama = None if bundled() else llama_package() / "lib" / _library_name("llama")
-    _sleep_at_barriers()
     try:
         if llama is not None:
             ctypes.CDLL(str(llama))  # libedgemoe asks for it by its SONAME, and is given the one that is there

@@ -223,7 +223,7 @@ static void an_expert_goes_home_and_who_was_there_takes_its_place() {
     CHECK(c.bring_home(11)); // to a free slot
     CHECK(c.find(11, &id) && id == c.home(11) && *c.data(id) == 11);
     for (ExpertIndex e : {0u, 1u}) memset(c.data(fill(c, e)), static_cast<int>(e), 4096);
-    CHECK(c.find(0, &id) && id == c.home(0)); // empty by then
+    CHECK(c.find(0, &id) && id == c.home(0));    // empty by then
     CHECK(c.find(1, &id) && !(id == c.home(1))); // 12 is there
     c.pin(id);
     CHECK(!c.bring_home(1));

@@ -239,7 +239,8 @@ bool ExpertCache::bring_home(ExpertIndex expert) {
     Slot &mine = slot(from), &other = slot(to);
     bool const is_free = other.expert == k_no_expert && !other.pinned;
     if (!idle(mine) || (!is_free && !idle(other))) return false;
-    uint64_t const bytes = slot_bytes(to.cls); // no larger than the other: whoever lies there has room where this one was
+    uint64_t const bytes =
+        slot_bytes(to.cls); // no larger than the other: whoever lies there has room where this one was
     if (is_free) {
         memcpy(data(to), data(from), bytes);
         std::vector<uint32_t> &free = classes_[to.cls].free;

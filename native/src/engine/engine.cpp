@@ -38,7 +38,8 @@ Streamer::Params streamer_params(const ModelIndex &index, const emoe_setup &p, u
 Engine::Engine(const ModelIndex &index, const std::string &shell_path, const emoe_setup &setup, uint64_t cache_bytes)
     : setup_(setup), gpu_parts_(index, setup.device, setup.n_gpu_layer,
                                 std::vector<uint32_t>(setup.gpu_experts, setup.gpu_experts + setup.n_gpu_expert)),
-      streamer_(std::make_unique<Streamer>(index.layout, streamer_params(index, setup, cache_bytes, gpu_parts_))) {
+      streamer_(std::make_unique<Streamer>(index.layout, streamer_params(index, setup, cache_bytes, gpu_parts_))),
+      waiting_(setup.n_threads) {
     dense_ = std::make_unique<DenseWeights>(index, setup.buffered != 0);
     check_unchanged(index); // the files were opened by name, the index is from before
     load(index, shell_path, cache_bytes);
@@ -139,6 +140,7 @@ void Engine::make_context(const Loading &loading) {
     if (!ctx_)
         fail(EMOE_ERR_MEMORY, "llama.cpp cannot make a context of %u tokens: %s", setup_.n_ctx, loading.why().c_str());
     check_context(ctx_.get());
+    if (setup_.device == 0) interposer_->set_context(ctx_.get());
     n_ctx_ = llama_n_ctx(ctx_.get());
 }
 
@@ -256,8 +258,7 @@ void Engine::run(const int32_t *tokens, uint32_t n, bool want_all, Rounding roun
     uint32_t const begin = n_past_;
     if (!keeps_cancel_) cancelled_.store(false);
     n_output_ = 0;
-    uint64_t const extra = work_.extra_bytes(n);
-    if (extra != 0) lend(extra);
+    if (uint64_t const extra = work_.extra_bytes(n); extra > lent_bytes_) lend(extra);
     streamer_->begin_batch(n);
     if (cancelled_.load()) streamer_->fail_visit(cancelled()); // between the last call and this one's begin_batch
     uint64_t const t0 = now_ns();
@@ -269,12 +270,12 @@ void Engine::run(const int32_t *tokens, uint32_t n, bool want_all, Rounding roun
         check_files();
     } catch (...) {
         streamer_->end_batch();
-        if (extra != 0) lend(0);
+        take_back();
         forget_after(begin);
         throw;
     }
     streamer_->end_batch();
-    if (extra != 0) lend(0);
+    take_back();
     uint64_t const took = now_ns() - t0;
     bool const decodes = n == 1 || rounding == Rounding::columns;
     (decodes ? decode_ns_ : prefill_ns_) += took;
@@ -291,10 +292,18 @@ void Engine::set_cache_bytes(uint64_t bytes) {
 }
 
 void Engine::lend(uint64_t bytes) {
-    if (bytes == 0) interposer_->release_work();
     std::lock_guard<std::mutex> const lock(cache_mutex_);
     lent_bytes_ = bytes;
     streamer_->set_cache_bytes(cache_bytes_ - bytes);
+}
+
+// Not while every expert has a slot all the same: the next batch would only have to touch its pages anew.
+void Engine::take_back() {
+    std::lock_guard<std::mutex> const lock(cache_mutex_);
+    if (lent_bytes_ == 0 || cache_bytes_ - lent_bytes_ >= streamer_->max_bytes()) return;
+    interposer_->release_work();
+    lent_bytes_ = 0;
+    streamer_->set_cache_bytes(cache_bytes_);
 }
 
 void Engine::compute(const int32_t *tokens, uint32_t n, bool want_all, bool want_last, Rounding rounding) {
@@ -308,7 +317,9 @@ void Engine::compute(const int32_t *tokens, uint32_t n, bool want_all, bool want
     streamer_->begin_graph();
     interposer_->begin_graph();
     if (rounding == Rounding::columns) interposer_->columns().begin(n_past_);
+    waiting_.begin();
     int const rc = llama_decode(ctx_.get(), batch);
+    waiting_.end();
     interposer_->columns().end();
     if (Failure const failure = streamer_->failure()) failure.raise();
     if (interposer_->failure()) interposer_->failure().raise();

@@ -1,6 +1,7 @@
 // A model opened for generation: llama.cpp computes the dense part, the streamer feeds the experts.
 #pragma once
 
+#include "engine/waiting.h"
 #include "llama/dense.h"
 #include "llama/gpu.h"
 #include "llama/index.h"
@@ -65,7 +66,8 @@ private:
     void compute(const int32_t *tokens, uint32_t n, bool want_all, bool want_last, Rounding rounding);
     void forget_after(uint32_t n);
     uint64_t state_key() const;
-    void lend(uint64_t bytes); // cache bytes to the work space of a large batch, 0: all back
+    void lend(uint64_t bytes); // cache bytes to the work space of a large batch
+    void take_back();          // after it
 
     emoe_setup const setup_; // but its pointers, which were valid while it was made
     GpuParts gpu_parts_;
@@ -79,6 +81,7 @@ private:
     const llama_vocab *vocab_ = nullptr;
     ContextBuffers buffers_;
     WorkSpace work_;
+    Waiting waiting_;
     uint32_t n_ctx_ = 0;
     uint32_t n_past_ = 0;
     uint32_t n_output_ = 0; // rows of logits of the last call

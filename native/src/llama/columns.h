@@ -31,6 +31,7 @@ public:
     void see(ggml_tensor *node, std::string *violation);
     // After it is computed: the nodes get back what they were, since llama.cpp uses a graph again.
     void end();
+    bool on() const { return mode_ != Mode::off; }
 
 private:
     enum class Mode { off, learn, columns };

@@ -71,11 +71,26 @@ void Interposer::release_work() {
 }
 
 void Interposer::begin_graph() {
+    begins_ = true;
     outputs_ = nullptr;
     column_violation_.clear();
+    for (auto const &site : sites_) site.second->product.disarm();
+}
+
+// Before the first node. A graph that is used again has the nodes of the one before, as that left them.
+void Interposer::begin_nodes() {
+    begins_ = false;
+    int32_t const n_reused = ctx_ ? llama_perf_context(ctx_).n_reused : n_reused_;
+    again_ = n_reused != n_reused_ && plain_ && !columns_.on();
+    n_reused_ = n_reused;
+    plain_ = !checking_ && !probing_ && !collector_ && !columns_.on();
+    if (again_) {
+        for (auto const &[site, node] : products_) decide(*site, node);
+        return;
+    }
+    products_.clear();
     compute_buffers_.clear();
     for (auto &router : routers_) router.second.input = router.second.weights = nullptr;
-    for (auto const &site : sites_) site.second->product.disarm();
 }
 
 bool Interposer::on_node(ggml_tensor *node, bool ask, void *self) {
@@ -109,6 +124,8 @@ void Interposer::refuse(const std::string &why) {
 }
 
 void Interposer::see(ggml_tensor *node) {
+    if (begins_) begin_nodes();
+    if (again_) return;
     note_buffer(node);
     if (outputs_ && node->src[0] == outputs_) see_router(node);
     if (node->view_src) dense_.visit_view(node);
@@ -146,18 +163,25 @@ bool Interposer::see_product(ggml_tensor *node) {
     Site *site = site_of(node->src[0]);
     if (!site) return false;
     for (int i = 1; i < GGML_MAX_SRC && node->src[i]; i++) dense_.visit(node->src[i]);
-    if (WholeLayer const *whole = collector_ ? nullptr : streamer_.whole(site->layer)) {
-        leave(*site, node, *whole);
-        return true;
-    }
     bool const fits = node->type == GGML_TYPE_F32 && node->src[1]->type == GGML_TYPE_F32 && node->src[2] &&
                       node->src[2]->type == GGML_TYPE_I32 && node->src[1]->nb[0] == sizeof(float) &&
                       node->src[1]->ne[3] == 1;
-    if (fits)
-        take_over(*site, node);
-    else // the abort callback ends the computation before it comes to this node
+    if (fits) {
+        products_.emplace_back(site, node);
+        decide(*site, node);
+    } else { // the abort callback ends the computation before it comes to this node
         refuse(std::string("the product by `") + ggml_get_name(node->src[0]) + "` has an unknown form");
+    }
     return true;
+}
+
+// Batches are ours also where a layer is whole: our threads share all experts' rows, ggml's go expert by expert.
+void Interposer::decide(Site &site, ggml_tensor *node) {
+    bool const few = node->src[2]->ne[1] <= k_max_columns;
+    if (WholeLayer const *whole = few && !collector_ ? streamer_.whole(site.layer) : nullptr)
+        leave(site, node, *whole);
+    else
+        take_over(site, node);
 }
 
 void Interposer::take_over(Site &site, ggml_tensor *node) {

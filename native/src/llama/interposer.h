@@ -16,6 +16,7 @@
 
 #include <ggml-backend.h>
 #include <ggml.h>
+#include <llama.h>
 
 #include <memory>
 #include <string>
@@ -32,14 +33,17 @@ public:
     // llama_context_params.cb_eval, with the Interposer as user data. Always asks for nothing (returns false).
     static bool on_node(ggml_tensor *node, bool ask, void *self);
 
-    void begin_graph(); // before each llama_decode
+    void begin_graph(); // before each llama_decode, which computes one: tokens of one sequence, no more than a ubatch
+    // Which counts the graphs that it used again: of those only the products are looked at. For a context whose graphs
+    // are shown whole before they are computed, on the CPU.
+    void set_context(const llama_context *ctx) { ctx_ = ctx; }
     // After a large batch, before the next llama_decode: gives back the pages of llama.cpp's compute buffers and ours.
     // What is in them is dead by then, since every graph shares them.
     void release_work();
     // A look at a model before its first answer: whether the CPU has a kernel for every node that is shown...
-    void set_checking(bool on) { checking_ = on; }
+    void set_checking(bool on) { checking_ = on, plain_ = false; }
     // ...and a graph whose products by experts are not computed: they give zeros.
-    void set_probing(bool on) { probing_ = on; }
+    void set_probing(bool on) { probing_ = on, plain_ = false; }
     uint32_t n_rewritten() const { return n_rewritten_; }
     // Why the model cannot be streamed; none when it can.
     const Failure &failure() const { return failure_ ? failure_ : dense_.failure(); }
@@ -47,8 +51,8 @@ public:
     const std::string &column_violation() const { return column_violation_; }
     Columns &columns() { return columns_; }
     // From the next graph on; null: none. They live as long as they are set.
-    void set_tier(GpuTier *tier) { tier_ = tier; }
-    void set_collector(Collector *collector) { collector_ = collector; }
+    void set_tier(GpuTier *tier) { tier_ = tier, plain_ = false; }
+    void set_collector(Collector *collector) { collector_ = collector, plain_ = false; }
 
 private:
     struct Site { // one streamed tensor: its product and the op_params that make a node call it
@@ -64,9 +68,11 @@ private:
         char plain_params[GGML_MAX_OP_PARAMS] = {}; // of llama.cpp's own node
     };
     static void compute(ggml_tensor *dst, int ith, int nth, void *site);
+    void begin_nodes();
     void see(ggml_tensor *node);
     void refuse(const std::string &why); // the model; the first reason counts
     bool see_product(ggml_tensor *node);
+    void decide(Site &site, ggml_tensor *node); // whether its product is ours or llama.cpp's
     void take_over(Site &site, ggml_tensor *node);
     void leave(const Site &site, ggml_tensor *node, const WholeLayer &whole); // to llama.cpp
     Site *site_of(const ggml_tensor *weights);
@@ -92,7 +98,13 @@ private:
     };
     std::unordered_map<uint32_t, Router> routers_;
     Streamer &streamer_;
-    std::vector<ggml_backend_buffer_t> compute_buffers_; // of the graph under way: valid until the next
+    const llama_context *ctx_ = nullptr; // null: every node of every graph is looked at
+    int32_t n_reused_ = 0;               // graphs, when the last one began
+    bool begins_ = true;                 // no node of the graph has been seen
+    bool again_ = false;                 // the graph under way is the one before
+    bool plain_ = false;                 // nothing but the products asked for a look at the graph before
+    std::vector<std::pair<Site *, ggml_tensor *>> products_; // of the graph
+    std::vector<ggml_backend_buffer_t> compute_buffers_;     // of the graph under way: valid until the next
     const ggml_tensor *outputs_ =
         nullptr; // for a collector: the last layer's expert outputs, as far as the graph has come
     uint32_t outputs_layer_ = 0;

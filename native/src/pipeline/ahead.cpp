@@ -17,6 +17,8 @@ constexpr float k_expect = 0.3f;
 constexpr uint32_t k_least_batch = 8;
 // In a batch, an expert that some token will use with this probability is read ahead.
 constexpr double k_batch_probability = 0.9;
+// Of what nobody has asked for, wished for at a visit: more are read only where layers take long.
+constexpr size_t k_rest_wishes = 16;
 // Bytes read ahead at once at most, or two reads: enough to keep a drive at work, little to wait for.
 constexpr uint64_t k_ahead_bytes = 1 << 20;
 
@@ -49,7 +51,7 @@ void Streamer::settle_ahead(uint32_t n_token) {
         if (!cache_->find(e, &id) || !cache_->at(id).speculative) return true;
         cache_->set_speculative(id, false);
         states_[e] |= k_state_prefetched;
-        if (cache_->at(id).ready != spec_->all_matrices()) cache_->abandon(id);
+        if (cache_->at(id).ready != spec_->all_matrices() && !cache_->holds_all()) cache_->abandon(id);
         return true;
     };
     ahead_.erase(std::remove_if(ahead_.begin(), ahead_.end(), mine), ahead_.end());
@@ -85,13 +87,11 @@ void Streamer::wish_for_layer(uint32_t layer, uint32_t d, const float *p) {
     ExpertLayer const &spec = layout_.layers[layer];
     float const threshold = governor_.threshold();
     likely_.clear();
-    SlotId id;
     for (uint32_t e = 0; e < spec.n_expert; e++) {
         ExpertIndex const expert = spec.first + e;
         if (p[e] < std::min(k_expect, threshold) || on_gpu(expert)) continue;
         if (p[e] >= k_expect) cache_->expect(expert, d + 1);
-        if (p[e] >= threshold && !(cache_->find(expert, &id) && cache_->at(id).asked == spec.all_matrices()))
-            likely_.emplace_back(p[e], expert);
+        if (p[e] >= threshold && !is_asked(expert)) likely_.emplace_back(p[e], expert);
     }
     add_wishes(cache_->n_slot() / k_region_decode);
 }
@@ -99,16 +99,31 @@ void Streamer::wish_for_layer(uint32_t layer, uint32_t d, const float *p) {
 void Streamer::wish_for_batch(uint32_t layer, uint32_t n_token) {
     ExpertLayer const &spec = layout_.layers[layer];
     likely_.clear();
-    SlotId id;
     for (uint32_t e = 0; e < spec.n_expert; e++) {
         double const rate = cache_->policy().probability(spec.first + e);
         double const p = 1 - std::pow(1 - std::min(1.0, rate), n_token);
         if (p < k_batch_probability || on_gpu(spec.first + e)) continue;
         cache_->expect(spec.first + e, 2);
-        if (!(cache_->find(spec.first + e, &id) && cache_->at(id).asked == spec.all_matrices()))
-            likely_.emplace_back(static_cast<float>(rate), spec.first + e);
+        if (!is_asked(spec.first + e)) likely_.emplace_back(static_cast<float>(rate), spec.first + e);
     }
     add_wishes(cache_->n_slot() / k_region_batch);
+}
+
+bool Streamer::is_asked(ExpertIndex expert) const {
+    SlotId id;
+    return cache_->find(expert, &id) && cache_->at(id).asked == layout_.layers[layer_of_[expert]].all_matrices();
+}
+
+// Where every expert has a slot, those that nobody has asked for yet come last: they displace nothing, and a layer that is
+// whole is llama.cpp's.
+void Streamer::wish_for_rest() {
+    if (!reads_rest_ || wanted_bytes_ != 0 || !on_gpu_.empty() || !cache_->holds_all()) return;
+    while (rest_ < layout_.n_expert_total && is_asked(rest_)) rest_++;
+    for (ExpertIndex e = rest_; e < layout_.n_expert_total && wishes_.size() < k_rest_wishes; e++) {
+        if (wished_[e] || is_asked(e)) continue;
+        wished_[e] = 1;
+        wishes_.push_back(e);
+    }
 }
 
 void Streamer::add_wishes(uint32_t region) {

@@ -44,8 +44,8 @@ uint32_t largest_layer(const Layout &layout) {
 
 Streamer::Streamer(Layout layout, const Params &params)
     : layout_(std::move(layout)), n_lane_(params.reader.n_lane), states_(layout_.n_expert_total, 0),
-      on_gpu_(params.on_gpu), governor_(params.prefetch), wished_(layout_.n_expert_total, 0),
-      groups_(largest_layer(layout_)), whole_(layout_.layers.size()) {
+      on_gpu_(params.on_gpu), governor_(params.prefetch), reads_rest_(params.prefetch != PrefetchMode::off),
+      wished_(layout_.n_expert_total, 0), groups_(largest_layer(layout_)), whole_(layout_.layers.size()) {
     direct_io_ = true;
     alignment_ = 512;
     for (std::string const &path : layout_.paths) {
@@ -132,7 +132,8 @@ bool Streamer::same_as_files() const {
             if (!cache_->find(layer.first + e, &id)) continue;
             for (uint32_t m = 0; m < layer.matrices.size(); m++) {
                 Slice const &s = layer.slice(e, m);
-                if ((cache_->at(id).ready >> m & 1) != 0 && !files_[s.file]->holds(at(layer, e, m, id), s.bytes, s.offset))
+                if ((cache_->at(id).ready >> m & 1) != 0 &&
+                    !files_[s.file]->holds(at(layer, e, m, id), s.bytes, s.offset))
                     return false;
             }
         }
@@ -163,6 +164,7 @@ void Streamer::begin_graph() {
 void Streamer::apply_cache_bytes() {
     if (wanted_bytes_ == 0) return;
     forget_whole();
+    rest_ = 0;
     if (cache_->set_bytes(wanted_bytes_)) wanted_bytes_ = 0;
 }
 
@@ -298,6 +300,7 @@ void Streamer::ended(uint64_t tag, const std::string &error) {
         if (on) make_ready(static_cast<uint32_t>(tag & ~k_streamed));
     } else if (!error.empty()) {
         cache_->set_failed(id);
+        if (ahead) rest_ = layout_.n_expert_total; // asked again and again, it would go wrong again and again
     } else {
         uint32_t const matrices = tag_matrices(tag);
         bool const pinned = cache_->at(id).pinned;
@@ -368,10 +371,13 @@ void Streamer::look_ahead(const Routing &routing) {
     if (!look_ahead_due_) return; // written by this thread alone, in begin_product
     look_ahead_due_ = false;
     std::lock_guard<std::mutex> lock(mutex_);
+    if (failed_.load(std::memory_order_relaxed)) return;
     // Where nothing had to be read lately there is nothing to read ahead: guessing would only cost.
-    if (failed_.load(std::memory_order_relaxed) || visit_ - read_visit_ > k_quiet * layout_.layers.size()) return;
-    settle_ahead(routing.n_token);
-    wish_ahead(routing);
+    if (visit_ - read_visit_ <= k_quiet * layout_.layers.size()) {
+        settle_ahead(routing.n_token);
+        wish_ahead(routing);
+    }
+    wish_for_rest();
     pump();
 }
 

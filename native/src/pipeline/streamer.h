@@ -176,6 +176,8 @@ private:
     void wish_ahead(const Routing &routing);
     void wish_for_layer(uint32_t layer, uint32_t d, const float *p);
     void wish_for_batch(uint32_t layer, uint32_t n_token);
+    void wish_for_rest();
+    bool is_asked(ExpertIndex expert) const; // all of it is here or on its way
     void add_wishes(uint32_t region);
     void drop_wishes();
     void pump(); // starts reads ahead while nothing else waits
@@ -197,6 +199,7 @@ private:
     std::unique_ptr<ExpertCache> cache_;
     std::unique_ptr<Predictor> predictor_; // nullptr: nothing can be predicted
     Governor governor_;
+    bool const reads_rest_; // see wish_for_rest
     std::unique_ptr<Trace> trace_;
     StreamerStats stats_;
     uint64_t wanted_bytes_ = 0; // by set_cache_bytes, not yet in force; 0 when none
@@ -215,6 +218,7 @@ private:
     std::deque<ExpertIndex> wishes_;                    // to be read, the most wanted first
     std::vector<uint8_t> wished_;                       // by ExpertIndex
     std::vector<ExpertIndex> ahead_;                    // read ahead, their layer not yet come
+    ExpertIndex rest_ = 0;                              // all before it have been asked for, where the cache holds all
     std::vector<std::pair<float, ExpertIndex>> likely_; // scratch
     std::vector<float> habit_;                          // scratch
     std::unordered_map<uint64_t, uint64_t> asked_;      // tag to time, while tracing
