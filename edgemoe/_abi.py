@@ -121,6 +121,7 @@ class Setup(Struct):
         ("n_gpu_layer", c_uint32),
         ("gpu_experts", POINTER(c_uint32)),
         ("n_gpu_expert", c_uint64),
+        ("row_cache_bytes", c_uint64),
     ]
 
 
@@ -161,6 +162,7 @@ class ModelInfo(Struct):
         ("identity", c_uint64),
         ("architecture", c_char * 64),
         ("name", c_char * 192),
+        ("table_bytes", c_uint64),
     ]
 
 
@@ -217,6 +219,8 @@ class Plan(Struct):
         ("resident_bytes", c_uint64),
         ("fraction", c_double),
         ("gpu_bytes", c_uint64),
+        ("table_bytes", c_uint64),
+        ("row_cache_bytes", c_uint64),
     ]
 
 
@@ -282,6 +286,10 @@ class Stats(Struct):
         ("without_ns", c_uint64),
         ("n_gpu", c_uint64),
         ("gpu_bytes", c_uint64),
+        ("row_cache_bytes", c_uint64),
+        ("n_row_hit", c_uint64),
+        ("n_row_miss", c_uint64),
+        ("row_read_bytes", c_uint64),
     ]
 
 

@@ -129,10 +129,12 @@ def streamed(
     device: int = 0,
     n_gpu_layer: int = 0,
     gpu_experts: Sequence[int] = (),
+    row_cache_bytes: int = 0,
 ) -> Iterator[Streamed]:
     """The engine with slots for `share` of all experts, at least the smallest cache that works.
 
     device: 0 for the CPU, else 1 + index of a GPU. gpu_experts: that it has besides those of whole layers.
+    row_cache_bytes: 0, or tables stay in the file and so many bytes are for their rows.
     """
     model = _native.model_open(str(path))
     shell = path.with_name(path.name + ".shell")
@@ -154,6 +156,7 @@ def streamed(
         prefetch=prefetch,
         gpu_experts=(ctypes.c_uint32 * len(gpu_experts))(*gpu_experts),
         n_gpu_expert=len(gpu_experts),
+        row_cache_bytes=row_cache_bytes,
     )
     # With every expert: also while a large batch borrows.
     cache_bytes = max(info["slot_min_bytes"], int(share * info["slot_bytes"]) + (64 << 20 if share >= 1 else 0))

@@ -54,6 +54,7 @@ def _print(model: Model, smallest: int) -> None:
     from rich.table import Table
 
     info = model.info
+    tables = f", {format_size(info.table_bytes)} of it looked up by row" if info.table_bytes else ""
     facts = Table.grid(padding=(0, 2))
     for name, value in (
         ("model", f"{info.name} ({info.architecture})"),
@@ -61,7 +62,7 @@ def _print(model: Model, smallest: int) -> None:
         ("layers", f"{info.n_layer}, {info.n_moe_layer} of them with experts"),
         ("experts", f"{info.n_expert_total:,}; a token uses {info.n_expert_used} of {info.n_expert} in a layer"),
         ("expert weights", format_size(info.expert_bytes)),
-        ("dense weights", format_size(info.dense_bytes)),
+        ("dense weights", format_size(info.dense_bytes) + tables),
         ("per token", f"{format_size(info.token_bytes)} of experts, {format_size(info.dense_token_bytes)} dense"),
         ("trained context", f"{info.n_ctx_train:,} tokens"),
         ("storage", "reads past the page cache" if info.direct_io else "no O_DIRECT here: bounded buffered reads"),

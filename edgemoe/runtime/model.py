@@ -23,6 +23,7 @@ class ModelInfo:
     dense_bytes: every tensor that is not a routed expert. dense_token_bytes: the part read to compute one token.
     token_bytes: expert bytes that one token uses. slot_bytes: cache that holds every expert, alignment included.
     slot_min_bytes: the smallest cache that can decode. identity: changes when a file does.
+    table_bytes: of dense_bytes, tables: tensors that are only looked up by row (embeddings).
     """
 
     n_layer: int
@@ -45,6 +46,7 @@ class ModelInfo:
     identity: int
     architecture: str
     name: str
+    table_bytes: int = 0
 
     def native(self) -> NativeInfo:
         """The struct of edgemoe.h."""

@@ -103,6 +103,9 @@ typedef struct emoe_setup {
     const uint32_t *gpu_experts; /* experts that the GPU holds and computes beside the CPU, in layers that are not its
                                     own: numbered through all layers, ascending. Only read during the call */
     uint64_t n_gpu_expert;
+    uint64_t
+        row_cache_bytes; /* for emoe_engine_open, as a plan says it: tables stay in the files, and so many bytes are
+                                 for their rows. 0: tables are in memory */
 } emoe_setup;
 #define EMOE_BUDGET_BYTES 0
 #define EMOE_BUDGET_SHARE 1 /* memory counts millionths of emoe_memory_info.limit_bytes */
@@ -161,7 +164,7 @@ typedef struct emoe_model_info {
     uint32_t direct_io;         /* 1: the file system takes O_DIRECT reads; 0: bounded buffered reads */
     uint64_t file_bytes;        /* all files */
     uint64_t dense_bytes;       /* every tensor that is not a routed expert */
-    uint64_t dense_token_bytes; /* dense bytes read to compute one token (an untied embedding table is not) */
+    uint64_t dense_token_bytes; /* dense bytes read to compute one token (tables are not) */
     uint64_t expert_bytes;      /* all routed experts */
     uint64_t token_bytes;       /* expert bytes that one token uses: sum over layers of top-k experts */
     uint64_t slot_bytes;        /* cache bytes to hold every expert, alignment included */
@@ -170,6 +173,7 @@ typedef struct emoe_model_info {
     uint64_t identity;          /* hash of path, size, mtime and header of every file: changes when the file does */
     char architecture[64];      /* general.architecture */
     char name[192];             /* general.name, or the file's name */
+    uint64_t table_bytes;       /* of dense_bytes: tables, which are only looked up by row (embeddings) */
 } emoe_model_info;
 EMOE_API emoe_status emoe_model_get_info(const emoe_model *model, emoe_model_info *info, emoe_error *err);
 /* The same as the host sees it when a GPU has the experts that setup names (device, n_gpu_layer, gpu_experts). */
@@ -246,27 +250,29 @@ EMOE_API emoe_status emoe_gpu_experts_speed(const emoe_model *model, uint32_t de
 /* How a memory budget is spent on a model; sizes in bytes. */
 typedef struct emoe_plan {
     uint32_t struct_size;
-    uint32_t n_ctx;          /* tokens of context, prompt and answers together */
-    uint32_t n_ubatch;       /* most tokens computed at once in prefill */
-    uint32_t n_threads;      /* compute threads */
-    uint64_t budget_bytes;   /* the whole process */
-    uint64_t process_bytes;  /* of it: the app, its libraries, the tokenizer */
-    uint64_t dense_bytes;    /* dense weights */
-    uint64_t kv_bytes;       /* KV cache */
-    uint64_t compute_bytes;  /* llama.cpp's compute buffers */
-    uint64_t output_bytes;   /* logits kept */
-    uint64_t scratch_bytes;  /* working space of the kernels */
-    uint64_t decode_bytes;   /* of compute and scratch, what is in use all the time */
-    uint64_t prefill_bytes;  /* the rest of them, lent by the expert cache during a large batch */
-    uint64_t margin_bytes;   /* left free: page tables, allocator, kernel */
-    uint64_t cache_bytes;    /* expert cache */
-    uint64_t slot_min_bytes; /* the part of it that cannot be lent */
-    uint64_t n_slot;         /* experts that fit in it (estimate) */
-    uint64_t n_expert_total; /* experts of the model that no GPU holds */
-    uint64_t smallest_bytes; /* the smallest budget that works: set also when EMOE_ERR_MEMORY is returned */
-    uint64_t resident_bytes; /* the budget in which every expert is resident and stays: likewise */
-    double fraction;         /* of all experts, those that fit: 0 to 1 */
-    uint64_t gpu_bytes;      /* on the GPU: dense weights, KV cache, compute buffers and whole layers of experts */
+    uint32_t n_ctx;           /* tokens of context, prompt and answers together */
+    uint32_t n_ubatch;        /* most tokens computed at once in prefill */
+    uint32_t n_threads;       /* compute threads */
+    uint64_t budget_bytes;    /* the whole process */
+    uint64_t process_bytes;   /* of it: the app, its libraries, the tokenizer */
+    uint64_t dense_bytes;     /* dense weights */
+    uint64_t kv_bytes;        /* KV cache */
+    uint64_t compute_bytes;   /* llama.cpp's compute buffers */
+    uint64_t output_bytes;    /* logits kept */
+    uint64_t scratch_bytes;   /* working space of the kernels */
+    uint64_t decode_bytes;    /* of compute and scratch, what is in use all the time */
+    uint64_t prefill_bytes;   /* the rest of them, lent by the expert cache during a large batch */
+    uint64_t margin_bytes;    /* left free: page tables, allocator, kernel */
+    uint64_t cache_bytes;     /* expert cache */
+    uint64_t slot_min_bytes;  /* the part of it that cannot be lent */
+    uint64_t n_slot;          /* experts that fit in it (estimate) */
+    uint64_t n_expert_total;  /* experts of the model that no GPU holds */
+    uint64_t smallest_bytes;  /* the smallest budget that works: set also when EMOE_ERR_MEMORY is returned */
+    uint64_t resident_bytes;  /* the budget in which every expert is resident and stays: likewise */
+    double fraction;          /* of all experts, those that fit: 0 to 1 */
+    uint64_t gpu_bytes;       /* on the GPU: dense weights, KV cache, compute buffers and whole layers of experts */
+    uint64_t table_bytes;     /* of tables that stay in the files: not in dense_bytes. 0: all is in memory */
+    uint64_t row_cache_bytes; /* for their rows */
 } emoe_plan;
 
 /* How emoe_session_open with the same arguments would spend the budget. EMOE_ERR_MEMORY when it is too small:
@@ -433,10 +439,14 @@ typedef struct emoe_stats {
     uint32_t prefetch_depth;  /* layers looked ahead now */
     float prefetch_threshold; /* least probability of use for which an expert is read ahead now */
     uint32_t reserved2;
-    uint64_t with_ns;    /* mean time of the last tokens computed with reading ahead; 0: none */
-    uint64_t without_ns; /* and without: the comparison that switches it */
-    uint64_t n_gpu;      /* expert uses that a GPU computed beside the CPU: neither hit nor miss */
-    uint64_t gpu_bytes;  /* allocated on the GPU: weights, KV cache, compute buffers */
+    uint64_t with_ns;         /* mean time of the last tokens computed with reading ahead; 0: none */
+    uint64_t without_ns;      /* and without: the comparison that switches it */
+    uint64_t n_gpu;           /* expert uses that a GPU computed beside the CPU: neither hit nor miss */
+    uint64_t gpu_bytes;       /* allocated on the GPU: weights, KV cache, compute buffers */
+    uint64_t row_cache_bytes; /* for rows of tables that stay in the files; 0: none does */
+    uint64_t n_row_hit;       /* rows looked up, those of one batch that are the same once, and found there */
+    uint64_t n_row_miss;      /* or read */
+    uint64_t row_read_bytes;  /* for them; not in read_bytes */
 } emoe_stats;
 /* Any thread. */
 EMOE_API emoe_status emoe_engine_get_stats(const emoe_engine *engine, emoe_stats *stats, emoe_error *err);

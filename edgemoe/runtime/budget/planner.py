@@ -84,6 +84,8 @@ class Plan:
     itself; device_number: 1 + its index among ggml's devices, 0 for the CPU. prediction: None with a GPU, whose speed
     nobody measured. gpu_bytes: given there, of gpu_budget_bytes. n_gpu_layer: layers whose experts are computed there,
     gpu_experts: those of other layers, numbered through all of them (neither cached nor in n_expert_total).
+    table_bytes: of tables that stay in the files, and are not in dense_bytes; row_cache_bytes: for rows of them. Both are
+    0 where every expert fits beside the tables, which are in memory then.
     n_ctx_asked: the context that was asked for, 0 for none; n_ctx is less where the model was trained for less.
     """
 
@@ -119,6 +121,8 @@ class Plan:
     n_gpu_layer: int = 0
     gpu_experts: tuple[int, ...] = ()
     n_ctx_asked: int = 0
+    table_bytes: int = 0
+    row_cache_bytes: int = 0
 
     @staticmethod
     def of(name: str, native: NativePlan, **more: Any) -> Plan:
@@ -152,7 +156,8 @@ class Plan:
     @property
     def fixed_bytes(self) -> int:
         """All but the expert cache and the margin."""
-        return self.process_bytes + self.dense_bytes + self.kv_bytes + self.output_bytes + self.decode_bytes
+        dense_bytes = self.dense_bytes + self.row_cache_bytes
+        return self.process_bytes + dense_bytes + self.kv_bytes + self.output_bytes + self.decode_bytes
 
     @property
     def cache_min_bytes(self) -> int:
@@ -176,6 +181,9 @@ class Plan:
             ("expert cache", self.cache_bytes, experts),
             ("  lent", self.prefill_bytes, f"by the cache, while a batch of {self.n_ubatch} tokens is computed"),
         ]
+        if self.row_cache_bytes:
+            note = f"of tables of {format_size(self.table_bytes)}, which stay in the file"
+            rows.insert(2, ("rows", self.row_cache_bytes, note))
         lines = [f"{'budget':<16}{format_size(self.budget_bytes):>10}"]
         if self.context_line:
             lines.append(f"{'context':<16}{self.context_line}")

@@ -95,6 +95,7 @@ def _decided(setup: Setup, plan: Plan) -> NativeSetup:
         device=plan.device_number,
         n_gpu_layer=plan.n_gpu_layer,
         gpu_experts=plan.gpu_experts,
+        row_cache_bytes=plan.row_cache_bytes,
     )
 
 

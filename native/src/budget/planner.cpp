@@ -25,6 +25,10 @@ constexpr double k_auto_share = 0.85;  // of what is available now; the rest is 
 constexpr double k_million = 1e6;
 // Between processes that do the same, resident memory differs by some pages; the smallest budget allows for that.
 constexpr uint64_t k_slack_bytes = 2 * k_mib;
+// Rows of tables: the bytes for those that were used lately, and for reads on their way. Text uses few rows often
+// (docs/experiments/tables-by-row.md).
+constexpr uint64_t k_row_share = 32, k_rows_least = 1 * k_mib, k_rows_most = 8 * k_mib;
+constexpr uint64_t k_table_least = 8 * k_mib; // smaller tables are not worth a read a token
 // No machine has more: 256 TiB. Sums and products of sizes that are cut to it stay far inside 64 bits.
 constexpr uint64_t k_most_bytes = uint64_t{1} << 48;
 
@@ -49,13 +53,27 @@ std::vector<uint32_t> ubatches(const Budget &budget, uint32_t n_ctx) {
     return at_most(k_ubatches, n_ctx);
 }
 
-uint64_t dense_bytes_of(const emoe_model_info &model, const emoe_context_sizes &size) {
-    return model.dense_bytes - std::min(model.dense_bytes, size.gpu_dense_bytes);
+// What the dense part takes.
+struct Dense {
+    uint64_t bytes;           // in memory
+    uint64_t table_bytes;     // and in the files
+    uint64_t row_cache_bytes; // for rows of those
+};
+
+Dense in_memory(const emoe_model_info &model, const emoe_context_sizes &size) {
+    return {model.dense_bytes - std::min(model.dense_bytes, size.gpu_dense_bytes), 0, 0};
 }
 
-uint64_t fixed_bytes_of(const emoe_model_info &model, const emoe_context_sizes &size, const Budget &budget) {
-    return budget.process_bytes + size.vocab_bytes + dense_bytes_of(model, size) + size.kv_bytes + size.output_bytes +
-           size.decode_bytes;
+Dense by_row(const emoe_model_info &model, const emoe_context_sizes &size, const Budget &budget) {
+    Dense const whole = in_memory(model, size);
+    if (!budget.rows || model.table_bytes < k_table_least || model.table_bytes > whole.bytes) return whole;
+    return {whole.bytes - model.table_bytes, model.table_bytes,
+            std::clamp(model.table_bytes / k_row_share, k_rows_least, k_rows_most)};
+}
+
+uint64_t fixed_bytes_of(const Dense &dense, const emoe_context_sizes &size, const Budget &budget) {
+    return budget.process_bytes + size.vocab_bytes + dense.bytes + dense.row_cache_bytes + size.kv_bytes +
+           size.output_bytes + size.decode_bytes;
 }
 
 // The smallest budget, a whole number of MiB, that leaves `need` beside its own margin.
@@ -66,17 +84,23 @@ uint64_t with_margin(uint64_t need) {
 }
 
 // The budget that holds a model of which cache_bytes are cached, with this context and batch.
-uint64_t budget_for(const emoe_model_info &model, const emoe_context_sizes &size, const Budget &budget,
-                    uint64_t cache_bytes) {
-    return with_margin(fixed_bytes_of(model, size, budget) + cache_bytes + size.prefill_bytes + budget.later_bytes);
+uint64_t budget_for(const Dense &dense, const emoe_context_sizes &size, const Budget &budget, uint64_t cache_bytes) {
+    return with_margin(fixed_bytes_of(dense, size, budget) + cache_bytes + size.prefill_bytes + budget.later_bytes);
 }
 
 // The plan with this context and batch, if it can decode at all.
 std::optional<emoe_plan> candidate(const emoe_model_info &model, const emoe_context_sizes &size, const Budget &budget,
                                    uint32_t n_ctx, uint32_t n_ubatch) {
     uint64_t const bytes = budget.bytes, margin = margin_bytes(bytes);
-    uint64_t const taken = margin + fixed_bytes_of(model, size, budget);
-    if (bytes < taken + model.slot_min_bytes + size.prefill_bytes + budget.later_bytes) return std::nullopt;
+    auto const fits = [&](const Dense &dense, uint64_t slot_bytes) {
+        return bytes >=
+               margin + fixed_bytes_of(dense, size, budget) + slot_bytes + size.prefill_bytes + budget.later_bytes;
+    };
+    // Memory is worth more to experts, of which a token uses many, than to tables, of which it uses a few rows.
+    Dense const whole = in_memory(model, size);
+    Dense const dense = fits(whole, model.slot_bytes) ? whole : by_row(model, size, budget);
+    if (!fits(dense, model.slot_min_bytes)) return std::nullopt;
+    uint64_t const taken = margin + fixed_bytes_of(dense, size, budget);
     emoe_plan p = {};
     p.struct_size = sizeof p;
     p.n_ctx = n_ctx;
@@ -84,7 +108,9 @@ std::optional<emoe_plan> candidate(const emoe_model_info &model, const emoe_cont
     p.n_threads = budget.n_threads;
     p.budget_bytes = bytes;
     p.process_bytes = budget.process_bytes + size.vocab_bytes;
-    p.dense_bytes = dense_bytes_of(model, size);
+    p.dense_bytes = dense.bytes;
+    p.table_bytes = dense.table_bytes;
+    p.row_cache_bytes = dense.row_cache_bytes;
     p.kv_bytes = size.kv_bytes;
     p.compute_bytes = size.compute_bytes;
     p.output_bytes = size.output_bytes;
@@ -120,7 +146,7 @@ uint64_t margin_bytes(uint64_t budget_bytes) {
 }
 
 uint64_t fixed_bytes(const emoe_plan &p) {
-    return p.process_bytes + p.dense_bytes + p.kv_bytes + p.output_bytes + p.decode_bytes;
+    return p.process_bytes + p.dense_bytes + p.row_cache_bytes + p.kv_bytes + p.output_bytes + p.decode_bytes;
 }
 
 uint64_t cache_min_bytes(const emoe_plan &p) { return p.slot_min_bytes + p.prefill_bytes; }
@@ -133,9 +159,11 @@ void note_cache(emoe_plan *plan, const emoe_model_info &model, uint64_t cache_by
 
 Bounds bounds_of(const emoe_model_info &model, const Sizes &sizes, const Budget &budget) {
     uint32_t const shortest = contexts(model, budget).back(), longest = contexts(model, budget).front();
+    emoe_context_sizes const least = sizes(shortest, ubatches(budget, shortest).back());
+    emoe_context_sizes const most = sizes(longest, ubatches(budget, longest).front());
     return {
-        budget_for(model, sizes(shortest, ubatches(budget, shortest).back()), budget, model.slot_min_bytes),
-        budget_for(model, sizes(longest, ubatches(budget, longest).front()), budget, model.slot_bytes),
+        budget_for(by_row(model, least, budget), least, budget, model.slot_min_bytes),
+        budget_for(in_memory(model, most), most, budget, model.slot_bytes),
     };
 }
 

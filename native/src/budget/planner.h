@@ -20,6 +20,7 @@ struct Budget {
     uint32_t n_threads = 1;
     uint32_t n_ctx = 0;    // 0: chosen
     uint32_t n_ubatch = 0; // 0: chosen
+    bool rows = true;      // tables may stay in the files and be read by row
 };
 
 // The budget is too small.

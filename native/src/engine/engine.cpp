@@ -40,7 +40,13 @@ Engine::Engine(const ModelIndex &index, const std::string &shell_path, const emo
                                 std::vector<uint32_t>(setup.gpu_experts, setup.gpu_experts + setup.n_gpu_expert)),
       streamer_(std::make_unique<Streamer>(index.layout, streamer_params(index, setup, cache_bytes, gpu_parts_))),
       waiting_(setup.n_threads) {
-    dense_ = std::make_unique<DenseWeights>(index, setup.buffered != 0);
+    dense_ = std::make_unique<DenseWeights>(index, setup.buffered != 0, setup.row_cache_bytes == 0);
+    RowReader::Params rows;
+    rows.bytes = setup.row_cache_bytes;
+    rows.reader = streamer_params(index, setup, cache_bytes, gpu_parts_).reader;
+    rows.buffered = setup.buffered != 0;
+    tables_ = std::make_unique<TableNodes>(index, rows, streamer_->faults(),
+                                           [this](const Failure &why) { streamer_->fail_visit(why); });
     check_unchanged(index); // the files were opened by name, the index is from before
     load(index, shell_path, cache_bytes);
 }
@@ -94,7 +100,7 @@ void Engine::load(const ModelIndex &index, const std::string &shell_path, uint64
     if (shell_path.empty()) in_memory = std::make_unique<MemoryShell>(index);
     Loading const loading(index, in_memory ? in_memory->path() : shell_path, need_data, gpu_parts_.any_experts());
     load_model(index, loading);
-    interposer_ = std::make_unique<Interposer>(*streamer_, *dense_, gpu_.get());
+    interposer_ = std::make_unique<Interposer>(*streamer_, *dense_, *tables_, gpu_.get());
     if (!gpu_parts_.tier().empty()) {
         tier_ = std::make_unique<GpuTier>(index, gpu_parts_.device(), gpu_parts_.tier(), setup_.n_ubatch);
         interposer_->set_tier(tier_.get());
@@ -214,10 +220,15 @@ void Engine::probe() {
 }
 
 void Engine::check_files() {
-    const File *const file = streamer_->changed_file();
+    RowReader *const rows = tables_->rows();
+    const File *file = streamer_->changed_file();
+    if (!file && rows) file = rows->changed_file();
     if (!file) return;
     // Moved, or written anew as it was: nothing is mixed where it holds all that was taken of it.
-    if (dense_->same_as_files() && streamer_->same_as_files()) return streamer_->accept_files();
+    if (dense_->same_as_files() && streamer_->same_as_files() && (!rows || rows->same_as_files())) {
+        if (rows) rows->accept_files();
+        return streamer_->accept_files();
+    }
     stale_ = {EMOE_ERR_IO,
               "`" + file->path() + "` was written to while it was in use: its parts no longer belong together"};
     stale_.raise();
@@ -410,6 +421,12 @@ emoe_stats Engine::stats() const {
     out.prefetch_threshold = s.prefetch_threshold;
     out.with_ns = static_cast<uint64_t>(s.with_ns);
     out.without_ns = static_cast<uint64_t>(s.without_ns);
+    if (const RowReader *rows = tables_->rows()) {
+        out.row_cache_bytes = setup_.row_cache_bytes;
+        out.n_row_hit = rows->n_hit();
+        out.n_row_miss = rows->n_miss();
+        out.row_read_bytes = rows->read_bytes();
+    }
     return out;
 }
 

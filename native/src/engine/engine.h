@@ -9,6 +9,7 @@
 #include "llama/measure.h"
 #include "llama/owned.h"
 #include "llama/shell.h"
+#include "llama/tables.h"
 #include "llama/text.h"
 #include "llama/tier.h"
 #include "pipeline/streamer.h"
@@ -75,6 +76,7 @@ private:
     std::unique_ptr<GpuTier> tier_;
     std::unique_ptr<Streamer> streamer_; // outlives the context, whose graph calls into it
     std::unique_ptr<DenseWeights> dense_;
+    std::unique_ptr<TableNodes> tables_;
     std::unique_ptr<Interposer> interposer_;
     LlamaModelPtr model_;
     LlamaContextPtr ctx_;

@@ -20,6 +20,7 @@ namespace {
 
 constexpr uint64_t k_gap = uint64_t{64} << 10;  // between tensors that are read together: less than a read costs
 constexpr uint64_t k_piece = uint64_t{2} << 20; // of one read
+constexpr size_t k_no_extent = SIZE_MAX;        // of a tensor that stays in its file
 constexpr unsigned k_lanes = 4;                 // reads under way
 
 // What /proc/self/maps calls a file.
@@ -63,7 +64,8 @@ std::vector<uintptr_t> mappings_of(const std::string &path, std::vector<Range> *
     return found;
 }
 
-DenseWeights::DenseWeights(const ModelIndex &index, bool buffered) : tensors_(index.dense.size()) {
+DenseWeights::DenseWeights(const ModelIndex &index, bool buffered, bool with_tables)
+    : tensors_(index.dense.size(), Tensor{k_no_extent, 0}) {
     for (std::string const &path : index.layout.paths) files_.push_back(std::make_unique<File>(path, buffered));
     std::vector<size_t> order(index.dense.size());
     std::iota(order.begin(), order.end(), size_t{0});
@@ -73,6 +75,7 @@ DenseWeights::DenseWeights(const ModelIndex &index, bool buffered) : tensors_(in
     });
     size_t used = 0;
     for (size_t const i : order) {
+        if (d[i].is_table && !with_tables) continue;
         uint64_t const align = files_[d[i].file]->alignment();
         uint64_t const begin = d[i].offset / align * align;
         uint64_t const end = (d[i].offset + d[i].bytes + align - 1) / align * align;
@@ -109,6 +112,13 @@ void DenseWeights::place(ggml_tensor *t) {
         return;
     }
     Tensor &tensor = tensors_[found->second];
+    if (tensor.extent == k_no_extent) {
+        if (!failure_)
+            failure_ = {EMOE_ERR_UNSUPPORTED, std::string("`") + ggml_get_name(t) +
+                                                  "` is used otherwise than by row, so it cannot stay in the file: "
+                                                  "this model needs a budget in which everything fits"};
+        return;
+    }
     Extent &extent = extents_[tensor.extent];
     if (!extent.here) read(extent);
     t->data = arena_.data() + tensor.place;

@@ -28,7 +28,8 @@ struct Range {
 class DenseWeights {
 public:
     // Opens the files; reads nothing. Throws EMOE_ERR_IO, EMOE_ERR_MEMORY.
-    DenseWeights(const ModelIndex &index, bool buffered);
+    // with_tables: tables too; else those have no place here.
+    DenseWeights(const ModelIndex &index, bool buffered, bool with_tables);
 
     // Where llama.cpp has mapped the shell, and in which parts: what nobody uses is unmapped after loading, and other
     // memory may come to lie there. No parts: nobody says, and the weights stay where they are.

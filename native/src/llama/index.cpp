@@ -354,6 +354,15 @@ bool is_unused(const TensorInfo &t, const ModelIndex &index) {
            parse_number(t.name.substr(4, dot - 4), &block) && block >= index.n_block;
 }
 
+// What llama.cpp's graphs only look up by row: embeddings, of tokens or of runs of them. An embedding that is the output
+// matrix as well is multiplied by.
+bool is_table(const TensorInfo &t, bool untied) {
+    bool const named = t.name == "per_layer_token_embd.weight" || (untied && t.name == "token_embd.weight");
+    ggml_type_traits const *traits = ggml_get_type_traits(t.type);
+    return named && t.ne[0] > 0 && t.ne[1] > 0 && t.ne[2] == 1 && t.ne[3] == 1 &&
+           (t.type == GGML_TYPE_F32 || traits->to_float != nullptr);
+}
+
 // Takes the experts out; the rest is the index's dense part.
 std::vector<TensorInfo> take_experts(std::vector<TensorInfo> tensors, const std::string &path, ModelIndex *index) {
     uint64_t const format = meta_number(index->meta.get(), k_key_format);
@@ -382,9 +391,11 @@ std::vector<TensorInfo> take_experts(std::vector<TensorInfo> tensors, const std:
         }
     }
     if (index->expert_bytes == 0) fail_without_experts(*index, path);
-    index->dense_token_bytes = index->dense_bytes;
-    for (TensorInfo const &t : index->dense)
-        if (untied && t.name == "token_embd.weight") index->dense_token_bytes -= t.bytes;
+    for (TensorInfo &t : index->dense) {
+        t.is_table = is_table(t, untied);
+        if (t.is_table) index->table_bytes += t.bytes;
+    }
+    index->dense_token_bytes = index->dense_bytes - index->table_bytes;
     return experts;
 }
 

@@ -21,6 +21,7 @@ struct TensorInfo {
     uint16_t file;
     uint64_t offset; // in the file
     uint64_t bytes;
+    bool is_table = false; // only looked up by row
 };
 
 struct GgufFree {
@@ -40,6 +41,7 @@ struct ModelIndex {
     uint32_t n_block = 0; // computed
     uint64_t file_bytes = 0;
     uint64_t dense_bytes = 0;
+    uint64_t table_bytes = 0; // of dense_bytes
     uint64_t dense_token_bytes = 0;
     uint64_t expert_bytes = 0;
     uint64_t token_bytes = 0;

@@ -41,6 +41,7 @@ emoe_model_info model_info(const ModelIndex &m) {
     i.file_bytes = m.file_bytes;
     i.dense_bytes = m.dense_bytes;
     i.dense_token_bytes = m.dense_token_bytes;
+    i.table_bytes = m.table_bytes;
     i.expert_bytes = m.expert_bytes;
     i.token_bytes = m.token_bytes;
     i.n_expert_total = m.layout.n_expert_total;

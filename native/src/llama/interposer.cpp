@@ -19,8 +19,8 @@ bool on_host(const ggml_tensor *t) {
 
 } // namespace
 
-Interposer::Interposer(Streamer &streamer, DenseWeights &dense, GpuExperts *gpu)
-    : dense_(dense), gpu_(gpu), streamer_(streamer) {
+Interposer::Interposer(Streamer &streamer, DenseWeights &dense, TableNodes &tables, GpuExperts *gpu)
+    : dense_(dense), tables_(tables), gpu_(gpu), streamer_(streamer) {
     // ggml_custom_4d packs function, threads and user data into op_params in a layout of its own: a node made by it
     // serves as the template.
     ggml_init_params params = {};
@@ -129,7 +129,7 @@ void Interposer::see(ggml_tensor *node) {
     note_buffer(node);
     if (outputs_ && node->src[0] == outputs_) see_router(node);
     if (node->view_src) dense_.visit_view(node);
-    if (see_product(node)) return;
+    if (see_product(node) || tables_.see(node)) return;
     if (checking_ && node->src[0] && on_host(node->src[0])) {
         std::string const why = cannot_compute(node);
         if (!why.empty() && !failure_) failure_ = {EMOE_ERR_UNSUPPORTED, why};

@@ -11,6 +11,7 @@
 #include "llama/dense.h"
 #include "llama/gpu.h"
 #include "llama/kernels.h"
+#include "llama/tables.h"
 #include "llama/tier.h"
 #include "pipeline/product.h"
 
@@ -28,7 +29,7 @@ namespace emoe {
 class Interposer {
 public:
     // gpu: experts that are none of the streamer's; may be null.
-    Interposer(Streamer &streamer, DenseWeights &dense, GpuExperts *gpu);
+    Interposer(Streamer &streamer, DenseWeights &dense, TableNodes &tables, GpuExperts *gpu);
 
     // llama_context_params.cb_eval, with the Interposer as user data. Always asks for nothing (returns false).
     static bool on_node(ggml_tensor *node, bool ask, void *self);
@@ -43,7 +44,10 @@ public:
     // A look at a model before its first answer: whether the CPU has a kernel for every node that is shown...
     void set_checking(bool on) { checking_ = on, plain_ = false; }
     // ...and a graph whose products by experts are not computed: they give zeros.
-    void set_probing(bool on) { probing_ = on, plain_ = false; }
+    void set_probing(bool on) {
+        probing_ = on, plain_ = false;
+        tables_.set_probing(on);
+    }
     uint32_t n_rewritten() const { return n_rewritten_; }
     // Why the model cannot be streamed; none when it can.
     const Failure &failure() const { return failure_ ? failure_ : dense_.failure(); }
@@ -83,6 +87,7 @@ private:
     void see_tier(const Site &site, const ggml_tensor *node);
 
     DenseWeights &dense_;
+    TableNodes &tables_;
     GpuExperts *gpu_;
     GpuTier *tier_ = nullptr;
     Collector *collector_ = nullptr;

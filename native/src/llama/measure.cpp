@@ -182,14 +182,14 @@ emoe_context_sizes measure_context(const ModelIndex &index, const std::string &s
     sizes.decode_bytes = work.decode_bytes();
     sizes.prefill_bytes = work.extra_bytes(setup.n_ubatch);
     if (setup.device == 0) return sizes;
-    // The token embedding is looked up on the CPU; where it is the output matrix as well, the GPU has a second copy.
+    // Tables are looked up on the CPU, the token embedding too; where it is the output matrix as well, the GPU has a second copy.
     bool tied = true;
     uint64_t host = 0, padding = 0;
     size_t const alignment = ggml_backend_buft_get_alignment(ggml_backend_dev_buffer_type(gpu_device(setup.device)));
     auto const pad = [alignment](ggml_type type) { return alignment + ggml_row_size(type, k_row_padding); };
     for (TensorInfo const &t : index.dense) {
         tied = tied && t.name != "output.weight";
-        if (t.name.rfind("token_embd", 0) == 0) host += t.bytes;
+        if (t.is_table || t.name.rfind("token_embd", 0) == 0) host += t.bytes;
         padding += pad(t.type);
     }
     for (uint32_t l = 0; l < index.layout.layers.size(); l++)

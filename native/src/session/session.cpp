@@ -69,6 +69,7 @@ Session::Session(const std::string &path, const std::string &cache_dir, const em
     shaped.n_ctx = plan.n_ctx;
     shaped.n_ubatch = plan.n_ubatch;
     shaped.n_threads = plan.n_threads;
+    shaped.row_cache_bytes = plan.row_cache_bytes;
     emoe_engine *engine = nullptr;
     call([&](emoe_error *e) { // the smallest cache: it grows as soon as it is known what is left for it
         return emoe_engine_open(model.get(), shell[0] ? shell : nullptr, &shaped, cache_min_bytes(plan), &engine, e);
@@ -89,7 +90,8 @@ Session::Session(const std::string &path, const std::string &cache_dir, const em
     plan.decode_bytes = stats.decode_bytes; // what was planned, as it came out
     plan.prefill_bytes = stats.prefill_bytes;
     // Weights and KV cache are in place; these buffers fill as tokens are computed, and the app as it likes.
-    uint64_t const untouched = plan.decode_bytes + plan.output_bytes + std::max(setup.process_bytes, rss) - rss;
+    uint64_t const untouched =
+        plan.decode_bytes + plan.output_bytes + plan.row_cache_bytes + std::max(setup.process_bytes, rss) - rss;
     allowance_ = std::make_unique<Allowance>(
         plan, info, untouched,
         [engine](uint64_t bytes) {
