@@ -48,7 +48,7 @@ CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 # strong enough that tokens choose different experts and a wrong expert shows in the logits.
 GAIN = {"matrix": 1.0, "router": 2.0, "gate_up": 1.5, "down": 1.5, "embed": 4.0, "output": 4.0, "conv": 1.0}
 # Of tensors whose values stand for themselves: mean and standard deviation.
-VECTOR = {"norm": (1.0, 0.1), "bias": (0.0, 0.2), "router_scale": (16.0, 1.0)}
+VECTOR = {"norm": (1.0, 0.1), "bias": (0.0, 0.2), "router_scale": (16.0, 1.0), "decay": (-1.0, 0.2)}
 CHOSEN_TYPE = {"matrix": "dense", "embed": "dense", "output": "dense", "gate_up": "experts", "down": "down"}
 
 
@@ -131,6 +131,9 @@ def sparse_big(
 
 def draw(tensor: Tensor, seed: int) -> F32Array:
     """The tensor's values."""
+    if tensor.role == "ids":  # a table of experts' numbers, all different in a row
+        rows = np.add.outer(np.arange(tensor.shape[0]), np.arange(tensor.shape[1]) * 3)
+        return (rows % 16).astype(np.float32)
     if tensor.name.endswith("ffn_gate_up_exps.weight"):
         n, rows, cols = tensor.shape
         halves = [tensor.name.replace("gate_up", half) for half in ("gate", "up")]
@@ -154,6 +157,8 @@ def draw(tensor: Tensor, seed: int) -> F32Array:
 
 def quantize(values: F32Array, qtype: QuantType) -> npt.NDArray[np.uint8]:
     """The values in ggml's `qtype`, as bytes of rows."""
+    if qtype == QuantType.I32:
+        return values.astype(np.int32).view(np.uint8)
     rows = np.ascontiguousarray(values, np.float32)
     cols = rows.shape[-1]
     out = np.empty((*rows.shape[:-1], _row_bytes(cols, qtype)), np.uint8)
@@ -199,14 +204,19 @@ def _chunks(plan: list[Planned], n: int) -> list[list[Planned]]:
 
 
 def _key_values(arch: Arch, geo: Geometry, name: str) -> dict[str, Value]:
+    own = {f"{arch.gguf}.{key}": value for key, value in keys(arch, geo).items()}
+    return {**base_keys(arch.gguf, name), **own}
+
+
+def base_keys(gguf_name: str, name: str) -> dict[str, Value]:
+    """Keys that do not depend on the geometry: names and the tokenizer."""
     tokens = vocabulary()
     normal, control = int(gguf.TokenType.NORMAL), int(gguf.TokenType.CONTROL)
     return {
-        "general.architecture": arch.gguf,
+        "general.architecture": gguf_name,
         "general.name": name,
         "general.quantization_version": 2,
-        **{f"{arch.gguf}.{key}": value for key, value in keys(arch, geo).items()},
-        f"{arch.gguf}.vocab_size": len(tokens),
+        f"{gguf_name}.vocab_size": len(tokens),
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "qwen2",  # the default detokenizes without spaces before punctuation
         "tokenizer.ggml.tokens": tokens,
@@ -232,12 +242,18 @@ def _save(
     """Write one file; tensors of the plan after the first `n_written` become a hole."""
     writer = gguf.GGUFWriter(path, "")  # "" adds no architecture, which later files of a split go without
     for key, value in key_values.items():
-        _add(writer, key, value)
+        add(writer, key, value)
     if split:
         number, count, n_tensors = split
         writer.add_uint16("split.no", number)
         writer.add_uint16("split.count", count)
         writer.add_int32("split.tensors.count", n_tensors)
+    hole = write_tensors(writer, plan, seed, n_written)
+    os.truncate(path, path.stat().st_size + hole)
+
+
+def write_tensors(writer: gguf.GGUFWriter, plan: list[Planned], seed: int = 0, n_written: int | None = None) -> int:
+    """Finish a file: header, keys, tensors. Returns the bytes that those after the first `n_written` would take."""
     sizes = []
     for tensor, qtype in plan:
         byte_shape = (*tensor.shape[:-1], _row_bytes(tensor.shape[-1], qtype))
@@ -249,12 +265,11 @@ def _save(
     for tensor, qtype in plan[:n_written]:
         writer.write_tensor_data(quantize(draw(tensor, seed), qtype))
     writer.close()
-    if n_written is not None:
-        hole = sum(writer.ggml_pad(size, writer.data_alignment) for size in sizes[n_written:])
-        os.truncate(path, path.stat().st_size + hole)
+    return sum(writer.ggml_pad(size, writer.data_alignment) for size in sizes[len(plan[:n_written]) :])
 
 
-def _add(writer: gguf.GGUFWriter, key: str, value: Value) -> None:
+def add(writer: gguf.GGUFWriter, key: str, value: Value) -> None:
+    """One key, in the type that llama.cpp reads."""
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):

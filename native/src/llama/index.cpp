@@ -341,10 +341,15 @@ std::vector<TensorInfo> read_headers(const std::string &path, ModelIndex *index)
          index.architecture.c_str());
 }
 
-// Blocks that a graph computes: the last ones may only guess tokens ahead.
-uint32_t computed_blocks(const ModelIndex &index) {
+// Blocks that a graph computes: the last ones may only guess tokens ahead. Those hold what joins a token to a state; where
+// none does, the metadata speaks of blocks that were left out (DeepSeek V4 of some converters).
+uint32_t computed_blocks(const ModelIndex &index, const std::vector<TensorInfo> &tensors) {
     uint64_t const n = index.number("block_count", UINT32_MAX), n_ahead = index.number("nextn_predict_layers", 0);
-    return static_cast<uint32_t>(std::min<uint64_t>(n_ahead < n ? n - n_ahead : n, UINT32_MAX));
+    uint64_t const n_before = n_ahead < n ? n - n_ahead : n;
+    std::string const joins = "blk." + std::to_string(n_before) + ".nextn.eh_proj.weight";
+    bool const guesses =
+        std::any_of(tensors.begin(), tensors.end(), [&](TensorInfo const &t) { return t.name == joins; });
+    return static_cast<uint32_t>(std::min<uint64_t>(guesses ? n_before : n, UINT32_MAX));
 }
 
 bool is_unused(const TensorInfo &t, const ModelIndex &index) {
@@ -369,7 +374,7 @@ std::vector<TensorInfo> take_experts(std::vector<TensorInfo> tensors, const std:
     if (format > k_format_version)
         fail(EMOE_ERR_UNSUPPORTED, "`%s` has version %llu of the per-expert format, this build reads version %llu",
              path.c_str(), static_cast<unsigned long long>(format), static_cast<unsigned long long>(k_format_version));
-    index->n_block = computed_blocks(*index);
+    index->n_block = computed_blocks(*index, tensors);
     bool untied = false;
     std::vector<TensorInfo> experts;
     for (TensorInfo &t : tensors) {
