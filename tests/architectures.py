@@ -4,7 +4,8 @@
 
 `architectures.json` has their geometries: keys that most of them share (`common`), and for each its own keys, its
 tensors, and those of its blocks ("0-3": blocks 0 to 3). Shapes are in numpy order. A name with a suffix is a variant
-of the same architecture: with blocks that guess ahead (mtp), with an attention that picks (topk).
+of the same architecture: with blocks that guess ahead (mtp), with an attention that picks (topk). `classes`: what
+llama.cpp's source calls an architecture, where that is not its name.
 
 Weights are drawn as tinymoe's are. Rows of tables are Q8_0, experts Q4_0, all else is F32, as far as rows divide.
 """
@@ -40,9 +41,12 @@ def names() -> list[str]:
     return list(_data()["models"])
 
 
-def architecture(name: str) -> str:
-    """What the file calls it."""
-    return str(_data()["models"][name]["architecture"])
+def classes() -> set[str]:
+    """The classes of llama.cpp's source (llama_model_X) that are listed: with experts, without, and what is neither."""
+    data = _data()
+    ours = {model["architecture"] for model in data["models"].values()}
+    plain = {data["classes"].get(name, name.replace("-", "_").replace(".", "_")) for name in ours}
+    return plain | set(data["without_experts"]) | set(data["other"])
 
 
 def write(path: Path, name: str, *, n_gram_rows: int = 0) -> Path:

@@ -1,0 +1,83 @@
+"""Any model: every architecture with experts that the pinned llama.cpp knows, streamed, is stock byte for byte.
+
+Every optional tensor is in the files (tests/architectures.py). Three caches: the smallest, one that evicts, one that
+holds all; with the smallest, tables stay in the file and are read by row.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+from pathlib import Path
+
+import architectures
+import numpy as np
+import pytest
+from exact_engines import stock, streamed
+
+from edgemoe.errors import UnsupportedError
+
+FAST = ("deepseek2", "gemma4", "gpt-oss", "llama4", "nemotron-latent", "qwen4exp")
+REFUSED = {
+    "llada-moe": "diffusion",
+    "rnd1": "diffusion",
+    "refact": "never multiplies by its experts",  # llama.cpp loads such a file and computes it without them
+}
+MEANINGLESS = {"llama-embed"}  # logits of a model that makes embeddings
+
+NAMES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in architectures.names()]
+
+
+@pytest.fixture
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return architectures.write(tmp_path / "model.gguf", request.param)
+
+
+@pytest.mark.parametrize("model,name", [pytest.param(*p.values * 2, marks=p.marks) for p in NAMES], indirect=["model"])
+def test_every_architecture_equals_stock(model: Path, name: str, tokens: list[int]) -> None:
+    steps = [tokens[:100], tokens[100:103], *([t] for t in tokens[103:135])]
+    if name in REFUSED:
+        with pytest.raises(UnsupportedError, match=REFUSED[name]), streamed(model, share=0.0):
+            pass
+        return
+    expected = stock(model, steps)
+    for share, row_cache_bytes in ((0.0, 1 << 20), (0.4, 0), (1.0, 0)):
+        with streamed(model, share=share, row_cache_bytes=row_cache_bytes) as engine:
+            assert engine.run(steps) == expected, share
+            stats = engine.stats()
+        assert stats["n_miss"] > 0
+        assert (stats["n_row_miss"] > 0) == (row_cache_bytes > 0)  # every one of these files has an output of its own
+    values = np.frombuffer(b"".join(expected), np.float32)
+    assert np.isfinite(values).all()
+    assert len(set(expected)) == len(steps) or name in MEANINGLESS  # the model really says different things
+
+
+def test_every_class_of_the_pinned_llama_is_listed() -> None:
+    """A new architecture fails here until somebody has looked whether it has experts (tests/architectures.json)."""
+    package = importlib.util.find_spec("llama_cpp")
+    assert package and package.origin
+    library = Path(package.origin).parent / "lib" / "libllama.so"
+    if not library.exists():
+        pytest.skip(f"{library} is not here: names of classes are read from a Linux library")
+    # The names of types, as the compiler writes them: their length, then the name.
+    named = re.findall(rb"\0(\d+)(llama_model_\w+)\0", library.read_bytes())
+    found = {name.decode()[len("llama_model_") :] for length, name in named if int(length) == len(name)} - {"base"}
+    assert len(found) > 100
+    assert found == architectures.classes()
+
+
+def test_a_table_of_n_grams_that_is_larger_than_the_budget(tmp_path: Path, tokens: list[int]) -> None:
+    """Hashes reach every row; the same rows are found again where the text says the same again."""
+    model = architectures.write(tmp_path / "model.gguf", "qwen4exp", n_gram_rows=1_000_000)
+    assert model.stat().st_size > 64 << 20
+    again = [tokens[:100], *([t] for t in tokens[:20])]
+    steps = [*again, *([t] for t in tokens[20:40]), tokens[:100]]
+    expected = stock(model, steps)
+    with streamed(model, share=0.0, row_cache_bytes=1 << 20) as engine:
+        assert engine.run(steps) == expected
+        stats = engine.stats()
+    n_looked_up = sum(map(len, steps)) * 5  # a token's embedding and four n-grams
+    assert math.ceil(n_looked_up / 4) < stats["n_row_miss"] < n_looked_up
+    assert stats["n_row_hit"] > 100
+    assert stats["dense_bytes"] < 32 << 20
