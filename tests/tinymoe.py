@@ -132,8 +132,8 @@ def sparse_big(
 def draw(tensor: Tensor, seed: int) -> F32Array:
     """The tensor's values."""
     if tensor.role == "ids":  # a table of experts' numbers, all different in a row
-        rows = np.add.outer(np.arange(tensor.shape[0]), np.arange(tensor.shape[1]) * 3)
-        return (rows % 16).astype(np.float32)
+        numbers = np.add.outer(np.arange(tensor.shape[0]), np.arange(tensor.shape[1]) * 3)
+        return (numbers % 16).astype(np.float32)
     if tensor.name.endswith("ffn_gate_up_exps.weight"):
         n, rows, cols = tensor.shape
         halves = [tensor.name.replace("gate_up", half) for half in ("gate", "up")]

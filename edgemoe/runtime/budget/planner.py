@@ -84,8 +84,8 @@ class Plan:
     itself; device_number: 1 + its index among ggml's devices, 0 for the CPU. prediction: None with a GPU, whose speed
     nobody measured. gpu_bytes: given there, of gpu_budget_bytes. n_gpu_layer: layers whose experts are computed there,
     gpu_experts: those of other layers, numbered through all of them (neither cached nor in n_expert_total).
-    table_bytes: of tables that stay in the files, and are not in dense_bytes; row_cache_bytes: for rows of them. Both are
-    0 where every expert fits beside the tables, which are in memory then.
+    table_bytes: of tables that stay in the files, and are not in dense_bytes; row_cache_bytes: for rows of them. Both
+    are 0 where every expert fits beside the tables, which are in memory then.
     n_ctx_asked: the context that was asked for, 0 for none; n_ctx is less where the model was trained for less.
     """
 
@@ -200,7 +200,8 @@ class Plan:
             if self.prediction.measured:
                 lines.append(f"{'hits':<16}{self.prediction.hit_rate:.0%}, as earlier runs of this model had")
         lines.append(f"{'smallest budget':<16}{format_exact(self.smallest_bytes)}")
-        lines.append(f"{'all experts fit':<16}{format_exact(self.resident_bytes)}")
+        fits = "everything fits" if self.table_bytes else "all experts fit"
+        lines.append(f"{fits:<16}{format_exact(self.resident_bytes)}")
         return lines
 
 
