@@ -4,8 +4,8 @@
 
 `architectures.json` has their geometries: keys that most of them share (`common`), and for each its own keys, its
 tensors, and those of its blocks ("0-3": blocks 0 to 3). Shapes are in numpy order. A name with a suffix is a variant
-of the same architecture: with blocks that guess ahead (mtp), with an attention that picks (topk). `classes`: what
-llama.cpp's source calls an architecture, where that is not its name.
+of the same architecture: with blocks that guess ahead (mtp), with an attention that picks (topk), of Gemma 4 with
+embeddings a layer (per-layer). `classes`: what llama.cpp's source calls an architecture, where that is not its name.
 
 Weights are drawn as tinymoe's are. Rows of tables are Q8_0, experts Q4_0, all else is F32, as far as rows divide.
 """

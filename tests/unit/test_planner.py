@@ -250,3 +250,32 @@ def test_a_plan_is_json_and_text() -> None:
 
 def test_the_same_arguments_give_the_same_plan() -> None:
     assert plan(MODEL, sizes, budget(GIB), SPEEDS) == plan(MODEL, sizes, budget(GIB), SPEEDS)
+
+
+TABLES = replace(MODEL, dense_bytes=MODEL.dense_bytes + 5000 * MIB, table_bytes=5000 * MIB)
+
+
+def test_tables_stay_in_the_file_until_everything_fits() -> None:
+    enough = resident_bytes(TABLES, sizes, budget(1))
+    assert enough > resident_bytes(MODEL, sizes, budget(1)) + 4999 * MIB
+    tight, whole = plan(TABLES, sizes, budget(enough - 64 * MIB)), plan(TABLES, sizes, budget(enough))
+    assert (tight.table_bytes, tight.dense_bytes, tight.fraction) == (5000 * MIB, 210 * MIB, 1.0)
+    assert 0 < tight.row_cache_bytes <= 8 * MIB
+    assert (whole.table_bytes, whole.dense_bytes, whole.row_cache_bytes) == (0, 5210 * MIB, 0)
+    assert any("which stay in the file" in line for line in tight.lines())
+    assert not any("which stay in the file" in line for line in whole.lines())
+
+
+def test_a_tight_budget_gives_experts_what_tables_leave() -> None:
+    """As if there were no tables, but for the rows' few bytes; and the smallest budget is named likewise."""
+    without, found = plan(MODEL, sizes, budget(900 * MIB)), plan(TABLES, sizes, budget(900 * MIB))
+    assert without.cache_bytes - found.cache_bytes == found.row_cache_bytes
+    assert parts(found) == 900 * MIB
+    smallest = smallest_bytes(TABLES, sizes, budget(1))
+    assert smallest - smallest_bytes(MODEL, sizes, budget(1)) in (8 * MIB, 9 * MIB)
+    assert plan(TABLES, sizes, budget(smallest)).table_bytes == 5000 * MIB
+
+
+def test_a_small_table_is_in_memory_always() -> None:
+    small = replace(MODEL, table_bytes=4 * MIB)
+    assert plan(small, sizes, budget(900 * MIB)).to_dict() == plan(MODEL, sizes, budget(900 * MIB)).to_dict()

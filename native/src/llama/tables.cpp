@@ -83,7 +83,7 @@ void TableNodes::look_up(ggml_tensor *dst) {
                               else
                                   to_float(row, out, weights->ne[0]);
                           });
-        if (failure) fail_(failure);
+        if (failure) fail_({failure.status, "rows of `" + tables_[table].name + "`: " + failure.message});
     } catch (...) { // ggml is between us and who asked
         fail_(caught());
     }
