@@ -29,5 +29,12 @@ def cached_compute(type_name: str, n_threads: int) -> float | None:
     return float(known) if isinstance(known, (int, float)) and 0 < known < _MOST else None
 
 
+def forget_compute(type_name: str, n_threads: int) -> None:
+    """Let the next `measure_compute` measure."""
+    measurements = read_cached("compute.json")
+    if measurements.pop(_key(type_name, n_threads), None) is not None:
+        write_cached("compute.json", measurements)
+
+
 def _key(type_name: str, n_threads: int) -> str:
     return f"{cpu_name()}; {_native.build_stamp()}; {type_name}; {n_threads} threads"

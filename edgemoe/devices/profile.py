@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import _native
-from .compute import cached_compute, measure_compute
+from .compute import cached_compute, forget_compute, measure_compute
 from .cpu import cpu_name, isa_flags, physical_cores
 from .memory import available_memory, memory_limit, total_memory
-from .storage import StorageSpeed, cached_storage, describe, measure_storage
+from .storage import StorageSpeed, cached_storage, describe, forget_storage, measure_storage
+
+_TOO_FAST = 2.0  # reads of a run may be larger than those that were measured, and so a little faster
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,27 @@ def profile(
         compute_type=compute_type,
         compute_bytes_per_s=(measure_compute if measure else cached_compute)(compute_type, threads),
     )
+
+
+def contradict(
+    path: str | Path,
+    block_bytes: int,
+    compute_type: str,
+    n_threads: int,
+    *,
+    read_bytes_per_s: float | None,
+    compute_bytes_per_s: float | None,
+) -> None:
+    """Forget a speed that a run was faster than: it was measured beside other work, and will be measured again.
+
+    read_bytes_per_s, compute_bytes_per_s: what the run had at least; None where it does not say. A run that was slower
+    contradicts nothing: it may have had a busy machine itself.
+    """
+    storage, compute = cached_storage(path, block_bytes), cached_compute(compute_type, n_threads)
+    if storage and read_bytes_per_s and read_bytes_per_s > _TOO_FAST * storage.bytes_per_s:
+        forget_storage(path, block_bytes)
+    if compute and compute_bytes_per_s and compute_bytes_per_s > compute:
+        forget_compute(compute_type, n_threads)
 
 
 def machine(path: str | Path | None = None) -> dict[str, Any]:

@@ -85,6 +85,13 @@ def cached_storage(path: str | Path, block_bytes: int, *, n_lane: int = N_LANE) 
         return None
 
 
+def forget_storage(path: str | Path, block_bytes: int) -> None:
+    """Let the next `measure_storage` measure."""
+    measurements = read_cached("storage.json")
+    if measurements.pop(_key(path, block_bytes, N_LANE), None) is not None:
+        write_cached("storage.json", measurements)
+
+
 def find_lanes(path: str | Path, block_bytes: int, *, max_bytes: int) -> int:
     """Reads to keep under way at once: the fewest that come near the drive's best for such reads of this file.
 

@@ -9,7 +9,7 @@ import pytest
 
 from edgemoe import _native
 from edgemoe.devices import compute, cpu, storage
-from edgemoe.devices.profile import DeviceProfile
+from edgemoe.devices.profile import DeviceProfile, contradict
 from edgemoe.errors import StorageError
 from edgemoe.paths import cache_dir, read_cached, write_cached
 
@@ -121,3 +121,25 @@ def test_what_is_cached_badly_counts_as_absent() -> None:
         assert read_cached("x.json") == {}
     assert read_cached("absent.json") == {}
     assert not list(cache_dir().glob("*.tmp"))
+
+
+def test_a_speed_that_a_run_was_faster_than_is_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Measured beside other work, it would make every plan promise too little for ever."""
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"x" * 100)
+    speeds = {"storage": 1e8, "compute": 1e9}
+    measured = {"latency_ns": 80_000, "direct_io": 1}
+    monkeypatch.setattr(_native, "storage_measure", lambda *_: {**measured, "bytes_per_s": speeds["storage"]})
+    monkeypatch.setattr(_native, "compute_measure", lambda *_: speeds["compute"])
+
+    def run(read: float | None, computed: float | None) -> tuple[float, float]:
+        contradict(file, 4096, "Q4_K", 2, read_bytes_per_s=read, compute_bytes_per_s=computed)
+        return storage.measure_storage(file, 4096).bytes_per_s, compute.measure_compute("Q4_K", 2)
+
+    assert run(None, None) == (1e8, 1e9)
+    speeds.update(storage=9e8, compute=8e9)
+    assert run(1.5e8, 0.9e9) == (1e8, 1e9)  # no contradiction
+    assert run(None, 0.1e9) == (1e8, 1e9)  # slower: that run may have had a busy machine
+    assert run(8e8, None) == (9e8, 1e9)
+    assert run(8e8, 4e9) == (9e8, 8e9)
+    assert run(8e8, 4e9) == (9e8, 8e9)

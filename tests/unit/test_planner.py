@@ -279,3 +279,20 @@ def test_a_tight_budget_gives_experts_what_tables_leave() -> None:
 def test_a_small_table_is_in_memory_always() -> None:
     small = replace(MODEL, table_bytes=4 * MIB)
     assert plan(small, sizes, budget(900 * MIB)).to_dict() == plan(MODEL, sizes, budget(900 * MIB)).to_dict()
+
+
+@pytest.mark.parametrize("n_ctx", [None, 2048])
+def test_a_model_that_does_not_fit_is_measured_twice(n_ctx: int | None) -> None:
+    """Measuring a shape of a large model takes a second: the smallest is asked first, and the largest for the hint."""
+    asked: list[tuple[int, int]] = []
+
+    def counted(n_ctx: int, n_ubatch: int) -> ContextSizes:
+        asked.append((n_ctx, n_ubatch))
+        return sizes(n_ctx, n_ubatch)
+
+    with pytest.raises(BudgetError):
+        plan(MODEL, counted, Budget(bytes=64 * MIB, process_bytes=24 * MIB, n_threads=2, n_ctx=n_ctx))
+    assert len(set(asked)) == 2
+    asked.clear()
+    plan(MODEL, counted, Budget(bytes=400 * MIB, process_bytes=24 * MIB, n_threads=2, n_ctx=n_ctx))
+    assert len(set(asked)) < 10

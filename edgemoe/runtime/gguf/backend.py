@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ... import _native
@@ -12,10 +12,11 @@ from ..model import ModelInfo
 
 
 class NativeBackend:
-    """See `Backend`. handle: the backend's from now on."""
+    """See `Backend`. handle: the backend's from now on. compare: told the native statistics of the whole run."""
 
-    def __init__(self, handle: _native.EngineHandle) -> None:
+    def __init__(self, handle: _native.EngineHandle, compare: Callable[[Mapping[str, Any]], None]) -> None:
         self.engine = handle
+        self._compare = compare
         self.text = _native.engine_text(handle)
         self.n_vocab = _native.text_n_vocab(self.text)
         self.n_ctx = _native.engine_n_ctx(handle)
@@ -78,6 +79,7 @@ class NativeBackend:
         stats = self.stats()
         rates.remember(info, stats["n_decode"] + stats["n_prefill"], _native.engine_rates(self.engine))
         rates.remember_hits(info, stats)
+        self._compare(stats)
 
     def close(self) -> None:
         _native.engine_close(self.engine)

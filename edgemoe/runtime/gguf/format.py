@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ... import _native
 from ..._abi import Setup as NativeSetup
 from ...devices.gpu import Gpu
 from ...devices.gpu import choose as choose_gpu
-from ...devices.profile import profile
+from ...devices.profile import contradict, profile
 from ...devices.storage import N_LANE, find_lanes
 from ...errors import UnsupportedError
 from ...paths import cache_dir
+from ...units import MIB
 from ..budget.gpu_plan import gpu_budget, plan_for_gpu
 from ..budget.placement import Placement
 from ..budget.planner import Plan, Speeds, finish, predict
@@ -28,6 +33,8 @@ from .model import GgufModel, open_gguf
 from .shell import shell_for
 
 TRACED = True
+
+_LEAST_TOKENS, _LEAST_READ = 16, 64 * MIB  # after which a run tells something of speeds
 
 
 def open(path: Path) -> Model | None:
@@ -84,7 +91,8 @@ def backend(model: GgufModel, setup: Setup, plan: Plan, progress: Progress | Non
         progress(f"loading {model.info.name}")
     native.n_read_lane = setup.read_lanes or _lanes(model, plan)
     path = None if shell is None else os.fspath(shell)
-    return NativeBackend(_native.engine_open(model.handle, path, native, plan.cache_min_bytes))
+    handle = _native.engine_open(model.handle, path, native, plan.cache_min_bytes)
+    return NativeBackend(handle, partial(_compare, model, plan, model.block_bytes, model.main_type))
 
 
 def _decided(setup: Setup, plan: Plan) -> NativeSetup:
@@ -97,6 +105,18 @@ def _decided(setup: Setup, plan: Plan) -> NativeSetup:
         gpu_experts=plan.gpu_experts,
         row_cache_bytes=plan.row_cache_bytes,
     )
+
+
+def _compare(model: Model, plan: Plan, block_bytes: int, main_type: str, stats: Mapping[str, Any]) -> None:
+    """What a run tells of the speeds that its plan expected. stats: the fields of `emoe_stats`."""
+    work = (model.info.dense_token_bytes + model.info.token_bytes) * stats["n_decode"]
+    known = stats["n_decode"] >= _LEAST_TOKENS and not plan.device
+    read = stats["read_bytes"] * 1e9 / stats["drive_ns"] if stats["read_bytes"] > _LEAST_READ else None
+    compute = work * 1e9 / stats["decode_ns"] if known else None
+    with suppress(OSError):  # the file may be gone by now
+        contradict(
+            model.path, block_bytes, main_type, plan.n_threads, read_bytes_per_s=read, compute_bytes_per_s=compute
+        )
 
 
 def _number(gpu: Gpu | None) -> int:

@@ -125,10 +125,18 @@ std::optional<emoe_plan> candidate(const emoe_model_info &model, const emoe_cont
     return p;
 }
 
+// What a shape takes is asked of llama.cpp, which is slow for a large model: where the smallest does not fit, none does.
+std::optional<emoe_plan> smallest_batch(const emoe_model_info &model, const Sizes &sizes, const Budget &budget,
+                                        uint32_t n_ctx) {
+    uint32_t const n_ubatch = ubatches(budget, n_ctx).back();
+    return candidate(model, sizes(n_ctx, n_ubatch), budget, n_ctx, n_ubatch);
+}
+
 // The largest batch whose work space the cache can well lend, else the smallest that works.
 std::optional<emoe_plan> best_batch(const emoe_model_info &model, const Sizes &sizes, const Budget &budget,
                                     uint32_t n_ctx) {
-    std::optional<emoe_plan> best;
+    std::optional<emoe_plan> best = smallest_batch(model, sizes, budget, n_ctx);
+    if (!best) return best;
     for (uint32_t const n_ubatch : ubatches(budget, n_ctx)) {
         std::optional<emoe_plan> const found = candidate(model, sizes(n_ctx, n_ubatch), budget, n_ctx, n_ubatch);
         if (!found) continue;
@@ -186,17 +194,18 @@ uint64_t budget_bytes(uint32_t kind, uint64_t value, uint64_t enough_bytes, cons
 }
 
 emoe_plan make_plan(const emoe_model_info &model, const Sizes &sizes, const Budget &budget, const Bounds &bounds) {
+    std::vector<uint32_t> const lengths = contexts(model, budget);
+    if (!smallest_batch(model, sizes, budget, lengths.back()))
+        throw BudgetError(bounds.smallest_bytes, "a budget of " + format_bytes(budget.bytes) + " is too small for " +
+                                                     model.name + ": it needs " + format_bytes(bounds.smallest_bytes));
     std::optional<emoe_plan> chosen;
-    for (uint32_t const n_ctx : contexts(model, budget)) {
+    for (uint32_t const n_ctx : lengths) {
         std::optional<emoe_plan> const found = best_batch(model, sizes, budget, n_ctx);
         if (!found || (chosen && n_ctx < k_short_ctx)) continue;
         chosen = found;
         uint64_t const shared = found->kv_bytes + found->output_bytes + found->decode_bytes + found->cache_bytes;
         if (found->kv_bytes * k_kv_share <= shared) break;
     }
-    if (!chosen)
-        throw BudgetError(bounds.smallest_bytes, "a budget of " + format_bytes(budget.bytes) + " is too small for " +
-                                                     model.name + ": it needs " + format_bytes(bounds.smallest_bytes));
     chosen->smallest_bytes = bounds.smallest_bytes;
     chosen->resident_bytes = bounds.enough_bytes;
     return *chosen;

@@ -118,7 +118,8 @@ WorkSpace::WorkSpace(const ModelIndex &index, const emoe_setup &setup, uint64_t 
             widest = std::max<uint64_t>(widest, ggml_row_size(cpu().type_traits(t.type)->vec_dot_type, t.ne[0]));
     // The widest activations in the form that their weights want, and half a MiB a thread for the tiles of its kernels.
     backend_bytes_ = n_ubatch_ * widest + setup.n_threads * (uint64_t{640} << 10);
-    if (index.n_router_input != 0) backend_bytes_ += Predictor::bytes(index.layout.shape(), index.n_router_input);
+    if (index.n_router_input != 0 && setup.prefetch != EMOE_PREFETCH_OFF)
+        backend_bytes_ += Predictor::bytes(index.layout.shape(), index.n_router_input);
     for (uint32_t n = 1;; n *= 2) {
         scratch_bytes_.push_back(emoe::scratch_bytes(index.layout, std::min(n, n_ubatch_), setup.n_threads));
         if (n >= n_ubatch_) break;

@@ -88,8 +88,8 @@ emoe_context_sizes SizeBook::operator()(uint32_t n_ctx, uint32_t n_ubatch) {
 // All that sizes depend on. A GPU by what it is: its number changes with what else is plugged in.
 std::string SizeBook::shape(uint32_t n_ctx, uint32_t n_ubatch) const {
     char text[160];
-    snprintf(text, sizeof text, "ctx %u ubatch %u threads %u outputs %u kv %u", n_ctx, n_ubatch, setup_.n_threads,
-             setup_.n_outputs, setup_.kv_type);
+    snprintf(text, sizeof text, "ctx %u ubatch %u threads %u outputs %u kv %u%s", n_ctx, n_ubatch, setup_.n_threads,
+             setup_.n_outputs, setup_.kv_type, setup_.prefetch == EMOE_PREFETCH_OFF ? " prefetch off" : "");
     if (setup_.device == 0) return text;
     std::string name = gpu_description(setup_.device);
     std::replace(name.begin(), name.end(), ':', ' ');
