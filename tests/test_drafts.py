@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import architectures
 import pytest
 import tinymoe
 
@@ -121,6 +122,19 @@ def test_a_model_that_cannot_verify_is_refused_only_when_asked(tmp_path: Path) -
     with edgemoe.load(path, memory="2GiB", ctx=256, threads=1, draft="auto") as engine:
         assert len(list(engine.steps(PROMPT, max_tokens=30, sampling=Sampling(temp=0)))) > 0
         assert engine.stats().n_draft == 0
+
+
+def test_a_model_that_turns_out_not_to_verify_goes_on_token_by_token(tmp_path: Path) -> None:
+    """MiniMax M3 attends otherwise to several tokens than to one: that shows when the first draft is computed."""
+    path = architectures.write(tmp_path / "m3.gguf", "minimax-m3")
+    sampling = Sampling(temp=0, logit_bias=FEW[:2])
+    answers = []
+    for draft in ("off", "auto", 4):
+        with edgemoe.load(path, memory="2GiB", ctx=256, threads=1, draft=draft) as engine:
+            answers.append([list(engine.steps(PROMPT, max_tokens=40, sampling=sampling, n_top=1)) for _ in range(2)])
+            assert engine.stats().n_draft == 0
+    assert answers[0] == answers[1] == answers[2]
+    assert len(answers[0][0]) == 40
 
 
 @pytest.mark.parametrize("draft", [7, -1, "some", 1.5])

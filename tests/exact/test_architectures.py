@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from exact_engines import stock, streamed
 
+from edgemoe import _native
 from edgemoe.errors import UnsupportedError
 
 FAST = ("deepseek2", "gemma4-per-layer", "gpt-oss", "llama4", "nemotron-latent", "qwen4exp")
@@ -49,6 +50,24 @@ def test_every_architecture_equals_stock(tmp_path: Path, tokens: list[int], name
     values = np.frombuffer(b"".join(expected), np.float32)
     assert np.isfinite(values).all()
     assert len(set(expected)) == len(steps) or name in MEANINGLESS  # the model really says different things
+
+
+@pytest.mark.parametrize("name", [_marked(name) for name in architectures.names() if name not in REFUSED])
+def test_tokens_verified_together_are_those_decoded_alone(tmp_path: Path, tokens: list[int], name: str) -> None:
+    """Or the architecture says that it cannot, before or when it is asked to; it never gives other logits."""
+    model = architectures.write(tmp_path / "model.gguf", name)
+    with streamed(model, share=1.0, n_ctx=1024) as engine:
+        for n_past in (30, 600):  # from 512 on attention is divided among threads
+            prompt = (tokens * 2)[:n_past]
+            engine.rewind()
+            alone = engine.run([prompt, *([t] for t in tokens[:5])])[1:]
+            engine.rewind()
+            engine.run([prompt])
+            try:
+                assert engine.verify(tokens[:5]) == alone
+            except UnsupportedError as refused:
+                assert "cannot verify drafts" in refused.message
+                assert _native.engine_n_past(engine.handle) == n_past
 
 
 def test_every_class_of_the_pinned_llama_is_listed() -> None:

@@ -67,12 +67,15 @@ class Payoff:
     def __init__(self, cost: float) -> None:
         """cost: first guess of c."""
         self._first_cost = cost
+        self._given_up = False
         self._token_s = 0.0
         self._cost = (cost, self._CERTAIN)
         self._right = {n_match: (right, self._CERTAIN) for n_match, right in self._RIGHT.items()}
 
     def worth(self, n_match: int, n_most: int) -> int:
         """Tokens to draft, 0 to n_most."""
+        if self._given_up:
+            return 0
         cost, right = self._cost[0], self._right[n_match][0]
         best, best_speed, kept = 0, 1.0, 1.0
         for m in range(1, n_most + 1):
@@ -84,6 +87,10 @@ class Payoff:
             self._right[n_match] = self._mean(self._right[n_match], self._RIGHT[n_match], 0.2)
             self._cost = self._mean(self._cost, self._first_cost, 0.2)
         return best
+
+    def give_up(self) -> None:
+        """Nothing is worth a pass any more."""
+        self._given_up = True
 
     def token(self, seconds: float) -> None:
         """A token was computed alone."""
@@ -145,11 +152,12 @@ class Lookahead:
         if not drafted:
             compute([token])
             self._payoff.token(time.perf_counter() - begin)
-        else:
-            self._sequence.verify([token, *drafted], epoch=self._epoch)
+        elif self._verified([token, *drafted]):
             self._payoff.computed(len(drafted), time.perf_counter() - begin)
             self.n_draft += len(drafted)
             self._pending = drafted
+        else:
+            compute([token])
         self.row = 0
 
     def close(self) -> None:
@@ -157,6 +165,15 @@ class Lookahead:
         if self._sequence.epoch == self._epoch:
             with suppress(UsageError):  # the engine was closed, or is busy elsewhere: what is in it is known
                 self._drop()
+
+    def _verified(self, tokens: list[int]) -> bool:
+        """False when this model's graph of several tokens turns out not to be that of one: no more is drafted then."""
+        try:
+            self._sequence.verify(tokens, epoch=self._epoch)
+        except UnsupportedError:
+            self._payoff.give_up()
+            return False
+        return True
 
     def _drop(self) -> None:
         if self._pending:

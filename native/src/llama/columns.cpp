@@ -179,12 +179,14 @@ Columns::~Columns() = default;
 void Columns::begin_learning() {
     mode_ = Mode::learn;
     single_.clear();
+    ops_.clear();
 }
 
 void Columns::begin(uint32_t n_past) {
     mode_ = Mode::columns;
     n_past_ = n_past;
     n_product_ = 0;
+    n_node_ = 0;
     n_work_ = 0;
 }
 
@@ -210,6 +212,15 @@ void Columns::rewrite(ggml_tensor *node) {
 
 void Columns::see(ggml_tensor *node, std::string *violation) {
     if (mode_ == Mode::off) return;
+    if (mode_ == Mode::learn) {
+        ops_.push_back(node->op);
+    } else {
+        // Some architectures attend otherwise to several tokens than to one (MiniMax M3).
+        bool const same = n_node_ < ops_.size() && ops_[n_node_] == node->op;
+        n_node_++;
+        if (!same && violation->empty())
+            *violation = "its graph of several tokens is another than that of one";
+    }
     if (node->op == GGML_OP_MUL_MAT) {
         ggml_tensor const *x = node->src[1];
         if (mode_ == Mode::learn) {

@@ -23,7 +23,7 @@ public:
     Columns();
     ~Columns();
 
-    // Before a graph of one token: it is noted which of its products have one column.
+    // Before a graph of one token: it is noted what its nodes do, and which of its products have one column.
     void begin_learning();
     // Before a graph of a few tokens after n_past others.
     void begin(uint32_t n_past);
@@ -44,6 +44,8 @@ private:
     uint32_t n_past_ = 0;
     uint32_t n_product_ = 0;                   // MUL_MAT nodes of this graph so far
     std::vector<char> single_;                 // by MUL_MAT node of a graph of one token: it has one column
+    std::vector<ggml_op> ops_;                 // by node of such a graph
+    size_t n_node_ = 0;                        // of this graph so far
     std::vector<std::unique_ptr<Work>> works_; // reused from graph to graph
     uint32_t n_work_ = 0;                      // in this graph
     std::unique_ptr<Attention> attention_;     // made when first needed
