@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from exact_engines import stock, streamed
 
+from edgemoe import _abi as abi
 from edgemoe import _native
 from edgemoe.errors import UnsupportedError
 
@@ -68,6 +69,19 @@ def test_tokens_verified_together_are_those_decoded_alone(tmp_path: Path, tokens
             except UnsupportedError as refused:
                 assert "cannot verify drafts" in refused.message
                 assert _native.engine_n_past(engine.handle) == n_past
+
+
+@pytest.mark.parametrize("name", ["kimi-k3", "llama4", "nemotron-latent"])
+def test_routers_whose_input_no_expert_sees_are_followed_too(tmp_path: Path, tokens: list[int], name: str) -> None:
+    """Experts are given a weighted or narrower copy there; what the router saw is read by somebody after them."""
+    model = architectures.write(tmp_path / "model.gguf", name)
+    steps = [[t] for t in tokens[:120]]
+    with streamed(model, share=0.3, prefetch=abi.PREFETCH_ON) as engine:
+        assert engine.run(steps) == stock(model, steps)
+        assert engine.stats()["n_prefetch"] > 0
+        used, found = map(sum, zip(*(map(sum, _native.engine_accuracy(engine.handle, i)) for i in (0, 1)), strict=True))
+    assert used > 100
+    assert found > 1.2 * used / 4  # a token uses a fourth of a layer's experts, or less
 
 
 def test_every_class_of_the_pinned_llama_is_listed() -> None:

@@ -64,10 +64,10 @@ struct Engine::Loading {
           }),
           before(mappings_of(shell_path)) {}
 
-    // Where the model under way is mapped, 0 when nobody says; parts: all ranges of it.
-    uintptr_t mapping(std::vector<Range> *parts = nullptr) const {
+    // Where the model under way is mapped, 0 when nobody says.
+    uintptr_t mapping() const {
         uintptr_t found = 0;
-        for (uintptr_t const m : mappings_of(path, parts))
+        for (uintptr_t const m : mappings_of(path))
             if (std::find(before.begin(), before.end(), m) == before.end()) found = m;
         return found;
     }
@@ -126,9 +126,7 @@ void Engine::load_model(const ModelIndex &index, const Loading &loading) {
     if (!model_) fail(EMOE_ERR_FORMAT, "llama.cpp refuses the model: %s", loading.why().c_str());
     check_model(model_.get());
     vocab_ = llama_model_get_vocab(model_.get());
-    std::vector<Range> parts;
-    uintptr_t const mapping = loading.mapping(&parts);
-    dense_->set_mapping(mapping, loading.extent, std::move(parts));
+    dense_->set_mapping(loading.mapping(), loading.extent);
     gpu_ = std::make_unique<GpuExperts>(index, gpu_parts_);
 }
 

@@ -218,8 +218,7 @@ void Columns::see(ggml_tensor *node, std::string *violation) {
         // Some architectures attend otherwise to several tokens than to one (MiniMax M3).
         bool const same = n_node_ < ops_.size() && ops_[n_node_] == node->op;
         n_node_++;
-        if (!same && violation->empty())
-            *violation = "its graph of several tokens is another than that of one";
+        if (!same && violation->empty()) *violation = "its graph of several tokens is another than that of one";
     }
     if (node->op == GGML_OP_MUL_MAT) {
         ggml_tensor const *x = node->src[1];

@@ -38,7 +38,7 @@ std::string mapped_name(const std::string &path) {
 
 } // namespace
 
-std::vector<uintptr_t> mappings_of(const std::string &path, std::vector<Range> *parts) {
+std::vector<uintptr_t> mappings_of(const std::string &path) {
     std::vector<uintptr_t> found;
 #ifdef __linux__
     std::string const real = mapped_name(path);
@@ -54,12 +54,10 @@ std::vector<uintptr_t> mappings_of(const std::string &path, std::vector<Range> *
         // llama.cpp unmaps the metadata in front: what is left begins at some page of the file.
         if (real != line + name) continue;
         found.push_back(begin - offset);
-        if (parts) parts->push_back(Range{begin, end});
     }
     if (maps) fclose(maps);
 #else
     (void)path;
-    (void)parts;
 #endif
     return found;
 }
@@ -93,12 +91,11 @@ DenseWeights::DenseWeights(const ModelIndex &index, bool buffered, bool with_tab
     arena_ = Arena(std::max<size_t>(used, 4096));
 }
 
-void DenseWeights::set_mapping(uintptr_t mapping, const ShellExtent &extent, std::vector<Range> parts) {
+void DenseWeights::set_mapping(uintptr_t mapping, const ShellExtent &extent) {
     if (mapping == 0) return;
     begin_ = mapping;
     dense_end_ = extent.dense_end;
     hole_bytes_ = extent.full_end - extent.dense_end;
-    parts_ = std::move(parts);
     for (size_t i = 0; i < extent.dense.size(); i++) by_offset_.emplace(extent.dense[i], i);
 }
 

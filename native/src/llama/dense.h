@@ -10,6 +10,7 @@
 #include "llama/index.h"
 #include "llama/shell.h"
 
+#include <ggml-backend.h>
 #include <ggml.h>
 
 #include <atomic>
@@ -21,25 +22,21 @@
 
 namespace emoe {
 
-struct Range {
-    uintptr_t begin, end;
-};
-
 class DenseWeights {
 public:
     // Opens the files; reads nothing. Throws EMOE_ERR_IO, EMOE_ERR_MEMORY.
     // with_tables: tables too; else those have no place here.
     DenseWeights(const ModelIndex &index, bool buffered, bool with_tables);
 
-    // Where llama.cpp has mapped the shell, and in which parts: what nobody uses is unmapped after loading, and other
-    // memory may come to lie there. No parts: nobody says, and the weights stay where they are.
-    void set_mapping(uintptr_t mapping, const ShellExtent &extent, std::vector<Range> parts);
+    // Where llama.cpp has mapped the shell; 0: nobody says, and the weights stay where they are. What nobody uses of it is
+    // unmapped after loading, and other memory may come to lie there: an address alone makes no tensor a weight.
+    void set_mapping(uintptr_t mapping, const ShellExtent &extent);
 
     // A source of a node about to be computed. What cannot be read is told by failure(); the weights are zeros then,
     // and must not be computed with.
     void visit(ggml_tensor *t) {
         auto const p = reinterpret_cast<uintptr_t>(t->data);
-        if (p - begin_ < dense_end_ && is_mapped(p)) place(t);
+        if (p - begin_ < dense_end_ && is_weight(t)) place(t);
     }
     // A node that is itself a view of a weight: its address was computed before the weight had its place.
     void visit_view(ggml_tensor *t) {
@@ -50,7 +47,7 @@ public:
     // True for the declared bytes of experts, which nothing but our own product may ever touch.
     bool is_hole(const ggml_tensor *t) const {
         auto const p = reinterpret_cast<uintptr_t>(t->data);
-        return p - begin_ - dense_end_ < hole_bytes_ && is_mapped(p);
+        return p - begin_ - dense_end_ < hole_bytes_ && is_weight(t);
     }
     uint64_t bytes() const { return read_bytes_; } // of tensors that have their place
     // Whether the files still hold what was read of them. False when nothing was.
@@ -71,10 +68,9 @@ private:
     };
     void place(ggml_tensor *t);
     void read(Extent &extent);
-    bool is_mapped(uintptr_t p) const {
-        for (Range const &r : parts_)
-            if (p - r.begin < r.end - r.begin) return true;
-        return false;
+    static bool is_weight(const ggml_tensor *t) {
+        ggml_backend_buffer_t const buffer = t->view_src ? t->view_src->buffer : t->buffer;
+        return buffer && ggml_backend_buffer_get_usage(buffer) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
     }
 
     std::vector<std::unique_ptr<File>> files_;
@@ -84,12 +80,11 @@ private:
     Arena arena_;
     uintptr_t begin_ = 0; // of the mapping
     uintptr_t dense_end_ = 0, hole_bytes_ = 0;
-    std::vector<Range> parts_;
     std::atomic<uint64_t> read_bytes_{0}; // read by any thread that asks for stats
     Failure failure_;
 };
 
 // Addresses at which this process has mapped a file (of its byte 0), one for each part. Empty where /proc is absent.
-std::vector<uintptr_t> mappings_of(const std::string &path, std::vector<Range> *parts = nullptr);
+std::vector<uintptr_t> mappings_of(const std::string &path);
 
 } // namespace emoe

@@ -17,6 +17,8 @@ bool on_host(const ggml_tensor *t) {
     return t->data && (!buffer || ggml_backend_buffer_is_host(buffer));
 }
 
+const ggml_tensor *base_of(const ggml_tensor *t) { return t->view_src ? t->view_src : t; }
+
 } // namespace
 
 Interposer::Interposer(Streamer &streamer, DenseWeights &dense, TableNodes &tables, GpuExperts *gpu)
@@ -90,6 +92,7 @@ void Interposer::begin_nodes() {
     }
     products_.clear();
     compute_buffers_.clear();
+    unsure_.clear();
     for (auto &router : routers_) router.second.input = router.second.weights = nullptr;
 }
 
@@ -129,6 +132,7 @@ void Interposer::see(ggml_tensor *node) {
     note_buffer(node);
     if (outputs_ && node->src[0] == outputs_) see_router(node);
     if (node->view_src) dense_.visit_view(node);
+    if (!unsure_.empty()) note_use(node);
     if (see_product(node) || tables_.see(node)) return;
     if (checking_ && node->src[0] && on_host(node->src[0])) {
         std::string const why = cannot_compute(node);
@@ -138,8 +142,8 @@ void Interposer::see(ggml_tensor *node) {
         ggml_tensor *source = node->src[i];
         if (!source || !source->data) continue;
         if (dense_.is_hole(source))
-            refuse(std::string("`") + ggml_get_name(source->view_src ? source->view_src : source) + "` is used by " +
-                   ggml_op_desc(node) + ", not by the common mixture block");
+            refuse(std::string("`") + ggml_get_name(base_of(source)) + "` is used by " + ggml_op_desc(node) +
+                   ", not by the common mixture block");
         if (!source->view_src) dense_.visit(source);
     }
     note_router(node);
@@ -190,6 +194,13 @@ void Interposer::take_over(Site &site, ggml_tensor *node) {
     site.work.dst = node;
     // A router on a GPU has its input there: the copy that our product gets is the same in the common block.
     site.work.router_input = router.input && !on_host(router.input) ? node->src[1] : router.input;
+    site.work.router_input_lives = false;
+    if (router.input && on_host(router.input) && router.input->type == GGML_TYPE_F32 &&
+        router.input->data != node->src[1]->data) {
+        if (unsure_input_ != base_of(router.input)) unsure_.clear();
+        unsure_input_ = base_of(router.input);
+        unsure_.push_back(&site.work);
+    }
     site.work.router_weights = router.weights && on_host(router.weights) ? router.weights : nullptr;
     site.work.tier = tier_ && tier_->has(site.layer) ? tier_ : nullptr;
     site.work.collector = collector_;
@@ -262,6 +273,14 @@ void Interposer::note_router(const ggml_tensor *node) {
         // The last of them that is no sum is what multiplies the experts' results.
         if (!strstr(name, "_sum") && node->type == GGML_TYPE_F32 && ggml_is_contiguous(node))
             known->second.weights = node;
+    }
+}
+
+void Interposer::note_use(const ggml_tensor *node) {
+    for (int i = 0; i < GGML_MAX_SRC && node->src[i]; i++) {
+        if (base_of(node->src[i]) != unsure_input_) continue;
+        for (ExpertProduct *product : unsure_) product->router_input_lives = true;
+        unsure_.clear();
     }
 }
 

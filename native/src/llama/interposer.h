@@ -82,6 +82,7 @@ private:
     Site *site_of(const ggml_tensor *weights);
     void note_buffer(const ggml_tensor *node);
     void note_router(const ggml_tensor *node);
+    void note_use(const ggml_tensor *node);
     void give_router(uint32_t layer, const ggml_tensor *node);
     void see_router(const ggml_tensor *node);
     void see_tier(const Site &site, const ggml_tensor *node);
@@ -102,6 +103,10 @@ private:
         const ggml_tensor *weights;
     };
     std::unordered_map<uint32_t, Router> routers_;
+    // The last layer's products, where experts are given something else than their router, and what that was given: dead by
+    // then, unless a node that has not come yet reads it too.
+    std::vector<ExpertProduct *> unsure_;
+    const ggml_tensor *unsure_input_ = nullptr;
     Streamer &streamer_;
     const llama_context *ctx_ = nullptr; // null: every node of every graph is looked at
     int32_t n_reused_ = 0;               // graphs, when the last one began

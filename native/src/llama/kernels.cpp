@@ -134,10 +134,10 @@ bool ExpertProduct::begin(uint32_t n_thread) {
     routing.n_token = static_cast<uint32_t>(ids->ne[1]);
     routing.rank_stride = ids->nb[0];
     routing.token_stride = ids->nb[1];
-    // What a dead tensor pointed to may be another's by now: the input lives on as our activations, the weights wait
-    // for our result.
-    if (router_input && router_input->data == activations->data && routing.n_token == 1)
-        routing.input = static_cast<const float *>(activations->data);
+    // What a dead tensor pointed to may be another's by now: the input lives on as our activations, or for somebody after
+    // us; the weights wait for our result.
+    bool const lives = router_input && (router_input_lives || router_input->data == activations->data);
+    if (lives && routing.n_token == 1) routing.input = static_cast<const float *>(router_input->data);
     if (router_weights && ggml_nelements(router_weights) == int64_t{routing.n_rank} * routing.n_token)
         routing.weights = static_cast<const float *>(router_weights->data);
     if (!streamer_.begin_product(layer_, matrix_, routing)) return false;

@@ -77,6 +77,7 @@ public:
     ggml_tensor *dst = nullptr; // set before Product::run by every thread alike: [n_row, n_rank, n_token] F32
     // Of the layer, in this graph; nullptr when it shows none.
     const ggml_tensor *router_input = nullptr;
+    bool router_input_lives = false; // somebody reads it after us, though experts are given something else
     const ggml_tensor *router_weights = nullptr;
     // Likewise; nullptr where there is none.
     GpuTier *tier = nullptr;        // computes some of the layer's experts beside us
