@@ -290,6 +290,7 @@ class Stats(Struct):
         ("n_row_hit", c_uint64),
         ("n_row_miss", c_uint64),
         ("row_read_bytes", c_uint64),
+        ("untouched_bytes", c_uint64),
     ]
 
 

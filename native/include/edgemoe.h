@@ -447,6 +447,7 @@ typedef struct emoe_stats {
     uint64_t n_row_hit;       /* rows looked up, those of one batch that are the same once, and found there */
     uint64_t n_row_miss;      /* or read */
     uint64_t row_read_bytes;  /* for them; not in read_bytes */
+    uint64_t untouched_bytes; /* of all but the expert cache, not resident before text is computed: for an allowance */
 } emoe_stats;
 /* Any thread. */
 EMOE_API emoe_status emoe_engine_get_stats(const emoe_engine *engine, emoe_stats *stats, emoe_error *err);

@@ -112,9 +112,12 @@ class Engine:
             lent = {name: stats[name] for name in ("decode_bytes", "prefill_bytes")}
             plan = replace(plan, direct_io=bool(stats["direct_io"]), reader=READERS[stats["reader"]], **lent)
             # Weights and KV cache are in place; these buffers fill as tokens are computed.
-            untouched = plan.decode_bytes + plan.output_bytes + plan.row_cache_bytes
             self._allowance = Allowance(
-                plan, host_info, backend.set_cache_bytes, untouched_bytes=untouched, resident=_resident_bytes
+                plan,
+                host_info,
+                backend.set_cache_bytes,
+                untouched_bytes=stats["untouched_bytes"],
+                resident=_resident_bytes,
             )
             self._sequence = TokenSequence(backend, self._allowance.lock, longest=model.info.n_ctx_train)
         except BaseException:

@@ -292,6 +292,7 @@ class OnnxBackend:
     def stats(self) -> dict[str, Any]:
         r, work = self.residency, work_bytes(self.shape, self._n_ubatch, self.n_ctx)
         kv_bytes = sum(cache.nbytes for pair in self.kv for cache in pair)
+        output_bytes = self._n_outputs * self.n_vocab * 4
         zeros = (
             "n_streamed", "n_late", "n_prefetch", "n_prefetch_used", "prefetch_bytes", "drive_ns", "prefetch_paused",
             "prefetch_depth", "with_ns", "without_ns", "scratch_bytes", "n_gpu", "gpu_bytes", "direct_io",
@@ -313,9 +314,10 @@ class OnnxBackend:
             "dense_bytes": self._model.info.dense_bytes,
             "kv_bytes": kv_bytes,
             "compute_bytes": work,
-            "output_bytes": self._n_outputs * self.n_vocab * 4,
+            "output_bytes": output_bytes,
             "decode_bytes": self._decode_bytes,
             "prefill_bytes": max(0, work - self._decode_bytes),
+            "untouched_bytes": self._decode_bytes + output_bytes,
             "prefetch_threshold": 0.0,
         }
 

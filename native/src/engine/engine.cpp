@@ -107,6 +107,7 @@ void Engine::load(const ModelIndex &index, const std::string &shell_path, uint64
     }
     make_context(loading);
     buffers_ = parse_buffers(loading.log.text(), gpu_name(setup_.device));
+    buffers_.output_bytes = output_bytes(buffers_, index, setup_);
     work_ = WorkSpace(index, setup_, buffers_.compute_bytes);
     set_cache_bytes(std::max(cache_bytes, streamer_->min_bytes() + work_.extra_bytes(work_.n_ubatch())));
     look_at_graph();
@@ -419,8 +420,10 @@ emoe_stats Engine::stats() const {
     out.prefetch_threshold = s.prefetch_threshold;
     out.with_ns = static_cast<uint64_t>(s.with_ns);
     out.without_ns = static_cast<uint64_t>(s.without_ns);
+    out.untouched_bytes = out.decode_bytes - work_.loaded_bytes() + out.output_bytes;
     if (const RowReader *rows = tables_->rows()) {
         out.row_cache_bytes = setup_.row_cache_bytes;
+        out.untouched_bytes += out.row_cache_bytes;
         out.n_row_hit = rows->n_hit();
         out.n_row_miss = rows->n_miss();
         out.row_read_bytes = rows->read_bytes();

@@ -109,6 +109,11 @@ ContextBuffers parse_buffers(const std::string &log, const char *gpu) {
     return b;
 }
 
+uint64_t output_bytes(const ContextBuffers &buffers, const ModelIndex &index, const emoe_setup &setup) {
+    uint64_t const rows = std::min(setup.n_outputs, setup.n_ubatch);
+    return std::max<uint64_t>(buffers.output_bytes, rows * index.n_vocab() * sizeof(float));
+}
+
 WorkSpace::WorkSpace(const ModelIndex &index, const emoe_setup &setup, uint64_t compute_bytes)
     : n_ubatch_(setup.n_ubatch), compute_bytes_(compute_bytes), n_outputs_(setup.n_outputs) {
     logits_row_bytes_ = index.n_vocab() * sizeof(float);
@@ -119,7 +124,8 @@ WorkSpace::WorkSpace(const ModelIndex &index, const emoe_setup &setup, uint64_t 
     // The widest activations in the form that their weights want, and half a MiB a thread for the tiles of its kernels.
     backend_bytes_ = n_ubatch_ * widest + setup.n_threads * (uint64_t{640} << 10);
     if (index.n_router_input != 0 && setup.prefetch != EMOE_PREFETCH_OFF)
-        backend_bytes_ += Predictor::bytes(index.layout.shape(), index.n_router_input);
+        predictor_bytes_ = Predictor::bytes(index.layout.shape(), index.n_router_input);
+    backend_bytes_ += predictor_bytes_;
     for (uint32_t n = 1;; n *= 2) {
         scratch_bytes_.push_back(emoe::scratch_bytes(index.layout, std::min(n, n_ubatch_), setup.n_threads));
         if (n >= n_ubatch_) break;
@@ -174,9 +180,7 @@ emoe_context_sizes measure_context(const ModelIndex &index, const std::string &s
     sizes.struct_size = sizeof sizes;
     sizes.kv_bytes = b.kv_bytes;
     sizes.compute_bytes = b.compute_bytes;
-    // llama.cpp begins with one row of logits, and takes the others when they are first asked for.
-    sizes.output_bytes =
-        std::max<uint64_t>(b.output_bytes, std::min(setup.n_outputs, setup.n_ubatch) * index.n_vocab() * sizeof(float));
+    sizes.output_bytes = output_bytes(b, index, setup);
     sizes.vocab_bytes = after > before ? after - before : 0;
     WorkSpace const work(index, setup, b.compute_bytes);
     sizes.scratch_bytes = work.scratch_bytes();

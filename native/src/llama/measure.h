@@ -30,6 +30,9 @@ struct ContextBuffers {
 // gpu: name of the GPU that has the KV cache, as in the log; nullptr: none has.
 ContextBuffers parse_buffers(const std::string &log, const char *gpu = nullptr);
 
+// Of logits: llama.cpp begins with one row, and takes the others when they are first asked for.
+uint64_t output_bytes(const ContextBuffers &buffers, const ModelIndex &index, const emoe_setup &setup);
+
 // Working memory by the size of a batch: llama.cpp's compute buffers and our scratch. Decode holds a part all the time.
 class WorkSpace {
 public:
@@ -39,6 +42,8 @@ public:
     uint64_t decode_bytes() const;
     // What a call of n tokens takes beyond decode_bytes.
     uint64_t extra_bytes(uint32_t n_token) const;
+    // Of decode_bytes, what is there before anything is computed: the routers that prediction keeps.
+    uint64_t loaded_bytes() const { return predictor_bytes_; }
     uint64_t scratch_bytes() const; // of the largest batch, ggml's work buffer included
     uint32_t n_ubatch() const { return n_ubatch_; }
 
@@ -46,6 +51,7 @@ private:
     uint64_t bytes(uint32_t n_token) const;
 
     uint32_t n_ubatch_ = 1;
+    uint64_t predictor_bytes_ = 0; // inside backend_bytes_
     uint64_t compute_bytes_ = 0;
     uint64_t logits_row_bytes_ = 0; // inside compute_bytes: a row for each token whose logits are kept
     uint32_t n_outputs_ = 1;

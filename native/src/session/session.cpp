@@ -90,8 +90,7 @@ Session::Session(const std::string &path, const std::string &cache_dir, const em
     plan.decode_bytes = stats.decode_bytes; // what was planned, as it came out
     plan.prefill_bytes = stats.prefill_bytes;
     // Weights and KV cache are in place; these buffers fill as tokens are computed, and the app as it likes.
-    uint64_t const untouched =
-        plan.decode_bytes + plan.output_bytes + plan.row_cache_bytes + std::max(setup.process_bytes, rss) - rss;
+    uint64_t const untouched = stats.untouched_bytes + std::max(setup.process_bytes, rss) - rss;
     allowance_ = std::make_unique<Allowance>(
         plan, info, untouched,
         [engine](uint64_t bytes) {
