@@ -103,9 +103,9 @@ typedef struct emoe_setup {
     const uint32_t *gpu_experts; /* experts that the GPU holds and computes beside the CPU, in layers that are not its
                                     own: numbered through all layers, ascending. Only read during the call */
     uint64_t n_gpu_expert;
-    uint64_t
-        row_cache_bytes; /* for emoe_engine_open, as a plan says it: tables stay in the files, and so many bytes are
-                                 for their rows. 0: tables are in memory */
+    /* For emoe_engine_open, as a plan says it: tables stay in the files, and so many bytes are for their rows. 0: tables are
+     * in memory. */
+    uint64_t row_cache_bytes;
 } emoe_setup;
 #define EMOE_BUDGET_BYTES 0
 #define EMOE_BUDGET_SHARE 1 /* memory counts millionths of emoe_memory_info.limit_bytes */
@@ -250,29 +250,30 @@ EMOE_API emoe_status emoe_gpu_experts_speed(const emoe_model *model, uint32_t de
 /* How a memory budget is spent on a model; sizes in bytes. */
 typedef struct emoe_plan {
     uint32_t struct_size;
-    uint32_t n_ctx;           /* tokens of context, prompt and answers together */
-    uint32_t n_ubatch;        /* most tokens computed at once in prefill */
-    uint32_t n_threads;       /* compute threads */
-    uint64_t budget_bytes;    /* the whole process */
-    uint64_t process_bytes;   /* of it: the app, its libraries, the tokenizer */
-    uint64_t dense_bytes;     /* dense weights */
-    uint64_t kv_bytes;        /* KV cache */
-    uint64_t compute_bytes;   /* llama.cpp's compute buffers */
-    uint64_t output_bytes;    /* logits kept */
-    uint64_t scratch_bytes;   /* working space of the kernels */
-    uint64_t decode_bytes;    /* of compute and scratch, what is in use all the time */
-    uint64_t prefill_bytes;   /* the rest of them, lent by the expert cache during a large batch */
-    uint64_t margin_bytes;    /* left free: page tables, allocator, kernel */
-    uint64_t cache_bytes;     /* expert cache */
-    uint64_t slot_min_bytes;  /* the part of it that cannot be lent */
-    uint64_t n_slot;          /* experts that fit in it (estimate) */
-    uint64_t n_expert_total;  /* experts of the model that no GPU holds */
-    uint64_t smallest_bytes;  /* the smallest budget that works: set also when EMOE_ERR_MEMORY is returned */
-    uint64_t resident_bytes;  /* the budget in which every expert is resident and stays: likewise */
-    double fraction;          /* of all experts, those that fit: 0 to 1 */
-    uint64_t gpu_bytes;       /* on the GPU: dense weights, KV cache, compute buffers and whole layers of experts */
-    uint64_t table_bytes;     /* of tables that stay in the files: not in dense_bytes. 0: all is in memory */
-    uint64_t row_cache_bytes; /* for their rows */
+    uint32_t n_ctx;          /* tokens of context, prompt and answers together */
+    uint32_t n_ubatch;       /* most tokens computed at once in prefill */
+    uint32_t n_threads;      /* compute threads */
+    uint64_t budget_bytes;   /* the whole process */
+    uint64_t process_bytes;  /* of it: the app, its libraries, the tokenizer */
+    uint64_t dense_bytes;    /* dense weights */
+    uint64_t kv_bytes;       /* KV cache */
+    uint64_t compute_bytes;  /* llama.cpp's compute buffers */
+    uint64_t output_bytes;   /* logits kept */
+    uint64_t scratch_bytes;  /* working space of the kernels */
+    uint64_t decode_bytes;   /* of compute and scratch, what is in use all the time */
+    uint64_t prefill_bytes;  /* the rest of them, lent by the expert cache during a large batch */
+    uint64_t margin_bytes;   /* left free: page tables, allocator, kernel */
+    uint64_t cache_bytes;    /* expert cache */
+    uint64_t slot_min_bytes; /* the part of it that cannot be lent */
+    uint64_t n_slot;         /* experts that fit in it (estimate) */
+    uint64_t n_expert_total; /* experts of the model that no GPU holds */
+    uint64_t smallest_bytes; /* the smallest budget that works: set also when EMOE_ERR_MEMORY is returned */
+    uint64_t resident_bytes; /* the budget in which every expert is resident and stays: likewise */
+    double fraction;         /* of all experts, those that fit: 0 to 1 */
+    uint64_t gpu_bytes;      /* on the GPU: dense weights, KV cache, compute buffers and whole layers of experts */
+    /* Of tables that stay in the files, and are not in dense_bytes; and for rows of them. 0: all is in memory. */
+    uint64_t table_bytes;
+    uint64_t row_cache_bytes;
 } emoe_plan;
 
 /* How emoe_session_open with the same arguments would spend the budget. EMOE_ERR_MEMORY when it is too small:
@@ -439,15 +440,18 @@ typedef struct emoe_stats {
     uint32_t prefetch_depth;  /* layers looked ahead now */
     float prefetch_threshold; /* least probability of use for which an expert is read ahead now */
     uint32_t reserved2;
-    uint64_t with_ns;         /* mean time of the last tokens computed with reading ahead; 0: none */
-    uint64_t without_ns;      /* and without: the comparison that switches it */
-    uint64_t n_gpu;           /* expert uses that a GPU computed beside the CPU: neither hit nor miss */
-    uint64_t gpu_bytes;       /* allocated on the GPU: weights, KV cache, compute buffers */
-    uint64_t row_cache_bytes; /* for rows of tables that stay in the files; 0: none does */
-    uint64_t n_row_hit;       /* rows looked up, those of one batch that are the same once, and found there */
-    uint64_t n_row_miss;      /* or read */
-    uint64_t row_read_bytes;  /* for them; not in read_bytes */
-    uint64_t untouched_bytes; /* of all but the expert cache, not resident before text is computed: for an allowance */
+    uint64_t with_ns;    /* mean time of the last tokens computed with reading ahead; 0: none */
+    uint64_t without_ns; /* and without: the comparison that switches it */
+    uint64_t n_gpu;      /* expert uses that a GPU computed beside the CPU: neither hit nor miss */
+    uint64_t gpu_bytes;  /* allocated on the GPU: weights, KV cache, compute buffers */
+    /* For rows of tables that stay in the files; 0: none does. Rows looked up (those of a batch that are the same once) and
+     * found there, or read: bytes that are not in read_bytes. */
+    uint64_t row_cache_bytes;
+    uint64_t n_row_hit;
+    uint64_t n_row_miss;
+    uint64_t row_read_bytes;
+    /* Of all but the expert cache, what is not resident before text is computed: for an allowance. */
+    uint64_t untouched_bytes;
 } emoe_stats;
 /* Any thread. */
 EMOE_API emoe_status emoe_engine_get_stats(const emoe_engine *engine, emoe_stats *stats, emoe_error *err);
