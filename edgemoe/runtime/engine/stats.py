@@ -10,7 +10,7 @@ _STATES = frozenset(
     ("n_slot", "n_slot_used", "direct_io", "reader", "cache_bytes", "dense_bytes", "kv_bytes", "compute_bytes",
      "output_bytes", "scratch_bytes", "decode_bytes", "prefill_bytes", "rss_bytes", "peak_bytes", "budget_bytes",
      "n_past", "n_ctx", "prefetch_paused", "prefetch_depth", "prefetch_threshold", "with_ns", "without_ns",
-     "gpu_bytes", "row_cache_bytes")
+     "gpu_bytes", "row_cache_bytes", "untouched_bytes")
 )  # fmt: skip
 
 
@@ -38,6 +38,7 @@ class Stats:
     gpu_bytes: allocated on the GPU, 0 without one: weights, KV cache and compute buffers.
     row_cache_bytes: for rows of tables that stay in the files, 0 where none does. n_row_hit, n_row_miss: rows looked up
     (those of a batch that are the same once) and found there, or read: row_read_bytes, which are not in read_bytes.
+    untouched_bytes: of all but the expert cache, what was not resident before text was computed.
     rss_bytes, peak_bytes: resident memory of this process now and at most. budget_bytes: what it may use.
     n_draft: tokens drafted and verified; n_draft_used: of them those that became part of an answer.
     n_past: tokens in the sequence, of n_ctx.
@@ -81,6 +82,7 @@ class Stats:
     n_row_hit: int
     n_row_miss: int
     row_read_bytes: int
+    untouched_bytes: int
     reader: str
     rss_bytes: int
     peak_bytes: int
