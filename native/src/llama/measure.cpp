@@ -187,7 +187,8 @@ emoe_context_sizes measure_context(const ModelIndex &index, const std::string &s
     sizes.decode_bytes = work.decode_bytes();
     sizes.prefill_bytes = work.extra_bytes(setup.n_ubatch);
     if (setup.device == 0) return sizes;
-    // Tables are looked up on the CPU, the token embedding too; where it is the output matrix as well, the GPU has a second copy.
+    // Tables are looked up on the CPU, the token embedding too; where that is the output matrix as well, the GPU has a
+    // second copy.
     bool tied = true;
     uint64_t host = 0, padding = 0;
     size_t const alignment = ggml_backend_buft_get_alignment(ggml_backend_dev_buffer_type(gpu_device(setup.device)));

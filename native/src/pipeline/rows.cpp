@@ -24,7 +24,9 @@ RowReader::RowReader(const std::vector<std::string> &paths, std::vector<RowTable
         buffer_bytes_ = std::max(buffer_bytes_, (table.row_bytes + 2 * align) / align * align);
         if (!file.direct()) reader.kind = ReaderKind::threads; // a buffered file's pages are dropped after each pread
     }
-    uint32_t const n_buffer = std::max(1u, reader.n_lane);
+    // Most of the memory is for rows that are kept.
+    uint64_t const most = std::max<uint64_t>(1, params.bytes / 4 / buffer_bytes_);
+    auto const n_buffer = static_cast<uint32_t>(std::clamp<uint64_t>(reader.n_lane, 1, most));
     buffers_ = Arena(n_buffer * buffer_bytes_, false);
     for (uint32_t i = 0; i < n_buffer; i++) free_.push_back(n_buffer - 1 - i);
     span_of_.resize(n_buffer);
