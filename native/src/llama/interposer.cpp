@@ -194,8 +194,8 @@ void Interposer::take_over(Site &site, ggml_tensor *node) {
     site.work.dst = node;
     // A router on a GPU has its input there: the copy that our product gets is the same in the common block.
     site.work.router_input = router.input && !on_host(router.input) ? node->src[1] : router.input;
-    site.work.router_input_lives = false;
-    if (router.input && on_host(router.input) && router.input->type == GGML_TYPE_F32 &&
+    if (!again_) site.work.router_input_lives = false; // as it was found out then
+    if (!again_ && router.input && on_host(router.input) && router.input->type == GGML_TYPE_F32 &&
         router.input->data != node->src[1]->data) {
         if (unsure_input_ != base_of(router.input)) unsure_.clear();
         unsure_input_ = base_of(router.input);
