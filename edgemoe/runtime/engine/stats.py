@@ -10,7 +10,7 @@ _STATES = frozenset(
     ("n_slot", "n_slot_used", "direct_io", "reader", "cache_bytes", "dense_bytes", "kv_bytes", "compute_bytes",
      "output_bytes", "scratch_bytes", "decode_bytes", "prefill_bytes", "rss_bytes", "peak_bytes", "budget_bytes",
      "n_past", "n_ctx", "prefetch_paused", "prefetch_depth", "prefetch_threshold", "with_ns", "without_ns",
-     "gpu_bytes")
+     "gpu_bytes", "lossy_nats", "spent_nats")
 )  # fmt: skip
 
 
@@ -36,6 +36,9 @@ class Stats:
     stall_ns: time in which a compute thread slept for a read, mean over threads.
     n_gpu: uses of experts that a GPU has one by one, which are neither hit nor miss.
     gpu_bytes: allocated on the GPU, 0 without one: weights, KV cache and compute buffers.
+    n_skip: with `Setup.lossy`, uses of experts that were left out, which are neither hit nor miss; skip_bytes: not read
+    for that. lossy_nats: the price, nats a token; spent_nats: what was spent of it, a mean over about the last 200
+    tokens, as far as the calibration can tell.
     rss_bytes, peak_bytes: resident memory of this process now and at most. budget_bytes: what it may use.
     n_draft: tokens drafted and verified; n_draft_used: of them those that became part of an answer.
     n_past: tokens in the sequence, of n_ctx.
@@ -75,6 +78,10 @@ class Stats:
     without_ns: int
     n_gpu: int
     gpu_bytes: int
+    n_skip: int
+    skip_bytes: int
+    lossy_nats: float
+    spent_nats: float
     reader: str
     rss_bytes: int
     peak_bytes: int
@@ -101,6 +108,21 @@ class Stats:
         return self.n_hit / uses if uses else 0.0
 
     @property
+    def skip_rate(self) -> float:
+        """Share of expert uses that were left out, 0 before the first."""
+        uses = self.n_hit + self.n_miss + self.n_skip
+        return self.n_skip / uses if uses else 0.0
+
+    @property
+    def spent_line(self) -> str:
+        """What of a lossy price was spent, in words; "" where nothing is left out."""
+        if not self.lossy_nats:
+            return ""
+        return (
+            f"{self.spent_nats:.3f} of {self.lossy_nats:g} nats a token, {self.skip_rate:.1%} of uses left out"
+        )
+
+    @property
     def read_bytes_per_s(self) -> float:
         """Bytes read over the time spent computing tokens, 0 before the first."""
         spent = self.decode_ns + self.prefill_ns
@@ -113,5 +135,5 @@ class Stats:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object, the derived rates included."""
-        derived = ("decode_tok_s", "prefill_tok_s", "hit_rate", "read_bytes_per_s")
+        derived = ("decode_tok_s", "prefill_tok_s", "hit_rate", "skip_rate", "read_bytes_per_s")
         return {**asdict(self), **{name: getattr(self, name) for name in derived}}

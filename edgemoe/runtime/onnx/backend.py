@@ -294,7 +294,8 @@ class OnnxBackend:
         kv_bytes = sum(cache.nbytes for pair in self.kv for cache in pair)
         zeros = (
             "n_streamed", "n_late", "n_prefetch", "n_prefetch_used", "prefetch_bytes", "drive_ns", "prefetch_paused",
-            "prefetch_depth", "with_ns", "without_ns", "scratch_bytes", "n_gpu", "gpu_bytes", "direct_io",
+            "prefetch_depth", "with_ns", "without_ns", "scratch_bytes", "n_gpu", "gpu_bytes", "n_skip", "skip_bytes",
+            "lossy_nats", "spent_nats", "direct_io",
         )  # fmt: skip
         return {
             **dict.fromkeys(zeros, 0),

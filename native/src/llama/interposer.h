@@ -44,6 +44,8 @@ public:
     void set_checking(bool on) { checking_ = on, plain_ = false; }
     // ...and a graph whose products by experts are not computed: they give zeros.
     void set_probing(bool on) { probing_ = on, plain_ = false; }
+    // Whether the graphs so far show what the router gives the experts of every layer.
+    bool shows_router_weights() const;
     uint32_t n_rewritten() const { return n_rewritten_; }
     // Why the model cannot be streamed; none when it can.
     const Failure &failure() const { return failure_ ? failure_ : dense_.failure(); }
