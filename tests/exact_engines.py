@@ -129,6 +129,7 @@ def streamed(
     device: int = 0,
     n_gpu_layer: int = 0,
     gpu_experts: Sequence[int] = (),
+    lossy: float = 0.0,
 ) -> Iterator[Streamed]:
     """The engine with slots for `share` of all experts, at least the smallest cache that works.
 
@@ -154,6 +155,7 @@ def streamed(
         prefetch=prefetch,
         gpu_experts=(ctypes.c_uint32 * len(gpu_experts))(*gpu_experts),
         n_gpu_expert=len(gpu_experts),
+        lossy_nats=lossy,
     )
     # With every expert: also while a large batch borrows.
     cache_bytes = max(info["slot_min_bytes"], int(share * info["slot_bytes"]) + (64 << 20 if share >= 1 else 0))

@@ -118,9 +118,7 @@ class Stats:
         """What of a lossy price was spent, in words; "" where nothing is left out."""
         if not self.lossy_nats:
             return ""
-        return (
-            f"{self.spent_nats:.3f} of {self.lossy_nats:g} nats a token, {self.skip_rate:.1%} of uses left out"
-        )
+        return f"{self.spent_nats:.3f} of {self.lossy_nats:g} nats a token, {self.skip_rate:.1%} of uses left out"
 
     @property
     def read_bytes_per_s(self) -> float:

@@ -141,7 +141,8 @@ bool ExpertProduct::begin(uint32_t n_thread) {
         routing.input = static_cast<const float *>(activations->data);
     if (router_weights && ggml_nelements(router_weights) == int64_t{routing.n_rank} * routing.n_token)
         routing.weights = static_cast<const float *>(router_weights->data);
-    if (streamer_.prices() && matrix_ == 0) {
+    bool const is_last = matrix_ + 1 == streamer_.layout().layers[layer_].matrices.size();
+    if (streamer_.prices() && !is_last) { // the product that begins a visit meets what the norm gives
         ggml_tensor const *residual = residual_of(activations, routing.n_token);
         inverse_square_.resize(routing.n_token);
         for (uint32_t t = 0; t < routing.n_token; t++)
@@ -162,7 +163,6 @@ bool ExpertProduct::begin(uint32_t n_thread) {
             vec_dot_types_[n_type_++] = vec_dot_type;
     }
     n_activation_ = static_cast<uint32_t>(activations->ne[1] * activations->ne[2]);
-    bool const is_last = matrix_ + 1 == streamer_.layout().layers[layer_].matrices.size();
     has_last = is_last && tier && !streamer_.gpu_rows().empty();
     n_segment_ = n_activation_ < 2 * n_thread ? n_thread : 1;
     n_prepare = 0;
