@@ -1,4 +1,4 @@
-"""Calibrations that say what leaving out a tiny model's experts costs, made up: `--lossy` without an hour of measuring."""
+"""Calibrations that say what leaving out a tiny model's experts costs, made up: `--lossy` without measuring."""
 
 from __future__ import annotations
 

@@ -132,7 +132,8 @@ def _score_lines(score: Score) -> list[str]:
 
 def _decoding_lines(lossy: Decoding, exact: Decoding | None) -> list[str]:
     def line(label: str, of: Decoding) -> str:
-        return f"{label:<11} {of.tok_s:.2f} tok/s, {format_size(of.read_bytes)} read a token, {of.hit_rate:.1%} hits"
+        reads = f"{format_size(of.read_bytes)} read a token, {of.hit_rate:.1%} hits with room for {of.n_slot:,} experts"
+        return f"{label:<11} {of.tok_s:.2f} tok/s, {reads}"
 
     less = f", {lossy.read_bytes / exact.read_bytes:.3f} of exact" if exact and exact.read_bytes else ""
     return [

@@ -36,7 +36,7 @@ PRICES = ("cost", "limit", "raw", "nats")
 """Keys `edgemoe.lossy.*`: arrays of float32; see `Prices`."""
 
 Floats = npt.NDArray[np.float32]
-_PRICES = "edgemoe.lossy"
+_PRICES, _TYPES = "edgemoe.lossy", "edgemoe.calibration.types"
 _SUMS = re.compile(r"ffn_(\w+)_exps\.weight\.in_sum2")
 _STATS, _MEAN, _ERRORS, _SENSITIVITY = "edgemoe.stats", "edgemoe.mean_output", "edgemoe.error", "edgemoe.sensitivity"
 
@@ -144,7 +144,7 @@ def save(calibration: Calibration, path: str | os.PathLike[str]) -> None:
     writer.add_uint32("imatrix.chunk_size", int(calibration.facts.get("n_ctx", calibration.n_token)))
     writer.add_uint32("edgemoe.calibration.version", VERSION)
     writer.add_uint64("edgemoe.calibration.n_token", calibration.n_token)
-    writer.add_array("edgemoe.calibration.types", list(calibration.types))
+    writer.add_array(_TYPES, list(calibration.types))  # nothing is written of an empty one
     for name, value in calibration.facts.items():
         writer.add_string(f"edgemoe.calibration.facts.{name}", whole_characters(str(value)))
     if calibration.prices:
@@ -221,7 +221,8 @@ def _parse(header: Header) -> Calibration:
     version = decode(values.get("edgemoe.calibration.version"))
     if version != VERSION:
         raise ValueError("it is not one of edgemoe" if version is None else f"it has version {version}")
-    types = tuple(decode_strings(values["edgemoe.calibration.types"]))
+    measured = _TYPES in values or f"{_PRICES}.cost" not in values  # `--for-lossy` leaves quantizations out
+    types = tuple(decode_strings(values[_TYPES])) if measured else ()
     parts: dict[int, dict[str, Floats]] = {}
     for name, array in tensors_of(header):
         block, _, rest = name.removeprefix("blk.").partition(".")

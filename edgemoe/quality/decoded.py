@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 class Decoding:
     """Of the scored tokens of all windows; what came before them has filled the cache.
 
-    skipped: share of expert uses that were left out. spent_nats: at the end, by the calibration.
+    n_slot: experts that the cache held at the end. skipped: share of expert uses that were left out. spent_nats: at the
+    end, by the calibration.
     """
 
     n_token: int
+    n_slot: int
     tok_s: float
     read_bytes: float
     hit_rate: float
@@ -65,6 +67,7 @@ class Decoder:
         uses = total["n_hit"] + total["n_miss"]
         return Decoding(
             n_token=total["n_decode"],
+            n_slot=self._parts[-1].n_slot,
             tok_s=total["n_decode"] * 1e9 / total["decode_ns"],
             read_bytes=total["read_bytes"] / total["n_decode"],
             hit_rate=total["n_hit"] / max(1, uses),
