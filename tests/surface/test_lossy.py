@@ -100,7 +100,7 @@ def test_eval_measures_it_against_the_exact_model(cli: Cli, cheap: Path, tight: 
     lossy, exact = found["decoding"], found["reference_decoding"]
     assert found["score"]["distance"]["kl"] > 0
     assert lossy["skipped"] > 0 and exact["skipped"] == 0
-    assert 0 < lossy["n_slot"] < 48 and exact["n_slot"] > 0
+    assert lossy["n_slot"] > 0 and exact["n_slot"] > 0
     assert lossy["n_token"] == exact["n_token"] == 4 * 23
     assert "of exact" in done.stdout and "skipped" in done.stdout
     # Where all fits it is the model itself.
