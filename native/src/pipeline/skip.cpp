@@ -1,7 +1,8 @@
 // LOSSY: which missing experts a visit leaves out. Streamer asks, PriceController decides by what they cost.
 //
 // Of each token the expert with the largest weight is always computed. What is left out is no use for the policy:
-// otherwise the cache would fill with what is never needed.
+// otherwise the cache would fill with what is never needed. And as long as a slot is free, what is missing is read:
+// where all fits nothing is ever left out, from the first token on.
 #include "pipeline/streamer.h"
 
 namespace emoe {
@@ -36,7 +37,7 @@ const uint8_t *Streamer::choose_skips(const Routing &routing) {
                 double const cost = use_cost(trial_->cost[expert], weights[k], routing.inverse_square[t]);
                 if (trial_->missing[expert] == 0 || !(cost < trial_->limit * size)) continue;
                 trial_->spent += cost;
-            } else if (cache_->find(expert, &id) ||
+            } else if (cache_->find(expert, &id) || cache_->has_free(cache_->class_of(expert)) ||
                        !price_->pays(price_->cost(expert, weights[k], routing.inverse_square[t]), size)) {
                 continue;
             }
