@@ -24,7 +24,9 @@ PROSE = "The fox jumps over the dog, and rests in the shade of an old oak until 
 @pytest.fixture(scope="module")
 def cheap(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 216 MiB of experts, every one of which is cheap to leave out."""
-    path = tinymoe.write(tmp_path_factory.mktemp("cheap") / "cheap.gguf", "qwen3moe", expert_type="F32", n_expert=96, ff=256)
+    path = tinymoe.write(
+        tmp_path_factory.mktemp("cheap") / "cheap.gguf", "qwen3moe", expert_type="F32", n_expert=96, ff=256
+    )
     with edgemoe.open_model(path) as model:
         priced.price(path, 1e-6, int(model.info.n_expert_total))
     return path
