@@ -25,6 +25,8 @@ from .windows import N_OUTPUTS, Windows, cut, log_probabilities
 if TYPE_CHECKING:
     from ..runtime.engine.engine import Engine
 
+_DECODE_UBATCH = 16
+
 
 @dataclass(frozen=True)
 class Request:
@@ -106,9 +108,11 @@ def evaluate(request: Request, progress: Progress) -> Result:
 
 def open_engine(model: str | os.PathLike[str], request: Request, *, exact: bool = False) -> Engine:
     """An engine that keeps enough rows of logits. exact: leave nothing out. To compare them, both begin unlearned."""
-    n_outputs = min(N_OUTPUTS, request.n_ctx)
-    lossy = 0.0 if exact else request.setup.lossy
-    setup = request.setup.but(ctx=request.n_ctx, n_outputs=n_outputs, lossy=lossy, warm_start=not request.decodes)
+    setup = request.setup.but(ctx=request.n_ctx, n_outputs=min(N_OUTPUTS, request.n_ctx))
+    if request.decodes:
+        setup = setup.but(lossy=0.0 if exact else setup.lossy, warm_start=False)
+        if not request.tasks:  # no batch is computed: its work space is the cache's
+            setup = setup.but(n_outputs=1, n_ubatch=min(_DECODE_UBATCH, request.n_ctx))
     return load(model, setup)
 
 
