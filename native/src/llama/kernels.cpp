@@ -125,7 +125,7 @@ bool can_compute(ggml_type type) {
            (traits->vec_dot_type == GGML_TYPE_F32 || cpu().type_traits(traits->vec_dot_type)->from_float);
 }
 
-bool ExpertProduct::begin(uint32_t n_thread) {
+void ExpertProduct::read_routing(bool is_last) {
     ggml_tensor const *activations = dst->src[1];
     ggml_tensor const *ids = dst->src[2];
     Routing &routing = routing_;
@@ -141,7 +141,6 @@ bool ExpertProduct::begin(uint32_t n_thread) {
         routing.input = static_cast<const float *>(activations->data);
     if (router_weights && ggml_nelements(router_weights) == int64_t{routing.n_rank} * routing.n_token)
         routing.weights = static_cast<const float *>(router_weights->data);
-    bool const is_last = matrix_ + 1 == streamer_.layout().layers[layer_].matrices.size();
     if (streamer_.prices() && !is_last) { // the product that begins a visit meets what the norm gives
         ggml_tensor const *residual = residual_of(activations, routing.n_token);
         inverse_square_.resize(routing.n_token);
@@ -149,9 +148,15 @@ bool ExpertProduct::begin(uint32_t n_thread) {
             inverse_square_[t] = static_cast<float>(inverse_square(residual, t));
         routing.inverse_square = inverse_square_.data();
     }
-    if (!streamer_.begin_product(layer_, matrix_, routing)) return false;
+}
+
+bool ExpertProduct::begin(uint32_t n_thread) {
+    ggml_tensor const *activations = dst->src[1];
+    bool const is_last = matrix_ + 1 == streamer_.layout().layers[layer_].matrices.size();
+    read_routing(is_last);
+    if (!streamer_.begin_product(layer_, matrix_, routing_)) return false;
     for (Row const &row : streamer_.skipped()) memset(row_of(row), 0, static_cast<size_t>(dst->ne[0]) * sizeof(float));
-    if (collector && matrix_ == 0) collector->begin_layer(layer_, activations, routing);
+    if (collector && matrix_ == 0) collector->begin_layer(layer_, activations, routing_);
 
     n_type_ = 0;
     uint32_t most_rows = 0;

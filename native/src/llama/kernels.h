@@ -89,6 +89,7 @@ public:
     void last() override;
 
 private:
+    void read_routing(bool is_last); // is_last: the product that ends a visit
     bool on_gpu(uint32_t rank, uint32_t token) const; // a row that the tier computes
     // Rows begin..end of the expert's matrix with all its tokens.
     void multiply(uint32_t expert_index, uint32_t begin, uint32_t end, uint32_t thread);
