@@ -508,8 +508,8 @@ EMOE_API emoe_status emoe_collect_noise(emoe_engine *engine, uint32_t index, flo
 
 /* LOSSY, for measuring what it costs: in batches of any size, uses of the experts that `missing` marks are left out when
  * they cost less than limit, a matter of emoe_setup.lossy_nats. cost, missing: of n experts, all layers in turn; copied.
- * cost: nats for a router weight of 1 where the residual stream has a root mean square of 1; infinity: never. n 0: none
- * are left out any more. Sums begin at 0. */
+ * cost: nats for a router weight of 1 where the residual stream has a root mean square of 1; infinity: never. n 0, or
+ * emoe_collect_end: none are left out any more. Sums begin at 0. */
 EMOE_API emoe_status emoe_collect_skip(emoe_engine *engine, const float *cost, const uint8_t *missing, uint64_t n,
                                        double limit, emoe_error *err);
 /* Sum of the costs of what was left out since then. */

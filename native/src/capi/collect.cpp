@@ -21,7 +21,9 @@ emoe_status emoe_collect_begin(emoe_engine *engine, uint32_t n_sample, uint32_t 
 void emoe_collect_end(emoe_engine *engine) {
     if (!engine) return;
     engine_of(engine).set_collector(nullptr);
+    engine_of(engine).set_trial(nullptr);
     engine->collector.reset();
+    engine->trial.reset();
 }
 
 emoe_status emoe_collect_noise(emoe_engine *engine, uint32_t index, float share, float limit, emoe_error *err) {
