@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from edgemoe.quality.experts import LayerSums
 from edgemoe.quality.prices import costs_of, less_used
 
 
-def sums(rows: list[tuple[float, float, float, float, float]]) -> LayerSums:
+def sums(rows: Sequence[tuple[float, float, float, float, float]]) -> LayerSums:
     """rows: of each expert, tokens, router weight, w^2, w^2 |output|^2, largest |output|."""
     nothing = np.zeros(0)
     return LayerSums(np.array(rows), nothing, nothing, nothing, nothing.astype(np.float32), nothing.astype(np.float32))

@@ -89,7 +89,7 @@ public:
     void last() override;
 
 private:
-    void read_routing(bool is_last); // is_last: the product that ends a visit
+    void read_routing(bool is_last);                  // is_last: the product that ends a visit
     bool on_gpu(uint32_t rank, uint32_t token) const; // a row that the tier computes
     // Rows begin..end of the expert's matrix with all its tokens.
     void multiply(uint32_t expert_index, uint32_t begin, uint32_t end, uint32_t thread);
@@ -100,9 +100,9 @@ private:
     KernelScratch &scratch_;
     uint32_t const layer_;
     uint32_t const matrix_;
-    Routing routing_;     // of the graph under way
+    Routing routing_;                   // of the graph under way
     std::vector<float> inverse_square_; // what it points to
-    uint32_t n_type_ = 0; // distinct vec_dot types of the experts in the visit
+    uint32_t n_type_ = 0;               // distinct vec_dot types of the experts in the visit
     ggml_type vec_dot_types_[k_max_dot_type] = {};
     const uint8_t *quantized_[k_max_dot_type] = {}; // activations in that type
     size_t row_bytes_[k_max_dot_type] = {};         // of a quantized activation row

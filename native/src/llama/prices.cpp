@@ -48,7 +48,8 @@ Prices load_prices(const ModelIndex &index) {
         if (gguf_find_key(g.get(), k_cost) >= 0) return parse(g.get(), beside, n_expert);
     }
     fail(EMOE_ERR_UNSUPPORTED,
-         "nobody knows what leaving out experts of `%s` costs; `edgemoe calibrate %s --text FILE --for-lossy` measures it",
+         "nobody knows what leaving out experts of `%s` costs; `edgemoe calibrate %s --text FILE --for-lossy` measures "
+         "it",
          model.c_str(), model.c_str());
 }
 

@@ -5,8 +5,7 @@
 
 namespace emoe {
 
-void RoutingGroups::group(const Routing &routing, uint32_t n_expert, const uint8_t *on_gpu,
-                          const uint8_t *skip) {
+void RoutingGroups::group(const Routing &routing, uint32_t n_expert, const uint8_t *on_gpu, const uint8_t *skip) {
     for (auto *list : {&experts, &gpu_experts}) {
         for (VisitExpert const &e : *list) index_of_[e.expert] = -1;
         list->clear();

@@ -42,7 +42,7 @@ struct StreamerStats {
     uint64_t n_streamed = 0;
     uint64_t n_late = 0; // hits that were still on their way
     uint64_t n_evict = 0;
-    uint64_t n_gpu = 0; // uses of experts that a GPU computes beside us: neither hit nor miss
+    uint64_t n_gpu = 0;      // uses of experts that a GPU computes beside us: neither hit nor miss
     uint64_t n_skip = 0;     // LOSSY: uses that were left out, likewise
     uint64_t skip_bytes = 0; // that were not read for that
     double price_nats = 0, spent_nats = 0;
@@ -111,8 +111,8 @@ public:
     uint64_t visit() const { return visit_; } // number of the visit under way
     uint32_t n_expert() const { return static_cast<uint32_t>(groups_.experts.size()); }
     const std::vector<Row> &rows() const { return groups_.rows; }
-    const std::vector<Row> &skipped() const { return groups_.skipped; } // of the visit: they give zeros
-    bool prices() const { return price_ || trial_; }                    // wants Routing::inverse_square
+    const std::vector<Row> &skipped() const { return groups_.skipped; }      // of the visit: they give zeros
+    bool prices() const { return price_ || trial_; }                         // wants Routing::inverse_square
     const std::vector<GpuRow> &gpu_rows() const { return groups_.gpu_rows; } // of the visit: not ours to compute
     bool on_gpu(ExpertIndex expert) const { return !on_gpu_.empty() && on_gpu_[expert] != 0; }
     uint32_t n_ready() const { return n_ready_.load(std::memory_order_acquire); } // experts, so far
