@@ -57,6 +57,9 @@ EXPERT_RESIDENT = 1
 EXPERT_USED = 2
 EXPERT_MISSED = 4
 EXPERT_PREFETCHED = 8
+EXPERT_SKIPPED = 16
+
+LEAST_LOSSY = 0.01
 
 MAX_DEPTH = 4
 MAX_VERIFY = 7
@@ -122,6 +125,7 @@ class Setup(Struct):
         ("gpu_experts", POINTER(c_uint32)),
         ("n_gpu_expert", c_uint64),
         ("row_cache_bytes", c_uint64),
+        ("lossy_nats", c_double),
     ]
 
 
@@ -291,6 +295,10 @@ class Stats(Struct):
         ("n_row_miss", c_uint64),
         ("row_read_bytes", c_uint64),
         ("untouched_bytes", c_uint64),
+        ("n_skip", c_uint64),
+        ("skip_bytes", c_uint64),
+        ("lossy_nats", c_double),
+        ("spent_nats", c_double),
     ]
 
 
@@ -502,6 +510,8 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "emoe_collect_begin": (_status, [_engine, c_uint32, c_uint32, _err]),
     "emoe_collect_end": (None, [_engine]),
     "emoe_collect_noise": (_status, [_engine, c_uint32, c_float, c_float, _err]),
+    "emoe_collect_skip": (_status, [_engine, POINTER(c_float), POINTER(c_uint8), c_uint64, c_double, _err]),
+    "emoe_collect_skipped": (c_double, [_engine]),
     "emoe_collect_read": (_status, [_engine, c_uint32, c_uint32, POINTER(c_float), c_uint64, _err]),
     "emoe_text_open": (_status, [c_char_p, _out, _err]),
     "emoe_text_close": (None, [_text]),

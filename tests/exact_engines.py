@@ -130,6 +130,7 @@ def streamed(
     n_gpu_layer: int = 0,
     gpu_experts: Sequence[int] = (),
     row_cache_bytes: int = 0,
+    lossy: float = 0.0,
 ) -> Iterator[Streamed]:
     """The engine with slots for `share` of all experts, at least the smallest cache that works.
 
@@ -157,6 +158,7 @@ def streamed(
         gpu_experts=(ctypes.c_uint32 * len(gpu_experts))(*gpu_experts),
         n_gpu_expert=len(gpu_experts),
         row_cache_bytes=row_cache_bytes,
+        lossy_nats=lossy,
     )
     # With every expert: also while a large batch borrows.
     cache_bytes = max(info["slot_min_bytes"], int(share * info["slot_bytes"]) + (64 << 20 if share >= 1 else 0))

@@ -27,6 +27,12 @@ from .engine import (
     collect_read as collect_read,
 )
 from .engine import (
+    collect_skip as collect_skip,
+)
+from .engine import (
+    collect_skipped as collect_skipped,
+)
+from .engine import (
     engine_accuracy as engine_accuracy,
 )
 from .engine import (

@@ -195,6 +195,18 @@ def collect_noise(engine: EngineHandle, index: int, share: float, limit: float) 
     check(library().emoe_collect_noise(engine, index, share, limit, ctypes.byref(error)), error)
 
 
+def collect_skip(engine: EngineHandle, cost: array[float], missing: bytes, limit: float) -> None:
+    """cost, missing: of each expert; of none, nothing is left out any more."""
+    flags, error = (ctypes.c_uint8 * len(missing)).from_buffer_copy(missing), abi.Error()
+    pointer = float_pointer(cost) if cost else None
+    status = library().emoe_collect_skip(engine, pointer, flags, len(cost), limit, ctypes.byref(error))
+    check(status, error)
+
+
+def collect_skipped(engine: EngineHandle) -> float:
+    return float(library().emoe_collect_skipped(engine))
+
+
 def collect_read(engine: EngineHandle, index: int, kind: int, n: int) -> array[float]:
     """n values of EMOE_COLLECT_* kind, of MoE layer `index`."""
     found, error = array("f", bytes(4 * n)), abi.Error()

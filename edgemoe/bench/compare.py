@@ -24,7 +24,7 @@ from ..runtime.setup import Setup
 from .engines import Setting
 from .exports import onnx_side
 from .replay import misses
-from .report import OFF, OURS, REPACKED, STOCK, summarise
+from .report import EXACT, OFF, OURS, REPACKED, STOCK, summarise
 from .runner import Say, Side, Workload, git_revision, glance, limit_problem, run_all, run_once
 
 _BUSY_CORES = 0.2  # more than this taken by other processes and a measurement on a few cores says little
@@ -38,6 +38,7 @@ def compare(
     n_repeat: int,
     against_stock: bool,
     against_off: bool,
+    against_exact: bool,
     against_export: str | None = None,
     with_resident: bool,
     say: Say,
@@ -61,6 +62,9 @@ def compare(
     sides = [Side(OURS, OURS, setting, limit_bytes, workload.n_decode)]
     if against_off:
         sides.append(Side(OFF, OURS, Setting(path, setting.setup.but(prefetch="off")), limit_bytes, workload.n_decode))
+    if against_exact:
+        exact = Setting(path, setting.setup.but(lossy=0.0))
+        sides.append(Side(EXACT, OURS, exact, limit_bytes, workload.n_decode))
     if against_stock:
         _native.llama_package()  # raises where there is none, before anything is measured
         sides.append(Side(STOCK, STOCK, setting, limit_bytes, workload.n_stock_decode))
@@ -74,6 +78,7 @@ def compare(
     resident = None
     if with_resident and plan.fraction < 1:
         resident = _resident(setting, plan.resident_bytes, replace(workload, warm=True), files, say)
+    traced = traced and not setup.lossy  # what was left out is in no trace
     best = _best(setting, limit_bytes, workload, files, say) if plan.fraction < 1 and traced else None
     records = run_all(sides, workload, files, n_repeat, say)
     busy = max(record["other_cores"] for record in records)

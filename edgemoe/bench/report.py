@@ -9,7 +9,8 @@ from typing import Any
 
 Record = dict[str, Any]
 
-OURS, OFF, STOCK, REPACKED, ONNX = "edgemoe", "prefetch off", "llama.cpp", "llama.cpp repacked", "onnx"
+OURS, OFF, EXACT, ONNX = "edgemoe", "prefetch off", "exact", "onnx"
+STOCK, REPACKED = "llama.cpp", "llama.cpp repacked"
 """Names of sides."""
 _STOCKS = (STOCK, REPACKED)
 

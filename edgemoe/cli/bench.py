@@ -15,7 +15,7 @@ from ..places import BUILTIN
 from ..printable import plain
 from ..units import format_rate, format_size
 from .generate import find
-from .options import CachePolicyOption, ModelArgument, PrefetchOption, at_least, output_file
+from .options import CachePolicyOption, LossyOption, ModelArgument, PrefetchOption, at_least, output_file
 from .status import note
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ class BenchOptions:
     )
     policy: CachePolicyOption = "next-use"
     prefetch: PrefetchOption = "auto"
+    lossy: LossyOption = 0.0
     read_limit: Annotated[
         str | None,
         typer.Option(metavar="SIZE", show_default=False, help="Read at most so many bytes a second: a slower drive."),
@@ -116,6 +117,7 @@ class BenchOptions:
             n_ubatch=self.ubatch,
             policy=self.policy.lower(),
             prefetch=self.prefetch.lower(),
+            lossy=self.lossy,
             read_limit=self.read_limit,
         )
         return [common.but(threads=n) for n in _numbers(self.threads)] if self.threads else [common]
@@ -141,7 +143,7 @@ def bench(
             metavar="NAME",
             show_default=False,
             help="`llama.cpp`: stock mmap under the same limit, and where all fits also with repacked weights; `off`: "
-            "the same without prefetch; or the folder of an ONNX export. May be repeated.",
+            "the same without prefetch; `exact`: without `--lossy`; or the folder of an ONNX export. May be repeated.",
         ),
     ] = None,
     repeat: Annotated[int, typer.Option(metavar="N", help="Repetitions, interleaved; 5 or more say something.")] = 5,
@@ -155,11 +157,13 @@ def bench(
     at_least("--repeat", repeat, 1)
     setups, workload = engine.setups(), work.workload()
     others = against or []
-    exports = [other for other in others if other not in ("llama.cpp", "off")]
+    exports = [other for other in others if other not in ("llama.cpp", "off", "exact")]
+    if "exact" in others and not engine.lossy:
+        raise UsageError("`--against exact` is for `--lossy`", hint="give `--lossy 0.02`, or another side")
     for other in exports:
         if len(exports) > 1 or not Path(other).expanduser().is_dir():
             raise UsageError(
-                f"cannot compare with `{other}`", hint="use `--against llama.cpp`, `--against off`, or one ONNX export"
+                f"cannot compare with `{other}`", hint="use `--against llama.cpp`, `off`, `exact`, or one ONNX export"
             )
     out = output_file(json_file)
 
@@ -174,6 +178,7 @@ def bench(
             n_repeat=repeat,
             against_stock="llama.cpp" in others,
             against_off="off" in others,
+            against_exact="exact" in others,
             against_export=str(Path(exports[0]).expanduser()) if exports else None,
             with_resident=resident,
             say=note,

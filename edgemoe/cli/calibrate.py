@@ -18,22 +18,34 @@ from .status import say
 if TYPE_CHECKING:
     from ..converters.calibration import Calibration
 
+_WINDOWS, _WINDOWS_FOR_LOSSY = 64, 16
+_BESIDE = ".calibration"  # where `--lossy` looks (native/src/llama/prices.cpp)
+
 
 def calibrate(
-    out: Annotated[
-        str, typer.Option("--out", "-o", metavar="FILE", show_default=False, help="The calibration: a GGUF.")
-    ],
     model: ModelArgument = BUILTIN,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", "-o", metavar="FILE", help="The calibration: a GGUF.", show_default="MODEL.calibration"),
+    ] = None,
     text: Annotated[
         list[str] | None,
         typer.Option(metavar="FILE", show_default=False, help="Text like what the model will read; may be repeated."),
     ] = None,
-    windows: Annotated[int, typer.Option(metavar="N", help="Windows computed, from all over the texts.")] = 64,
+    windows: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Windows computed, from all over the texts.", show_default="64, with --for-lossy 16"
+        ),
+    ] = None,
     ctx: Annotated[int, typer.Option("--ctx", "-c", metavar="N", help="Tokens a window.")] = 512,
     types: Annotated[
         str | None,
         typer.Option(metavar="LIST", help="Quantizations to measure: `IQ2_S,Q4_K,Q8_0`.", show_default="all that fit"),
     ] = None,
+    for_lossy: Annotated[
+        bool, typer.Option("--for-lossy", help="Only what `--lossy` needs: no quantization is measured.")
+    ] = False,
     memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory of the whole process.")] = "auto",
     threads: ThreadsOption = None,
 ) -> None:
@@ -46,7 +58,10 @@ def calibrate(
     at_least("--threads", threads, 1)
     if not text:
         raise UsageError("there is no text", hint="give `--text FILE`: some 100 kB like what the model will read")
-    path = output_file(out)
+    if for_lossy and types is not None:
+        raise UsageError("`--for-lossy` measures no quantization", hint="leave out `--types`, or `--for-lossy`")
+    source = find(model)
+    path = output_file(out or f"{source}{_BESIDE}")
     assert path is not None
 
     # Quantizers run in threads of our own; numpy's beside them would spin for the same cores. Read as numpy is loaded.
@@ -60,11 +75,12 @@ def calibrate(
     try:
         found = calibrate(
             Request(
-                model=str(find(model)),
+                model=str(source),
                 out=path,
                 texts=[(Path(name).name, read_text(name)) for name in text],
-                n_window=windows,
+                n_window=windows or (_WINDOWS_FOR_LOSSY if for_lossy else _WINDOWS),
                 n_ctx=ctx,
+                for_lossy=for_lossy,
                 types=types.replace(",", " ").split() if types else None,
                 setup=Setup(memory=memory, threads=threads),
             ),
@@ -87,6 +103,14 @@ def lines(found: Calibration) -> list[str]:
         f"{len(tokens):,} experts in {len(found.layers)} layers, {found.n_token:,} tokens"
         + (f"; {unused} experts were never used: give more text" if unused else ""),
         f"super experts  {names or 'none'}",
+        _price_line(found),
         f"errors matter most in layers {', '.join(str(layer) for layer, _ in ranked[:3])}, "
         f"least in {', '.join(str(layer) for layer, _ in ranked[-3:])}",
     ]
+
+
+def _price_line(found: Calibration) -> str:
+    prices = found.prices
+    if prices is None:
+        return "lossy  not to be had: what leaving out experts costs cannot be measured on this model"
+    return f"lossy  leaving out experts was priced from {prices.nats[0]:.3f} to {prices.nats[-1]:.3f} nats a token"

@@ -93,8 +93,8 @@ def _has_gpu(options: EngineOptions) -> bool:
     return choose(device) is not None
 
 
-def greeting(plan: Plan) -> str:
-    """One line on the model, the budget and what streams."""
+def greeting(plan: Plan, lossy_nats: float = 0) -> str:
+    """One line on the model, the budget and what streams; what it may cost."""
     budget = f"{plan.model} in {format_size(plan.budget_bytes)}"
     if not plan.n_expert_total:
         experts = f"all experts are on {plan.device}"
@@ -102,7 +102,8 @@ def greeting(plan: Plan) -> str:
         experts = f"all {plan.n_expert_total:,} experts fit, each is read once"
     else:
         experts = f"{plan.fraction:.0%} of the experts fit, the others stream from storage when a word needs them"
-    return f"{budget}: {experts}; {plan.n_ctx:,} tokens of context; /help"
+    price = f"LOSSY: at most {lossy_nats:g} nats a token, exact where experts are in memory; " if lossy_nats else ""
+    return f"{budget}: {experts}; {price}{plan.n_ctx:,} tokens of context; /help"
 
 
 def _is_command(question: Question) -> bool:
@@ -136,7 +137,7 @@ class _Chat:
 
     def run(self) -> None:
         if self._interactive:
-            note(greeting(self._engine.plan))
+            note(greeting(self._engine.plan, self._engine.stats().lossy_nats))
         interrupted = False
         while True:
             try:

@@ -10,14 +10,18 @@ import typer
 
 from ..errors import UsageError
 from ..places import BUILTIN
-from .options import ModelArgument, ThreadsOption, at_least, output_file
+from ..units import format_size
+from .options import LossyOption, ModelArgument, ThreadsOption, at_least, output_file
 from .progress import Bar
 from .status import say
 
 if TYPE_CHECKING:
+    from ..quality.decoded import Decoding
     from ..quality.perplexity import Score
     from ..quality.session import Result
     from ..quality.tasks import TaskScore
+
+_EXACT = "exact"  # in place of a reference
 
 
 def eval(
@@ -25,7 +29,9 @@ def eval(
     against: Annotated[
         str | None,
         typer.Option(
-            metavar="REF", show_default=False, help="A GGUF to measure the distance to, or a file of `--save`."
+            metavar="REF",
+            show_default=False,
+            help="What to measure the distance to: a GGUF, a file of `--save`; with `--lossy` `exact`: itself.",
         ),
     ] = None,
     text: Annotated[
@@ -45,6 +51,7 @@ def eval(
             metavar="FILE", show_default=False, help="Keep the model's probabilities, for `--against` later. Large."
         ),
     ] = None,
+    lossy: LossyOption = 0.0,
     memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory of the whole process.")] = "auto",
     threads: ThreadsOption = None,
     json_file: Annotated[
@@ -62,6 +69,9 @@ def eval(
         raise UsageError("`--save` keeps a reference, `--against` reads one", hint="leave out one of the two")
     if save is not None and tasks is not None and text is None:
         raise UsageError("`--save` keeps what a text gives", hint="give `--text FILE`")
+    against_exact = against == _EXACT
+    if against_exact and not lossy:
+        raise UsageError(f"`--against {_EXACT}` is for `--lossy`", hint="give `--lossy 0.02`, or another reference")
     out = output_file(json_file)
 
     # Before an engine is planned: what these imports take is part of its process.
@@ -73,13 +83,14 @@ def eval(
         result = session.evaluate(
             session.Request(
                 model=model,
-                against=Path(against).expanduser() if against else None,
+                against=Path(against).expanduser() if against and not against_exact else None,
+                against_exact=against_exact,
                 text=None if tasks and text is None else session.read_text(text),
                 n_window=windows,
                 n_ctx=ctx,
                 tasks=session.read_tasks(Path(tasks).expanduser()) if tasks else (),
                 save=output_file(save),
-                setup=Setup(memory=memory, threads=threads),
+                setup=Setup(memory=memory, threads=threads, lossy=lossy),
             ),
             bar,
         )
@@ -94,6 +105,8 @@ def lines(result: Result) -> list[str]:
     found = []
     if result.score:
         found += _score_lines(result.score)
+    if result.decoding:
+        found += _decoding_lines(result.decoding, result.reference_decoding)
     if result.tasks:
         found.append(_task_line(result.tasks))
     if result.reference_tasks:
@@ -115,6 +128,19 @@ def _score_lines(score: Score) -> list[str]:
             f"same top    {far.top1:.2%}",
         ]
     return found
+
+
+def _decoding_lines(lossy: Decoding, exact: Decoding | None) -> list[str]:
+    def line(label: str, of: Decoding) -> str:
+        reads = f"{format_size(of.read_bytes)} read a token, {of.hit_rate:.1%} hits with room for {of.n_slot:,} experts"
+        return f"{label:<11} {of.tok_s:.2f} tok/s, {reads}"
+
+    less = f", {lossy.read_bytes / exact.read_bytes:.3f} of exact" if exact and exact.read_bytes else ""
+    return [
+        *([line("exact", exact)] if exact else []),
+        line("lossy", lossy) + less,
+        f"{'skipped':<11} {lossy.skipped:.2%} of expert uses, {lossy.spent_nats:.4f} nats a token at the end",
+    ]
 
 
 def _task_line(tasks: TaskScore) -> str:

@@ -45,6 +45,14 @@ CachePolicyOption = Annotated[
 PrefetchOption = Annotated[
     str, typer.Option(metavar="WHEN", help="Read experts ahead: `auto` (where it measures faster), `off` or `on`.")
 ]
+LossyOption = Annotated[
+    float,
+    typer.Option(
+        metavar="NATS",
+        help="LOSSY: leave out missing experts that matter little, for so many nats a token (KL): 0.02 or 0.05.",
+        show_default="0, exact",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
@@ -113,6 +121,7 @@ class EngineOptions(BudgetOptions):
             metavar="N", help="Guess up to N tokens from the text and verify them at once: `off`, `auto`, or 1 to 6."
         ),
     ] = "off"
+    lossy: LossyOption = 0.0
     trace: Annotated[
         str | None,
         typer.Option(metavar="FILE", show_default=False, help="Record routing and reads for `edgemoe replay`; slower."),

@@ -48,6 +48,7 @@ def rows(snapshot: Snapshot) -> list[tuple[str, str]]:
         ("prefill", f"{recent.n_prefill:,} tokens at {recent.prefill_tok_s:.1f} tok/s"),
         ("hits", f"{recent.hit_rate:.1%} of expert uses; {recent.n_miss:,} misses, {recent.n_evict:,} evicted"),
         ("storage", f"{per_token} a token at {format_rate(recent.read_bytes_per_s)}; {_waiting(recent)}"),
+        *([("lossy", recent.spent_line)] if recent.lossy_nats else []),
         *memory_rows(snapshot.stats),
         *expert_rows(snapshot),
         ("context", f"{snapshot.stats.n_past:,} of {snapshot.stats.n_ctx:,} tokens"),

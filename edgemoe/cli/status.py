@@ -26,6 +26,8 @@ def status_line(answer: Stats) -> str:
     computed = answer.n_decode + answer.n_prefill
     if computed:
         parts.append(f"{format_size(answer.read_bytes / computed)}/token")
+    if answer.lossy_nats:
+        parts.append(f"lossy: {answer.spent_line}")
     parts.append(f"{format_size(answer.rss_bytes)} of {format_size(answer.budget_bytes)}")
     if not answer.direct_io:
         parts.append("no O_DIRECT")

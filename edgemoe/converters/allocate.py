@@ -63,8 +63,13 @@ def outlier_limit(largest: F64) -> float:
 
 def super_experts(calibration: Calibration) -> list[tuple[int, int]]:
     """(layer, expert) of rare, extreme outliers in what down gives (arXiv 2507.23279), in the first three quarters."""
-    layers = sorted(calibration.layers)
-    largest = {i: calibration.layers[i].stats[:, STATS.index("largest")].astype(np.float64) for i in layers}
+    column = STATS.index("largest")
+    return extreme_experts({i: layer.stats[:, column].astype(np.float64) for i, layer in calibration.layers.items()})
+
+
+def extreme_experts(largest: Mapping[int, F64]) -> list[tuple[int, int]]:
+    """`super_experts`, from the largest output of each expert, by layer."""
+    layers = sorted(largest)
     least = outlier_limit(np.concatenate([largest[i] for i in layers]))
     early = layers[: -(-3 * len(layers) // 4)]
     return [(i, int(e)) for i in early for e in np.flatnonzero(largest[i] > least)]

@@ -7,7 +7,8 @@ tensors of ours beside, which llama.cpp ignores; docs/quality.md lists them.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,12 @@ w^2 |output|^2; the largest |output|. w: the router's weight over the root mean 
 MAX_VALUE = 1e24
 """The largest importance that is taken: quantizers multiply it by squares of weights and sum that in float32."""
 
+PRICES = ("cost", "limit", "raw", "nats")
+"""Keys `edgemoe.lossy.*`: arrays of float32; see `Prices`."""
+
 Floats = npt.NDArray[np.float32]
+_PRICES, _TYPES = "edgemoe.lossy", "edgemoe.calibration.types"
+_SUMS = re.compile(r"ffn_(\w+)_exps\.weight\.in_sum2")
 _STATS, _MEAN, _ERRORS, _SENSITIVITY = "edgemoe.stats", "edgemoe.mean_output", "edgemoe.error", "edgemoe.sensitivity"
 
 
@@ -56,9 +62,24 @@ class LayerCalibration:
 
 
 @dataclass(frozen=True)
+class Prices:
+    """What leaving out experts costs in decode, for `--lossy`; see `quality/prices.py` for how it is measured.
+
+    cost: of each expert, all layers in turn, infinite for those that are never left out. limit, raw, nats: a row a
+    measurement, ascending: limit of a use's cost, sum of costs a token, divergence in nats a token.
+    """
+
+    cost: Floats
+    limit: Sequence[float]
+    raw: Sequence[float]
+    nats: Sequence[float]
+
+
+@dataclass(frozen=True)
 class Calibration:
     """layers: by block number. types: of the last axis of `errors`. sensitivity: by block number, divergence in nats a
-    token for a unit of w^2 |error|^2 a token. n_token: of the calibration text. facts: for people.
+    token for a unit of w^2 |error|^2 a token. n_token: of the calibration text. facts: for people. prices: None in
+    files of before 0.3.
     """
 
     layers: Mapping[int, LayerCalibration]
@@ -66,6 +87,7 @@ class Calibration:
     sensitivity: Mapping[int, float]
     n_token: int
     facts: Mapping[str, Any] = field(default_factory=dict)
+    prices: Prices | None = None
 
     @property
     def columns(self) -> Mapping[tuple[int, str], Floats]:
@@ -122,9 +144,12 @@ def save(calibration: Calibration, path: str | os.PathLike[str]) -> None:
     writer.add_uint32("imatrix.chunk_size", int(calibration.facts.get("n_ctx", calibration.n_token)))
     writer.add_uint32("edgemoe.calibration.version", VERSION)
     writer.add_uint64("edgemoe.calibration.n_token", calibration.n_token)
-    writer.add_array("edgemoe.calibration.types", list(calibration.types))
+    writer.add_array(_TYPES, list(calibration.types))  # nothing is written of an empty one
     for name, value in calibration.facts.items():
         writer.add_string(f"edgemoe.calibration.facts.{name}", whole_characters(str(value)))
+    if calibration.prices:
+        for name in PRICES:
+            writer.add_array(f"{_PRICES}.{name}", [float(value) for value in getattr(calibration.prices, name)])
     for number, layer in calibration.layers.items():
         counts = np.ascontiguousarray(layer.stats[:, STATS.index("weight2")]).reshape(-1, 1)
         for role, values in layer.importance.items():
@@ -135,7 +160,8 @@ def save(calibration: Calibration, path: str | os.PathLike[str]) -> None:
         writer.add_tensor(f"blk.{number}.{_MEAN}", np.ascontiguousarray(layer.mean_output, np.float32))
         for role, values in layer.errors.items():
             writer.add_tensor(f"blk.{number}.{_ERRORS}.{role}", np.ascontiguousarray(values, np.float32))
-            writer.add_array(f"edgemoe.calibration.shape.{number}.{role}", list(layer.shapes[role]))
+        for role, shape in layer.shapes.items():
+            writer.add_array(f"edgemoe.calibration.shape.{number}.{role}", list(shape))
         writer.add_tensor(f"blk.{number}.{_SENSITIVITY}", np.array([calibration.sensitivity[number]], np.float32))
     with whole_file(file) as stream:
         writer.fout = [stream]
@@ -195,19 +221,20 @@ def _parse(header: Header) -> Calibration:
     version = decode(values.get("edgemoe.calibration.version"))
     if version != VERSION:
         raise ValueError("it is not one of edgemoe" if version is None else f"it has version {version}")
-    types = tuple(decode_strings(values["edgemoe.calibration.types"]))
+    measured = _TYPES in values or f"{_PRICES}.cost" not in values  # `--for-lossy` leaves quantizations out
+    types = tuple(decode_strings(values[_TYPES])) if measured else ()
     parts: dict[int, dict[str, Floats]] = {}
     for name, array in tensors_of(header):
         block, _, rest = name.removeprefix("blk.").partition(".")
         parts.setdefault(int(block), {})[rest] = array
     layers, sensitivity = {}, {}
     for number, found in sorted(parts.items()):
-        roles = [name.removeprefix(f"{_ERRORS}.") for name in found if name.startswith(f"{_ERRORS}.")]
+        roles = [match[1] for name in found if (match := _SUMS.fullmatch(name))]
         layers[number] = layer = LayerCalibration(
             found[_STATS],
             found[_MEAN],
             {role: found[f"ffn_{role}_exps.weight.in_sum2"] for role in roles},
-            {role: found[f"{_ERRORS}.{role}"] for role in roles},
+            {role: found[f"{_ERRORS}.{role}"] for role in roles} if types else {},
             {role: _pair(decode(values[f"edgemoe.calibration.shape.{number}.{role}"])) for role in roles},
         )
         _check_shapes(number, layer, len(types))
@@ -216,12 +243,20 @@ def _parse(header: Header) -> Calibration:
         raise ValueError("it has no layers")
     prefix = "edgemoe.calibration.facts."
     facts = {n.removeprefix(prefix): str(decode(v)) for n, v in values.items() if n.startswith(prefix)}
-    return Calibration(layers, types, sensitivity, int(decode(values["edgemoe.calibration.n_token"])), facts)
+    n_token = int(decode(values["edgemoe.calibration.n_token"]))
+    return Calibration(layers, types, sensitivity, n_token, facts, _prices(header))
+
+
+def _prices(header: Header) -> Prices | None:
+    if f"{_PRICES}.cost" not in header.values:
+        return None
+    found = {name: np.asarray(decode(header.values[f"{_PRICES}.{name}"]), np.float32) for name in PRICES}
+    return Prices(found["cost"], *(found[name].tolist() for name in PRICES[1:]))
 
 
 def _check_shapes(number: int, layer: LayerCalibration, n_type: int) -> None:
     n = len(layer.stats)
-    good = layer.stats.shape == (n, len(STATS)) and layer.mean_output.shape[:1] == (n,) and bool(layer.errors)
+    good = layer.stats.shape == (n, len(STATS)) and layer.mean_output.shape[:1] == (n,) and bool(layer.shapes)
     good = good and all(errors.shape == (n, n_type) for errors in layer.errors.values())
     for role, values in layer.importance.items():
         good = good and values.shape == (n, layer.shapes[role][1]) and min(layer.shapes[role]) > 0

@@ -71,12 +71,12 @@ def notes(known: Calibration | ImportanceMatrix, lacking: Sequence[int]) -> list
 
 
 def require_errors(known: Calibration | ImportanceMatrix, path: Path, option: str) -> Calibration:
-    """The calibration for who chooses types by it. Raises UsageError for an importance matrix."""
-    if isinstance(known, Calibration):
+    """The calibration for who chooses types by it. Raises UsageError for one that measured no quantization."""
+    if isinstance(known, Calibration) and known.types:
         return known
+    what = "was made `--for-lossy`" if isinstance(known, Calibration) else "is an importance matrix of llama.cpp"
     raise UsageError(
-        f"`{path}` is an importance matrix of llama.cpp: it weighs columns, and does not say what each quantization "
-        f"costs, which `{option}` needs",
+        f"`{path}` {what}: it weighs columns, and measured no quantization, which `{option}` needs",
         hint="`edgemoe calibrate MODEL --text FILE -o FILE` measures that; with `--type` this file will do",
     )
 

@@ -26,7 +26,7 @@ import numpy as np
 from ..converters import calibration as files
 from ..converters import expert_error
 from ..converters.allocate import outlier_limit
-from ..converters.calibration import Calibration, LayerCalibration
+from ..converters.calibration import Calibration, LayerCalibration, Prices
 from ..converters.convert import open_source
 from ..converters.ggml import fits
 from ..converters.source import Rows, Source
@@ -47,10 +47,12 @@ from .experts import (
     measure_sensitivity,
     read_sums,
 )
+from .prices import N_STEP, measure_prices
 from .reference import Progress
 from .windows import F32, N_OUTPUTS, Windows
 
 if TYPE_CHECKING:
+    from ..runtime.engine.collected import Collected
     from ..runtime.engine.engine import Engine
 
 TYPES = (
@@ -69,6 +71,7 @@ _CHECKPOINT_S = 30.0
 @dataclass(frozen=True)
 class Request:
     """texts: name and content of each. n_window: windows of n_ctx tokens, spread evenly over the texts.
+    types: None: all that fit. for_lossy: only what `--lossy` needs: no quantizer is measured.
 
     setup: for the engine; its ctx is n_ctx.
     """
@@ -79,6 +82,7 @@ class Request:
     n_window: int
     n_ctx: int
     types: Sequence[str] | None
+    for_lossy: bool
     setup: Setup
 
 
@@ -87,18 +91,18 @@ def calibrate(request: Request, progress: Progress) -> Calibration:
     source = open_source(resolve(request.model))
     roles = _roles(source)
     shapes = [_shape(source, layer, roles[layer]) for layer in sorted(roles)]
-    types = _types(source, request.types)
+    types = () if request.for_lossy else _types(source, request.types)
     with _partial(request, source, types) as store:
-        sums, sensitivity = _run(request, store, shapes, progress)
+        sums, sensitivity, prices = _run(request, store, shapes, progress)
         _check_known(sums)
         layers: dict[int, LayerCalibration] = {}
         for i, number in enumerate(sorted(roles)):
             progress("measuring quantizers", i, len(roles))
             errors = store.arrays(f"errors-{number}")
-            if errors is None:
+            if errors is None and types:
                 errors = _errors(source, number, roles[number], sums[i], types, request.setup.threads)
                 store.keep(f"errors-{number}", errors)
-            layers[number] = _layer(source, number, roles[number], sums[i], errors)
+            layers[number] = _layer(source, number, roles[number], sums[i], errors or {})
         progress("measuring quantizers", len(roles), len(roles))
         facts = {
             "model": source.path.name,
@@ -109,7 +113,7 @@ def calibrate(request: Request, progress: Progress) -> Calibration:
         }
         by_number = {number: sensitivity.by_layer[i] for i, number in enumerate(sorted(roles))}
         n_token = request.n_window * request.n_ctx
-        found = Calibration(layers, types, by_number, n_token, facts)
+        found = Calibration(layers, types, by_number, n_token, facts, prices)
         files.save(found, request.out)
         store.done()
     return found
@@ -120,12 +124,13 @@ def calibrate(request: Request, progress: Progress) -> Calibration:
 
 def _run(
     request: Request, store: _Store, shapes: list[Shape], progress: Progress
-) -> tuple[list[LayerSums], Sensitivity]:
+) -> tuple[list[LayerSums], Sensitivity, Prices | None]:
     done, sums = store.sums()
     sensitivity = store.sensitivity()
+    prices = store.prices()
     floors = floor_layers(len(shapes))
-    if done == request.n_window and len(sensitivity.by_layer) == len(shapes) and sums:
-        return sums, sensitivity
+    if done == request.n_window and len(sensitivity.by_layer) == len(shapes) and sums and prices:
+        return sums, sensitivity, prices
     n_outputs = min(N_OUTPUTS, request.n_ctx)
     with load(request.model, request.setup.but(ctx=request.n_ctx, n_outputs=n_outputs)) as engine:
         windows = spread(engine, request.texts, request.n_ctx, request.n_window)
@@ -166,9 +171,33 @@ def _run(
                         sensitivity.by_layer[layer] = measure_sensitivity(probe, collected, layer, floor, limit)
                         store.keep_sensitivity(sensitivity)
                     progress("probing layers", 1 + len(floors) + len(sensitivity.by_layer), n_probe)
+                prices = _prices(request, store, probe, collected, sums, sensitivity, progress)
             finally:
                 probe.close()
-    return sums, sensitivity
+    return sums, sensitivity, prices
+
+
+def _prices(
+    request: Request,
+    store: _Store,
+    probe: Probe,
+    collected: Collected,
+    sums: Sequence[LayerSums],
+    sensitivity: Sensitivity,
+    progress: Progress,
+) -> Prices | None:
+    """None where they cannot be measured, unless they are what was asked for."""
+    steps = iter(range(1, N_STEP + 1))
+    try:
+        found = measure_prices(
+            probe, collected, sums, sensitivity.by_layer, lambda: progress("pricing skips", next(steps), N_STEP)
+        )
+    except UnsupportedError:
+        if request.for_lossy:
+            raise
+        return None
+    store.keep_prices(found)
+    return found
 
 
 def spread(engine: Engine, texts: Sequence[tuple[str, str]], n_ctx: int, n_window: int) -> Windows:
@@ -364,6 +393,15 @@ class _Store:
         temporary = self.folder / "sensitivity.tmp"
         temporary.write_text(json.dumps({"by_layer": sensitivity.by_layer, "floor": sensitivity.floor}), "utf-8")
         os.replace(temporary, self.folder / "sensitivity.json")
+
+    def prices(self) -> Prices | None:
+        found = self.arrays("prices")
+        if found is None or not set(files.PRICES) <= found.keys():
+            return None
+        return Prices(found["cost"], *(found[name].tolist() for name in files.PRICES[1:]))
+
+    def keep_prices(self, prices: Prices) -> None:
+        self.keep("prices", {name: np.asarray(getattr(prices, name)) for name in files.PRICES})
 
     def done(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -125,6 +125,11 @@ class Probe:
             self._file.close()
             raise
 
+    @property
+    def n_token(self) -> int:
+        """Tokens computed for one `divergence`."""
+        return len(self._windows) * (self._windows.n_ctx - 1)
+
     def divergence(self) -> float:
         """Mean over the windows' tokens, of the clean model to the engine as it is now."""
         self._file.seek(0)

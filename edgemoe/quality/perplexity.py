@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from .reference import Progress, Reference
+from .reference import Progress, Reference, RowsOf
 from .windows import F32, F64, Windows, divergence
 
 
@@ -54,11 +53,11 @@ class Score:
 def score(
     name: str,
     windows: Windows,
-    rows_of: Callable[[int], Iterator[F32]],
+    rows_of: RowsOf,
     reference: Reference | None,
     progress: Progress,
 ) -> Score:
-    """Score all windows of the model `name`. rows_of: the log-probabilities of a window, by its number."""
+    """Score all windows of the model `name`."""
     losses: list[float] = []
     reference_losses: list[float] = []
     divergences: list[float] = []

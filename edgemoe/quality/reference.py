@@ -21,7 +21,7 @@ import numpy as np
 from ..errors import FormatError, StorageError, UsageError
 from ..paths import whole_file
 from ..units import format_size
-from .windows import F32, Windows, log_probabilities
+from .windows import F32, Windows
 
 if TYPE_CHECKING:
     from ..runtime.engine.engine import Engine
@@ -79,24 +79,28 @@ class Reference:
         self.close()
 
 
-def make(engine: Engine, windows: Windows, folder: Path, progress: Progress) -> Reference:
+RowsOf = Callable[[int], Iterator[F32]]
+"""The log-probabilities of a window, by its number."""
+
+
+def make(engine: Engine, windows: Windows, rows_of: RowsOf, folder: Path, progress: Progress) -> Reference:
     """Compute a reference into a file without a name in `folder`: it is gone when closed, or when the process dies."""
     _check_room(folder, windows, engine.n_vocab)
     # Closed with the Reference that it becomes.
     stream = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
     try:
-        facts = _write(stream, engine, windows, progress)
+        facts = _write(stream, engine, windows, rows_of, progress)
     except BaseException:
         stream.close()
         raise
     return Reference(stream, facts)
 
 
-def save(engine: Engine, windows: Windows, path: Path, progress: Progress) -> None:
+def save(engine: Engine, windows: Windows, rows_of: RowsOf, path: Path, progress: Progress) -> None:
     """Compute a reference into a file, atomically. Raises StorageError."""
     _check_room(path.absolute().parent, windows, engine.n_vocab)
     with whole_file(path) as stream:
-        _write(stream, engine, windows, progress)
+        _write(stream, engine, windows, rows_of, progress)
 
 
 def is_reference(path: Path) -> bool:
@@ -127,7 +131,7 @@ def open_reference(path: Path) -> Reference:
     raise FormatError(f"`{path}` is no whole reference", hint="make it again with `--save`")
 
 
-def _write(stream: IO[bytes], engine: Engine, windows: Windows, progress: Progress) -> dict[str, Any]:
+def _write(stream: IO[bytes], engine: Engine, windows: Windows, rows_of: RowsOf, progress: Progress) -> dict[str, Any]:
     facts = {
         "magic": MAGIC,
         "model": engine.model.info.name,
@@ -140,7 +144,7 @@ def _write(stream: IO[bytes], engine: Engine, windows: Windows, progress: Progre
     stream.write(json.dumps(facts).encode().ljust(_HEADER_BYTES))
     for i in range(len(windows)):
         progress(f"reference {engine.model.info.name}", i, len(windows))
-        for row in log_probabilities(engine, windows, i):
+        for row in rows_of(i):
             stream.write(row.astype("<f4").tobytes())
     progress(f"reference {engine.model.info.name}", len(windows), len(windows))
     return facts

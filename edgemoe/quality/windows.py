@@ -49,6 +49,13 @@ class Windows:
     def window(self, i: int) -> tuple[int, ...]:
         return self.tokens[i * self.n_ctx : (i + 1) * self.n_ctx]
 
+    def computed(self, i: int) -> list[int]:
+        """What is computed of window i: its BOS in place, and without the last, which nothing follows."""
+        tokens = list(self.window(i)[:-1])
+        if self.bos >= 0:
+            tokens[0] = self.bos
+        return tokens
+
     def targets(self, i: int) -> tuple[int, ...]:
         """The scored tokens of window i."""
         return self.window(i)[self.n_given + 1 :]
@@ -73,12 +80,10 @@ def cut(engine: Engine, text: str, n_ctx: int, n_window: int | None = None) -> W
 
 def log_probabilities(engine: Engine, windows: Windows, i: int) -> Iterator[F32]:
     """For each scored token of window i, the log-probabilities of the whole vocabulary in its place."""
-    tokens = list(windows.window(i))
-    if windows.bos >= 0:
-        tokens[0] = windows.bos
+    tokens = windows.computed(i)
     engine.reset()
     engine.eval(tokens[: windows.n_given])
-    yield from log_rows(engine, tokens[windows.n_given : -1])
+    yield from log_rows(engine, tokens[windows.n_given :])
 
 
 def log_rows(engine: Engine, tokens: Sequence[int]) -> Iterator[F32]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import _native
-from .._abi import BUDGET_AUTO, BUDGET_BYTES, BUDGET_SHARE, MAX_VERIFY
+from .._abi import BUDGET_AUTO, BUDGET_BYTES, BUDGET_SHARE, LEAST_LOSSY, MAX_VERIFY
 from .._abi import Setup as NativeSetup
 from ..devices.cpu import physical_cores
 from ..devices.gpu import DEVICES
@@ -28,6 +28,7 @@ MAX_DRAFT = MAX_VERIFY - 1  # tokens; the pass holds the one that is known as we
 
 _MAX_THREADS = 512  # of ggml
 _MAX_LANES = 64
+_MOST_LOSSY = 1  # nats a token
 _MAX_OUTPUTS = 1 << 16
 _KINDS = {"bytes": BUDGET_BYTES, "percent": BUDGET_SHARE, "auto": BUDGET_AUTO}
 
@@ -51,6 +52,10 @@ class Setup:
     draft: most tokens guessed from the text (prompt lookup) and verified in one pass with the next: 1 to 6, "off", or
         "auto": 6 where the model allows it. Fewer or none are drafted where that measures faster. The answer is the
         same to the bit. Where the processor is the bottleneck, as it is where all fits, little is to be won.
+    lossy: LOSSY: nats a token (KL divergence) for which missing experts of small contribution are left out in decode:
+        0.02 or 0.05, at least 0.01, at most 1; 0 is exact. Where all fits nothing is left out. Prompts are computed
+        exactly. Needs what `edgemoe calibrate` learned of the model, in it or beside it in FILE.calibration. What is
+        left out depends on the budget and on what was computed before; nothing is read ahead in decode.
     warm_start: begin with what earlier runs learned about the model's experts, and keep what this one learns.
     buffered: read through the page cache even where O_DIRECT works.
     reader: "uring", "threads", or "auto": io_uring where the kernel allows it.
@@ -72,6 +77,7 @@ class Setup:
     policy: str = "next-use"
     prefetch: str = "auto"
     draft: str | int = "off"
+    lossy: float = 0.0
     warm_start: bool = True
     buffered: bool = False
     reader: str = "auto"
@@ -99,6 +105,8 @@ class Setup:
             )
         if self.device == "cpu":
             self._check_no_gpu()
+        if self.lossy != 0:
+            self._check_lossy()
 
     def _check_numbers(self) -> None:
         if self.threads is not None and not 1 <= self.threads <= _MAX_THREADS:
@@ -122,6 +130,22 @@ class Setup:
             raise UsageError(
                 "`--gpu-memory` is for a GPU", hint="name one: `--device auto`, `vulkan`, `cuda` or `metal`"
             )
+
+    def _check_lossy(self) -> None:
+        if not LEAST_LOSSY <= self.lossy <= _MOST_LOSSY:
+            raise UsageError(
+                f"`--lossy {self.lossy:g}` cannot be kept: below {LEAST_LOSSY:g} nats a token the first routing that "
+                f"flips costs more, above {_MOST_LOSSY} little is left of the model",
+                hint="use `--lossy 0.02` or `0.05`; 0 is exact",
+            )
+        beside = {
+            "draft": (self.n_draft != 0, "verifies guessed tokens with all experts"),
+            "device": (self.device != "cpu", "has the experts or their weights where they cannot be left out"),
+            "prefetch": (self.prefetch == "on", "reads what may be left out"),
+        }
+        for name, (given, why) in beside.items():
+            if given:
+                raise UsageError(f"`--lossy` is not to be had with `--{name}`, which {why}", hint="leave out one")
 
     def but(self, **changes: Any) -> Setup:
         """A copy with other values."""
@@ -172,6 +196,7 @@ class Setup:
             "reader": READERS.index(self.reader),
             "buffered": int(self.buffered),
             "n_read_lane": self.read_lanes,
+            "lossy_nats": self.lossy,
             "read_bytes_per_s": self.read_bytes_per_s,
         }
         return NativeSetup(**{**values, **decided}, **_native.expert_list(experts))

@@ -11,6 +11,7 @@ from ..runtime.text.stream import Step
 from . import prompts, sampled
 from .events import Event, Finished, Scored, Started, Used
 from .failures import invalid
+from .lossy import lossy_of
 from .prompts import Defaults
 from .protocol import ChatRequest, CompletionRequest, Sampled
 from .reading import AnswerReader, Reading
@@ -116,6 +117,7 @@ def _answers(
         engine.check(choice.tokens, choice.sampling)
     yield Started(len(choices), echoes, len(choices[0].tokens), notes)
     clock = Clock()
+    before = engine.stats()
     n_cached = 0
     for index, choice in enumerate(choices):
         clock.begin()
@@ -131,7 +133,8 @@ def _answers(
         n_cached += engine.n_reused if index == 0 or choice.tokens is not choices[index - 1].tokens else 0
     # Several answers to one prompt take it once.
     n_prompt = sum(len(choice.tokens) for choice in choices[:: request.n or 1])
-    yield Used(n_prompt, n_cached, clock.n_predicted, clock.timings())
+    lossy = lossy_of(engine.stats().since(before))
+    yield Used(n_prompt, n_cached, clock.n_predicted, clock.timings(), lossy)
 
 
 def _one(

@@ -106,6 +106,7 @@ def _usage(used: Used) -> dict[str, Any]:
         "cache_read_input_tokens": used.n_cached,
         "cache_creation_input_tokens": 0,
         "output_tokens": used.n_completion,
+        **({"lossy": used.lossy} if used.lossy else {}),
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .calls import Call
+from .lossy import Lossy
 from .scoring import LogProb
 from .timing import Timings
 
@@ -79,6 +80,7 @@ class Used:
     n_cached: int
     n_completion: int
     timings: Timings | None = None
+    lossy: Lossy | None = None
 
 
 Event = Started | Scored | Words | Thoughts | Called | Finished | Used

@@ -12,6 +12,7 @@ from ..devices.memory import memory_limit, process_memory
 from ..errors import UsageError
 from ..runtime.engine.engine import Engine
 from ..runtime.engine.stats import Stats, reading
+from .lossy import lossy_of
 from .worker import Worker
 
 INTERVAL_S = 0.5
@@ -69,6 +70,7 @@ class LiveView:
                 "hit_rate": stats.hit_rate,
                 "read_bytes": stats.read_bytes,
             },
+            "lossy": lossy_of(recent),
             "memory": memory_parts(engine, stats),
             "reading": reading(stats.direct_io, stats.reader),
             "experts": experts(engine),
@@ -120,6 +122,8 @@ _COUNTERS = {
     "prefill_ns": ("prefill_seconds", "time spent in prefill", 1e-9),
     "n_hit": ("expert_hits", "expert uses found in the cache", 1.0),
     "n_miss": ("expert_misses", "expert uses that were read", 1.0),
+    "n_skip": ("expert_skips", "expert uses that were left out, lossy", 1.0),
+    "skip_bytes": ("skipped_bytes", "bytes not read for that", 1.0),
     "n_evict": ("expert_evictions", "experts that left the cache", 1.0),
     "n_prefetch": ("prefetched_experts", "experts read before a router asked for them", 1.0),
     "n_prefetch_used": ("prefetched_experts_used", "those of them that were used", 1.0),
@@ -187,6 +191,8 @@ def metrics(worker: Worker, counts: RequestCounts) -> str:
         n_kept, kept_bytes = loaded[1].prefixes
         family("remembered_conversations", "gauge", "conversations beside the one in the engine", one(n_kept))
         family("remembered_bytes", "gauge", "bytes of their states", one(kept_bytes))
+        family("lossy_price_nats", "gauge", "what leaving out experts may cost a token, nats", one(stats.lossy_nats))
+        family("lossy_spent_nats", "gauge", "what it costs, a mean over 200 tokens, nats", one(stats.spent_nats))
         family("context_tokens", "gauge", "tokens in the sequence", one(stats.n_past))
     return "\n".join(lines) + "\n"
 

@@ -10,6 +10,7 @@ from typing import Literal
 from msgspec import UNSET, Struct, UnsetType
 
 from .events import Called, Event, Finished, Scored, Started, Thoughts, Used, Words
+from .lossy import Lossy
 from .scoring import LogProb
 from .timing import Timings
 
@@ -69,6 +70,7 @@ class Usage(Struct):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
+    lossy: Lossy | UnsetType = UNSET
 
 
 class AssistantMessage(Struct):
@@ -206,7 +208,7 @@ class Frame:
 
 def usage_of(used: Used) -> Usage:
     total = used.n_prompt + used.n_completion
-    return Usage(used.n_prompt, used.n_completion, total, PromptDetails(used.n_cached))
+    return Usage(used.n_prompt, used.n_completion, total, PromptDetails(used.n_cached), used.lossy or UNSET)
 
 
 # ---------------------------------------------------------------- chat

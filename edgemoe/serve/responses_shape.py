@@ -122,6 +122,7 @@ class ResponsesShape:
                 "output_tokens": used.n_completion,
                 "output_tokens_details": {"reasoning_tokens": self._n_thought},
                 "total_tokens": used.n_prompt + used.n_completion,
+                **({"lossy": used.lossy} if used.lossy else {}),
             }
         return {
             **self._frame,

@@ -106,7 +106,12 @@ typedef struct emoe_setup {
     /* For emoe_engine_open, as a plan says it: tables stay in the files, and so many bytes are for their rows. 0: tables are
      * in memory. */
     uint64_t row_cache_bytes;
+    double lossy_nats; /* LOSSY: in decode, missing experts of small contribution are left out for so many nats a token
+                          (KL divergence): EMOE_LEAST_LOSSY or more, 0: never, exact. Needs what `edgemoe calibrate` has
+                          learned, in the model's file or in FILE.calibration. On the CPU, without reading ahead in
+                          decode; what is left out depends on the budget and on what was computed before */
 } emoe_setup;
+#define EMOE_LEAST_LOSSY 0.01
 #define EMOE_BUDGET_BYTES 0
 #define EMOE_BUDGET_SHARE 1 /* memory counts millionths of emoe_memory_info.limit_bytes */
 #define EMOE_BUDGET_AUTO 2  /* 85 % of what is available now, or less if every expert fits in less */
@@ -452,6 +457,10 @@ typedef struct emoe_stats {
     uint64_t row_read_bytes;
     /* Of all but the expert cache, what is not resident before text is computed: for an allowance. */
     uint64_t untouched_bytes;
+    uint64_t n_skip;     /* lossy: expert uses that were left out: neither hit nor miss */
+    uint64_t skip_bytes; /* lossy: not read for that */
+    double lossy_nats;   /* of the setup */
+    double spent_nats;   /* lossy: what leaving out costs a token, mean over about the last 200, by the calibration */
 } emoe_stats;
 /* Any thread. */
 EMOE_API emoe_status emoe_engine_get_stats(const emoe_engine *engine, emoe_stats *stats, emoe_error *err);
@@ -460,11 +469,12 @@ EMOE_API emoe_status emoe_engine_get_stats(const emoe_engine *engine, emoe_stats
 EMOE_API uint32_t emoe_engine_resident(const emoe_engine *engine, uint32_t index);
 
 /* State of each expert of MoE layer `index` in states: EMOE_EXPERT_* bits. Returns their number, 0 when there is no such
- * layer; when it exceeds cap nothing was written. USED, MISSED and PREFETCHED are of the layer's last visit. Any thread. */
+ * layer; when it exceeds cap nothing was written. USED, MISSED, PREFETCHED and SKIPPED are of the layer's last visit. Any thread. */
 #define EMOE_EXPERT_RESIDENT 1
 #define EMOE_EXPERT_USED 2
 #define EMOE_EXPERT_MISSED 4
 #define EMOE_EXPERT_PREFETCHED 8
+#define EMOE_EXPERT_SKIPPED 16
 EMOE_API uint32_t emoe_engine_experts(const emoe_engine *engine, uint32_t index, uint8_t *states, uint32_t cap);
 
 #define EMOE_MAX_DEPTH 4
@@ -510,6 +520,15 @@ EMOE_API void emoe_collect_end(emoe_engine *engine);
  * measuring how much errors there matter. index UINT32_MAX: no noise. Experts whose largest |out| so far is above `limit`
  * get none: rare outliers hold a model together, and would hide what the others matter. Sums of noise begin at 0. */
 EMOE_API emoe_status emoe_collect_noise(emoe_engine *engine, uint32_t index, float share, float limit, emoe_error *err);
+
+/* LOSSY, for measuring what it costs: in batches of any size, uses of the experts that `missing` marks are left out when
+ * they cost less than limit, a matter of emoe_setup.lossy_nats. cost, missing: of n experts, all layers in turn; copied.
+ * cost: nats for a router weight of 1 where the residual stream has a root mean square of 1; infinity: never. n 0, or
+ * emoe_collect_end: none are left out any more. Sums begin at 0. */
+EMOE_API emoe_status emoe_collect_skip(emoe_engine *engine, const float *cost, const uint8_t *missing, uint64_t n,
+                                       double limit, emoe_error *err);
+/* Sum of the costs of what was left out since then. */
+EMOE_API double emoe_collect_skipped(const emoe_engine *engine);
 
 /* Copies what was collected of MoE layer `index`; n must be the number of values there are. Sums are over the tokens
  * that were routed to the expert. w is what an error of the expert's output counts for the token: the router's weight

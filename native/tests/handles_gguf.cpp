@@ -261,6 +261,11 @@ void an_engine_stands_garbage(emoe_engine *engine, const char *folder) {
     REFUSED(emoe_collect_noise(engine, 0, std::nanf(""), 1, &g_err));
     REFUSED(emoe_collect_noise(engine, 0, -1, 1, &g_err));
     GIVEN(emoe_collect_noise(engine, UINT32_MAX, 1, std::nanf(""), &g_err));
+    uint8_t missing = 1;
+    REFUSED(emoe_collect_skip(engine, values, &missing, 1, 1, &g_err)); // a model has more experts
+    REFUSED(emoe_collect_skip(engine, nullptr, &missing, 1, 1, &g_err));
+    GIVEN(emoe_collect_skip(engine, nullptr, nullptr, 0, std::nan(""), &g_err));
+    CHECK(emoe_collect_skipped(engine) == 0);
     emoe_collect_end(engine);
 
     CHECK_EQ(emoe_engine_n_past(engine), 0u); // nothing of it was computed

@@ -28,7 +28,7 @@ def request(model: Path, out: Path) -> Any:
     from edgemoe import Setup
     from edgemoe.quality.calibrate import Request
 
-    return Request(str(model), out, [("text", PROSE)], 5, 48, TYPES, Setup(memory="1GiB", threads=2))
+    return Request(str(model), out, [("text", PROSE)], 5, 48, TYPES, False, Setup(memory="1GiB", threads=2))
 
 
 def quiet(what: str, done: int, total: int) -> None:

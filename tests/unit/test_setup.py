@@ -29,6 +29,10 @@ from edgemoe.serve.catalog import Catalog
         ("policy", "fifo", "`fifo` is not a cache policy"),
         ("prefetch", "maybe", "`maybe` is not a way to prefetch"),
         ("draft", "9", "a draft of `9` tokens"),
+        ("lossy", 0.005, "below 0.01 nats a token the first routing that flips costs more"),
+        ("lossy", -1.0, "cannot be kept"),
+        ("lossy", 7.0, "above 1 little is left"),
+        ("lossy", float("nan"), "cannot be kept"),
         ("reader", "dma", "`dma` is not a reader"),
         ("read_lanes", 65, "65 reads at once"),
         ("read_limit", "fast", "`fast` is not a size"),
@@ -55,6 +59,14 @@ def test_every_number_reaches_the_native_struct() -> None:
     assert (native.buffered, native.n_read_lane, native.read_bytes_per_s) == (1, 7, 10**6)
     assert (native.later_bytes, native.process_bytes, native.device) == (5, 6, 1)
     assert list(native.gpu_experts[: native.n_gpu_expert]) == [4, 9]
+
+
+def test_a_lossy_price_goes_with_nothing_that_needs_all_experts() -> None:
+    assert Setup(lossy=0.02, draft="off", prefetch="off").native().lossy_nats == 0.02
+    assert Setup().native().lossy_nats == 0
+    for name, value in {"draft": "auto", "device": "vulkan", "prefetch": "on"}.items():
+        with pytest.raises(UsageError, match=f"`--{name}`"):
+            Setup(lossy=0.02, **{name: value})  # type: ignore[arg-type]
 
 
 def test_the_commands_options_are_its_fields_by_name() -> None:

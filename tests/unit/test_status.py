@@ -38,6 +38,13 @@ def test_slower_ways_of_reading_are_not_silent() -> None:
     )
 
 
+def test_what_is_left_out_is_said_beside_what_was_named() -> None:
+    lossy = replace(ANSWER, lossy_nats=0.02, spent_nats=0.0137, n_skip=1)
+    assert ", lossy: 0.014 of 0.02 nats a token, 20.0% of uses left out, " in status_line(lossy)
+    assert "lossy      0.014 of 0.02 nats a token, 20.0% of uses left out" in lines(snapshot(lossy))
+    assert not any(line.startswith("lossy") for line in lines(snapshot(ANSWER)))
+
+
 def snapshot(stats: Stats, resident: tuple[int, ...] = (0, 4), n_expert: tuple[int, ...] = (8, 8)) -> Snapshot:
     return Snapshot(stats, stats, resident, n_expert)
 

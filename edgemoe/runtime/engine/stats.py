@@ -10,7 +10,7 @@ _STATES = frozenset(
     ("n_slot", "n_slot_used", "direct_io", "reader", "cache_bytes", "dense_bytes", "kv_bytes", "compute_bytes",
      "output_bytes", "scratch_bytes", "decode_bytes", "prefill_bytes", "rss_bytes", "peak_bytes", "budget_bytes",
      "n_past", "n_ctx", "prefetch_paused", "prefetch_depth", "prefetch_threshold", "with_ns", "without_ns",
-     "gpu_bytes", "row_cache_bytes", "untouched_bytes")
+      "gpu_bytes", "row_cache_bytes", "untouched_bytes", "lossy_nats", "spent_nats")
 )  # fmt: skip
 
 
@@ -39,6 +39,9 @@ class Stats:
     row_cache_bytes: for rows of tables that stay in the files, 0 where none does. n_row_hit, n_row_miss: rows looked up
     (those of a batch that are the same once) and found there, or read: row_read_bytes, which are not in read_bytes.
     untouched_bytes: of all but the expert cache, what was not resident before text was computed.
+    n_skip: with `Setup.lossy`, uses of experts that were left out, which are neither hit nor miss; skip_bytes: not read
+    for that. lossy_nats: the price, nats a token; spent_nats: what was spent of it, a mean over about the last 200
+    tokens, as far as the calibration can tell.
     rss_bytes, peak_bytes: resident memory of this process now and at most. budget_bytes: what it may use.
     n_draft: tokens drafted and verified; n_draft_used: of them those that became part of an answer.
     n_past: tokens in the sequence, of n_ctx.
@@ -83,6 +86,10 @@ class Stats:
     n_row_miss: int
     row_read_bytes: int
     untouched_bytes: int
+    n_skip: int
+    skip_bytes: int
+    lossy_nats: float
+    spent_nats: float
     reader: str
     rss_bytes: int
     peak_bytes: int
@@ -109,6 +116,19 @@ class Stats:
         return self.n_hit / uses if uses else 0.0
 
     @property
+    def skip_rate(self) -> float:
+        """Share of expert uses that were left out, 0 before the first."""
+        uses = self.n_hit + self.n_miss + self.n_skip
+        return self.n_skip / uses if uses else 0.0
+
+    @property
+    def spent_line(self) -> str:
+        """What of a lossy price was spent, in words; "" where nothing is left out."""
+        if not self.lossy_nats:
+            return ""
+        return f"{self.spent_nats:.3f} of {self.lossy_nats:g} nats a token, {self.skip_rate:.1%} of uses left out"
+
+    @property
     def read_bytes_per_s(self) -> float:
         """Bytes read over the time spent computing tokens, 0 before the first."""
         spent = self.decode_ns + self.prefill_ns
@@ -121,5 +141,5 @@ class Stats:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object, the derived rates included."""
-        derived = ("decode_tok_s", "prefill_tok_s", "hit_rate", "read_bytes_per_s")
+        derived = ("decode_tok_s", "prefill_tok_s", "hit_rate", "skip_rate", "read_bytes_per_s")
         return {**asdict(self), **{name: getattr(self, name) for name in derived}}

@@ -296,7 +296,8 @@ class OnnxBackend:
         zeros = (
             "n_streamed", "n_late", "n_prefetch", "n_prefetch_used", "prefetch_bytes", "drive_ns", "prefetch_paused",
             "prefetch_depth", "with_ns", "without_ns", "scratch_bytes", "n_gpu", "gpu_bytes", "direct_io",
-            "row_cache_bytes", "n_row_hit", "n_row_miss", "row_read_bytes",
+            "row_cache_bytes", "n_row_hit", "n_row_miss", "row_read_bytes", "n_skip", "skip_bytes", "lossy_nats",
+            "spent_nats",
         )  # fmt: skip
         return {
             **dict.fromkeys(zeros, 0),

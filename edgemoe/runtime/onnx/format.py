@@ -35,6 +35,7 @@ def check(model: Model, setup: Setup) -> None:
         "read-limit": setup.read_bytes_per_s,
         "kv-type": setup.kv_type != "f16",
         "draft": setup.n_draft or 0,
+        "lossy": setup.lossy,
         "device": setup.device != "cpu",
     }
     for name, value in given.items():

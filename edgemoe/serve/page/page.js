@@ -234,7 +234,7 @@ function line(name, value, top) {
 }
 
 // Brightness of each cell: 1 when it was just used or read, fading afterwards.
-let used = new Float32Array(0), missed = new Float32Array(0);
+let used = new Float32Array(0), missed = new Float32Array(0), skipped = new Float32Array(0);
 
 function blend(from, to, share) {
   const parse = (text) => [1, 3, 5].map((i) => parseInt(text.slice(i, i + 2), 16));
@@ -249,6 +249,7 @@ function drawMap(experts) {
   if (used.length !== total) {
     used = new Float32Array(total);
     missed = new Float32Array(total);
+    skipped = new Float32Array(total);
   }
   const most = Math.max(...widths), margin = 26;
   const outer = $("map").parentElement.clientWidth;
@@ -258,7 +259,7 @@ function drawMap(experts) {
   const high = Math.min(Math.max(3, step), Math.max(3, 300 / (layers.length * fold)));
   const { pen } = canvas("map", Math.ceil(high * layers.length * fold));
   const gap = step > 5 ? 1 : 0.5;
-  const palette = Object.fromEntries(["empty", "resident", "used", "missed", "predicted", "quiet"].map((n) => [n, colour(`--${n}`)]));
+  const palette = Object.fromEntries(["empty", "resident", "used", "missed", "skipped", "predicted", "quiet"].map((n) => [n, colour(`--${n}`)]));
   pen.font = `${Math.min(10, Math.max(8, high))}px system-ui, sans-serif`;
   pen.textBaseline = "middle";
   pen.textAlign = "right";
@@ -273,12 +274,14 @@ function drawMap(experts) {
       const bits = cells[at];
       used[at] = bits & 2 ? 1 : used[at] * 0.8;
       missed[at] = bits & 4 ? 1 : missed[at] * 0.7;
+      skipped[at] = bits & 16 ? 1 : skipped[at] * 0.7;
       resident += bits & 1;
       predicted += bits & 8 ? 1 : 0;
       read += bits & 4 ? 1 : 0;
       const x = margin + (e % columns) * step, y = top + Math.floor(e / columns) * high;
       let fill = bits & 1 ? palette.resident : palette.empty;
       if (missed[at] > 0.3) fill = blend(fill, palette.missed, missed[at]);
+      else if (skipped[at] > 0.3) fill = blend(fill, palette.skipped, skipped[at]);
       else if (used[at] > 0.05) fill = blend(fill, palette.used, used[at]);
       pen.fillStyle = fill;
       pen.fillRect(x, y, step - gap, high - gap);
@@ -377,7 +380,10 @@ function draw(live) {
   $("context-bar").style.width = `${(100 * context.n_past) / context.n_ctx}%`;
   drawMap(live.experts);
   drawMemory(live.memory);
-  $("reading").textContent = `Experts are read ${live.reading}.`;
+  const lossy = live.lossy, percent = lossy && (100 * lossy.skip_rate).toFixed(1);
+  $("reading").textContent = `Experts are read ${live.reading}.` + (lossy ? ` Lossy: ${lossy.spent_nats.toFixed(3)} of ` +
+    `${lossy.price_nats} nats a token spent, ${percent} % of expert uses left out.` : "");
+  $("legend-skipped").hidden = !lossy;
 }
 
 async function watch() {

@@ -64,6 +64,8 @@ public:
     bool fits(const uint32_t (&n)[k_max_class]) const;
     // Slots of class cls or larger that hold nothing or an expert that may be evicted.
     uint32_t n_available(uint32_t cls) const;
+    // Whether `take` would evict nothing.
+    bool has_free(uint32_t cls) const { return !classes_[cls].free.empty(); }
     // Takes a slot for an expert of class cls, evicting if it must; pinned, holding no expert yet. None: all are in
     // use. gently: nothing that is expected soon is evicted.
     SlotId take(uint32_t cls, bool gently = false);

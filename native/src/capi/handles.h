@@ -22,6 +22,7 @@ struct emoe_text {
 
 struct emoe_engine {
     std::unique_ptr<emoe::Collector> collector; // outlives the engine, which may be told of it
+    std::unique_ptr<emoe::SkipTrial> trial;     // likewise
     std::unique_ptr<emoe::Engine> engine;
     mutable emoe_text text;
 };

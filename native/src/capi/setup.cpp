@@ -3,6 +3,7 @@
 #include "cache/policy.h"
 #include "capi/handles.h"
 #include "llama/measure.h"
+#include "pipeline/price.h"
 
 namespace emoe {
 
@@ -18,6 +19,18 @@ void check_shape(const emoe_setup &s) {
     if (s.n_ubatch == 0 || s.n_ubatch > s.n_ctx)
         fail(EMOE_ERR_ARGUMENT, "batches of %u tokens in a context of %u", s.n_ubatch, s.n_ctx);
     if (s.n_threads == 0) fail(EMOE_ERR_ARGUMENT, "0 threads");
+}
+
+void check_lossy(const emoe_setup &s) {
+    if (s.lossy_nats == 0) return;
+    if (!(s.lossy_nats >= k_least_price && s.lossy_nats <= k_most_price))
+        fail(EMOE_ERR_ARGUMENT,
+             "a price of %g nats a token: from %g on it can be kept (below, the first flipped routing costs more), and "
+             "above %g little is left of the model; 0 is exact",
+             s.lossy_nats, k_least_price, k_most_price);
+    if (s.device != 0) fail(EMOE_ERR_UNSUPPORTED, "experts are left out at a price on the CPU alone, without a GPU");
+    if (s.prefetch == EMOE_PREFETCH_ON)
+        fail(EMOE_ERR_ARGUMENT, "what is left out at a price is not read ahead: leave prefetch on automatic, or off");
 }
 
 } // namespace
@@ -40,6 +53,7 @@ emoe_setup read_setup(const emoe_setup *setup, bool shaped) {
     if (s.reader > EMOE_READER_URING) fail(EMOE_ERR_ARGUMENT, "unknown reader %u", s.reader);
     if (s.n_read_lane > k_max_lanes)
         fail(EMOE_ERR_ARGUMENT, "%u reads at once: at most %u", s.n_read_lane, k_max_lanes);
+    check_lossy(s);
     if (s.n_gpu_expert != 0) check_pointer(s.gpu_experts, "gpu_experts");
     if (shaped) check_shape(s);
     return s;

@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "llama/devices.h"
 #include "llama/log.h"
+#include "llama/prices.h"
 #include "llama/refusals.h"
 
 #include <algorithm>
@@ -22,7 +23,9 @@ Streamer::Params streamer_params(const ModelIndex &index, const emoe_setup &p, u
                                  const GpuParts &gpu_parts) {
     Streamer::Params s;
     s.on_gpu = gpu_parts.experts(index.layout);
-    s.n_embd = index.n_router_input;
+    s.price_nats = p.lossy_nats;
+    if (p.lossy_nats > 0) s.prices = load_prices(index);
+    s.n_embd = p.lossy_nats > 0 ? 0 : index.n_router_input; // nothing is guessed: see Streamer::begin_batch
     s.prefetch = static_cast<PrefetchMode>(p.prefetch);
     s.cache_bytes = cache_bytes;
     s.policy = static_cast<PolicyKind>(p.policy);
@@ -164,6 +167,8 @@ void Engine::look_at_graph() {
         throw;
     }
     llama_set_n_threads(ctx_.get(), n_threads, n_threads);
+    if (setup_.lossy_nats > 0 && !interposer_->shows_router_weights())
+        fail(EMOE_ERR_UNSUPPORTED, "this model's experts cannot be left out at a price: its graph hides their weights");
 }
 
 // Shows the graph of one token to the interposer: the dense weights move, and what cannot be streamed is found now and
@@ -418,6 +423,10 @@ emoe_stats Engine::stats() const {
     out.prefetch_paused = s.prefetch_paused ? 1 : 0;
     out.prefetch_depth = s.prefetch_depth;
     out.prefetch_threshold = s.prefetch_threshold;
+    out.n_skip = s.n_skip;
+    out.skip_bytes = s.skip_bytes;
+    out.lossy_nats = s.price_nats;
+    out.spent_nats = s.spent_nats;
     out.with_ns = static_cast<uint64_t>(s.with_ns);
     out.without_ns = static_cast<uint64_t>(s.without_ns);
     out.untouched_bytes = out.decode_bytes - work_.loaded_bytes() + out.output_bytes;

@@ -46,6 +46,8 @@ public:
     emoe_stats stats() const;
     // Between decode calls. The collector must live as long as it is set.
     void set_collector(Collector *collector) { interposer_->set_collector(collector); }
+    // Likewise; nullptr: none.
+    void set_trial(SkipTrial *trial) { streamer_->set_trial(trial); }
     Streamer &streamer() const { return *streamer_; }
 
     const llama_vocab *vocab() const override { return vocab_; }

@@ -1,6 +1,7 @@
 #include "llama/collect.h"
 
 #include "base/error.h"
+#include "llama/residual.h"
 
 #include <algorithm>
 #include <cmath>
@@ -29,28 +30,6 @@ const float *activation_row(const ggml_tensor *a, Row row) {
     return reinterpret_cast<const float *>(static_cast<const char *>(a->data) +
                                            static_cast<size_t>(row.rank % a->ne[1]) * a->nb[1] +
                                            size_t{row.token} * a->nb[2]);
-}
-
-// What the norm before the experts takes: the residual stream, [n_embd, n_token] F32, which is added to their output
-// later and so is still there. Null when the graph has another form.
-const ggml_tensor *residual_of(const ggml_tensor *activations, uint32_t n_token) {
-    ggml_tensor const *t = activations;
-    for (int i = 0; i < 8 && t; i++, t = t->src[0]) {
-        bool const norm = t->op == GGML_OP_RMS_NORM || t->op == GGML_OP_NORM;
-        if (!norm && t->op != GGML_OP_RESHAPE && t->op != GGML_OP_VIEW && t->op != GGML_OP_MUL && t->op != GGML_OP_ADD)
-            return nullptr;
-        if (!norm) continue;
-        ggml_tensor const *r = t->src[0];
-        bool const fits = r && r->data && r->type == GGML_TYPE_F32 && r->nb[0] == sizeof(float) && r->ne[1] == n_token;
-        return fits ? r : nullptr;
-    }
-    return nullptr;
-}
-
-float inverse_rms(const float *x, uint32_t n) {
-    double sum = 0;
-    for (uint32_t i = 0; i < n; i++) sum += double{x[i]} * double{x[i]};
-    return static_cast<float>(1 / std::sqrt(sum / n + 1e-12));
 }
 
 } // namespace
@@ -98,10 +77,7 @@ void Collector::begin_layer(uint32_t layer, const ggml_tensor *activations, cons
     l.residual = residual != nullptr;
     l.scale.resize(routing.n_token);
     for (uint32_t t = 0; t < routing.n_token; t++)
-        l.scale[t] = residual ? inverse_rms(reinterpret_cast<const float *>(static_cast<const char *>(residual->data) +
-                                                                            t * residual->nb[1]),
-                                            static_cast<uint32_t>(residual->ne[0]))
-                              : 1.0F;
+        l.scale[t] = static_cast<float>(std::sqrt(inverse_square(residual, t)));
     for (uint32_t t = 0; t < routing.n_token; t++) {
         if ((l.n_seen + t) % sample_stride_ != 0 || l.n_sample == n_sample_) continue;
         std::copy_n(activation_row(activations, Row{t, 0}), l.n_in, &l.sample_x[size_t{l.n_sample} * l.n_in]);

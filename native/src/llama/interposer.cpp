@@ -228,6 +228,10 @@ void Interposer::leave(const Site &site, ggml_tensor *node, const WholeLayer &wh
     if (site.matrix == 0) streamer_.count_whole(site.layer, static_cast<uint64_t>(ggml_nelements(node->src[2])));
 }
 
+bool Interposer::shows_router_weights() const {
+    return std::all_of(sites_.begin(), sites_.end(), [](auto const &s) { return s.second->work.router_weights; });
+}
+
 // The GPU's experts are computed by a graph of our own, which must say what llama.cpp's says.
 void Interposer::see_tier(const Site &site, const ggml_tensor *node) {
     ExpertLayer const &layer = streamer_.layout().layers[site.layer];

@@ -48,6 +48,8 @@ public:
         probing_ = on, plain_ = false;
         tables_.set_probing(on);
     }
+    // Whether the graphs so far show what the router gives the experts of every layer.
+    bool shows_router_weights() const;
     uint32_t n_rewritten() const { return n_rewritten_; }
     // Why the model cannot be streamed; none when it can.
     const Failure &failure() const { return failure_ ? failure_ : dense_.failure(); }

@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "llama/collect.h"
 #include "llama/cpu.h"
+#include "llama/residual.h"
 #include "llama/tier.h"
 
 #include <algorithm>
@@ -124,7 +125,7 @@ bool can_compute(ggml_type type) {
            (traits->vec_dot_type == GGML_TYPE_F32 || cpu().type_traits(traits->vec_dot_type)->from_float);
 }
 
-bool ExpertProduct::begin(uint32_t n_thread) {
+void ExpertProduct::read_routing(bool is_last) {
     ggml_tensor const *activations = dst->src[1];
     ggml_tensor const *ids = dst->src[2];
     Routing &routing = routing_;
@@ -140,8 +141,22 @@ bool ExpertProduct::begin(uint32_t n_thread) {
     if (lives && routing.n_token == 1) routing.input = static_cast<const float *>(router_input->data);
     if (router_weights && ggml_nelements(router_weights) == int64_t{routing.n_rank} * routing.n_token)
         routing.weights = static_cast<const float *>(router_weights->data);
-    if (!streamer_.begin_product(layer_, matrix_, routing)) return false;
-    if (collector && matrix_ == 0) collector->begin_layer(layer_, activations, routing);
+    if (streamer_.prices() && !is_last) { // the product that begins a visit meets what the norm gives
+        ggml_tensor const *residual = residual_of(activations, routing.n_token);
+        inverse_square_.resize(routing.n_token);
+        for (uint32_t t = 0; t < routing.n_token; t++)
+            inverse_square_[t] = static_cast<float>(inverse_square(residual, t));
+        routing.inverse_square = inverse_square_.data();
+    }
+}
+
+bool ExpertProduct::begin(uint32_t n_thread) {
+    ggml_tensor const *activations = dst->src[1];
+    bool const is_last = matrix_ + 1 == streamer_.layout().layers[layer_].matrices.size();
+    read_routing(is_last);
+    if (!streamer_.begin_product(layer_, matrix_, routing_)) return false;
+    for (Row const &row : streamer_.skipped()) memset(row_of(row), 0, static_cast<size_t>(dst->ne[0]) * sizeof(float));
+    if (collector && matrix_ == 0) collector->begin_layer(layer_, activations, routing_);
 
     n_type_ = 0;
     uint32_t most_rows = 0;
@@ -153,7 +168,6 @@ bool ExpertProduct::begin(uint32_t n_thread) {
             vec_dot_types_[n_type_++] = vec_dot_type;
     }
     n_activation_ = static_cast<uint32_t>(activations->ne[1] * activations->ne[2]);
-    bool const is_last = matrix_ + 1 == streamer_.layout().layers[layer_].matrices.size();
     has_last = is_last && tier && !streamer_.gpu_rows().empty();
     n_segment_ = n_activation_ < 2 * n_thread ? n_thread : 1;
     n_prepare = 0;
@@ -235,6 +249,10 @@ const uint8_t *ExpertProduct::activation(ggml_type vec_dot_type, Row row) const 
     return quantized_[type] + (row.token * static_cast<size_t>(a->ne[1]) + i11) * row_bytes_[type];
 }
 
+float *ExpertProduct::row_of(Row row) const {
+    return reinterpret_cast<float *>(static_cast<char *>(dst->data) + row.rank * dst->nb[1] + row.token * dst->nb[2]);
+}
+
 void ExpertProduct::compute(uint32_t expert_index, uint32_t chunk, uint32_t thread) {
     VisitExpert const &e = streamer_.expert(expert_index);
     auto const n = static_cast<uint32_t>(dst->ne[0]);
@@ -258,17 +276,12 @@ void ExpertProduct::multiply(uint32_t expert_index, uint32_t begin, uint32_t end
     const Row *rows = streamer_.rows().data() + e.first_row;
     size_t const row_bytes = ggml_row_size(type, k);
     const uint8_t *weights = streamer_.weights(expert_index) + begin * row_bytes;
-    auto const to = [&](Row row) {
-        return reinterpret_cast<float *>(static_cast<char *>(dst->data) + row.rank * dst->nb[1] +
-                                         row.token * dst->nb[2]);
-    };
-
     if (!batched) {
         const uint8_t *x[k_batched_rows];
         float *y[k_batched_rows];
         for (uint32_t j = 0; j < e.n_row; j++) {
             x[j] = activation(traits->vec_dot_type, rows[j]);
-            y[j] = to(rows[j]);
+            y[j] = row_of(rows[j]);
         }
         for (uint32_t r = begin; r < end; r++, weights += row_bytes)
             for (uint32_t j = 0; j < e.n_row; j++)
@@ -282,7 +295,7 @@ void ExpertProduct::multiply(uint32_t expert_index, uint32_t begin, uint32_t end
         memcpy(gathered + j * x_bytes, activation(traits->vec_dot_type, rows[j]), x_bytes);
     b.run(type, weights, k, end - begin, traits->vec_dot_type, e.n_row);
     for (uint32_t j = 0; j < e.n_row; j++)
-        memcpy(to(rows[j]) + begin, b.result.data() + size_t{j} * (end - begin) * sizeof(float),
+        memcpy(row_of(rows[j]) + begin, b.result.data() + size_t{j} * (end - begin) * sizeof(float),
                (end - begin) * sizeof(float));
 }
 

@@ -90,17 +90,20 @@ public:
     void last() override;
 
 private:
+    void read_routing(bool is_last);                  // is_last: the product that ends a visit
     bool on_gpu(uint32_t rank, uint32_t token) const; // a row that the tier computes
     // Rows begin..end of the expert's matrix with all its tokens.
     void multiply(uint32_t expert_index, uint32_t begin, uint32_t end, uint32_t thread);
     const uint8_t *activation(ggml_type vec_dot_type, Row row) const;
+    float *row_of(Row row) const; // of dst
 
     Streamer &streamer_;
     KernelScratch &scratch_;
     uint32_t const layer_;
     uint32_t const matrix_;
-    Routing routing_;     // of the graph under way
-    uint32_t n_type_ = 0; // distinct vec_dot types of the experts in the visit
+    Routing routing_;                   // of the graph under way
+    std::vector<float> inverse_square_; // what it points to
+    uint32_t n_type_ = 0;               // distinct vec_dot types of the experts in the visit
     ggml_type vec_dot_types_[k_max_dot_type] = {};
     const uint8_t *quantized_[k_max_dot_type] = {}; // activations in that type
     size_t row_bytes_[k_max_dot_type] = {};         // of a quantized activation row

@@ -5,16 +5,21 @@
 
 namespace emoe {
 
-void RoutingGroups::group(const Routing &routing, uint32_t n_expert, const uint8_t *on_gpu) {
+void RoutingGroups::group(const Routing &routing, uint32_t n_expert, const uint8_t *on_gpu, const uint8_t *skip) {
     for (auto *list : {&experts, &gpu_experts}) {
         for (VisitExpert const &e : *list) index_of_[e.expert] = -1;
         list->clear();
     }
     gpu_rows.clear();
+    skipped.clear();
     for (uint32_t t = 0; t < routing.n_token; t++)
         for (uint32_t k = 0; k < routing.n_rank; k++) {
             auto const e = static_cast<uint32_t>(routing.at(t, k));
             if (e >= n_expert) continue; // a token that routes nowhere (masked rank)
+            if (skip && skip[size_t{t} * routing.n_rank + k] != 0) {
+                skipped.push_back(Row{t, k});
+                continue;
+            }
             bool const gpu = on_gpu && on_gpu[e] != 0;
             std::vector<VisitExpert> &list = gpu ? gpu_experts : experts;
             if (index_of_[e] < 0) {
@@ -37,6 +42,7 @@ void RoutingGroups::group(const Routing &routing, uint32_t n_expert, const uint8
         for (uint32_t k = 0; k < routing.n_rank; k++) {
             auto const id = static_cast<uint32_t>(routing.at(t, k));
             if (id >= n_expert || (on_gpu && on_gpu[id] != 0)) continue;
+            if (skip && skip[size_t{t} * routing.n_rank + k] != 0) continue;
             VisitExpert &e = experts[index_of_[id]];
             rows[e.first_row + e.n_row++] = Row{t, k};
             if (routing.weights) e.weight += routing.weights[size_t{t} * routing.n_rank + k];

@@ -15,6 +15,8 @@ struct Routing {
     uint64_t rank_stride = 0;
     const float *weights = nullptr; // router weights [n_token][n_rank], nullptr when they are not at hand
     const float *input = nullptr;   // router input of a single token [n_embd], nullptr when it is not at hand
+    // By token: 1 / mean square of the residual stream, nullptr where nothing asks for it.
+    const float *inverse_square = nullptr;
     int32_t at(uint32_t token, uint32_t rank) const {
         return *reinterpret_cast<const int32_t *>(ids + token * token_stride + rank * rank_stride);
     }
@@ -45,12 +47,13 @@ public:
     // n_expert: of the largest layer.
     explicit RoutingGroups(uint32_t n_expert) : index_of_(n_expert, -1) {}
     // Collects the rows of each distinct expert, in order of first appearance. n_expert: of this layer. on_gpu: by expert
-    // of it 1 where a GPU computes, nullptr: nowhere.
-    void group(const Routing &routing, uint32_t n_expert, const uint8_t *on_gpu);
+    // of it 1 where a GPU computes, nullptr: nowhere. skip: by token and rank 1 for a row that is left out, nullptr: none.
+    void group(const Routing &routing, uint32_t n_expert, const uint8_t *on_gpu, const uint8_t *skip = nullptr);
 
     std::vector<VisitExpert> experts;
     std::vector<Row> rows;
     std::vector<uint32_t> by_rows;        // indices of experts, those with most rows first
+    std::vector<Row> skipped;             // left out, in the order of tokens and ranks
     std::vector<GpuRow> gpu_rows;         // in the order of tokens and ranks
     std::vector<VisitExpert> gpu_experts; // theirs; first_row says nothing
 

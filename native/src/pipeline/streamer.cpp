@@ -60,6 +60,9 @@ Streamer::Streamer(Layout layout, const Params &params)
     PolicyShape const shape = layout_.shape();
     cache_ = std::make_unique<ExpertCache>(slot_classes(layout_, on_gpu_), make_policy(params.policy, shape));
     cache_->set_bytes(std::max(params.cache_bytes, cache_->min_bytes()));
+    for (ExpertIndex e = 0; e < layout_.n_expert_total; e++)
+        mean_bytes_ += static_cast<double>(expert_bytes(e)) / layout_.n_expert_total;
+    if (params.price_nats > 0) price_ = std::make_unique<PriceController>(params.prices, params.price_nats);
     if (params.n_embd != 0 && params.prefetch != PrefetchMode::off)
         predictor_ = std::make_unique<Predictor>(shape, params.n_embd);
     ReaderParams reader = params.reader;
@@ -75,7 +78,9 @@ void Streamer::begin_batch(uint32_t n_token) {
     std::lock_guard<std::mutex> lock(mutex_);
     in_batch_ = true;
     n_batch_token_ = n_token;
-    reads_ahead_ = governor_.reads_ahead(n_token);
+    // What is left out is decided by what the cache keeps, not by what a guess happened to bring.
+    reads_ahead_ = !(price_ && n_token == 1) && governor_.reads_ahead(n_token);
+    if (price_) price_->begin_token();
     failure_ = Failure{};
     failed_.store(false, std::memory_order_release);
     apply_cache_bytes();
@@ -89,8 +94,12 @@ void Streamer::end_batch() {
     // Bytes since the batch before: what that one left under way is nobody else's.
     uint64_t const read_bytes = reader_->read_bytes() - counted_bytes_;
     counted_bytes_ += read_bytes;
-    if (n_batch_token_ == 1 && !failed_.load(std::memory_order_relaxed))
-        governor_.end_token(now - batch_begin_ns_, drive_ns(now) - batch_drive_ns_, read_bytes);
+    if (n_batch_token_ == 1 && !failed_.load(std::memory_order_relaxed)) {
+        if (price_)
+            price_->end_token();
+        else
+            governor_.end_token(now - batch_begin_ns_, drive_ns(now) - batch_drive_ns_, read_bytes);
+    }
     if (trace_) trace_->batch(n_batch_token_, batch_begin_ns_, now, reads_ahead_);
     drop_wishes();
     // After a failure reads may still be writing into slots; nothing may be given up under them.
@@ -178,6 +187,10 @@ StreamerStats Streamer::stats() const {
     s.cache_bytes = cache_->bytes();
     s.n_slot = cache_->n_slot();
     s.n_slot_used = cache_->n_used();
+    if (price_) {
+        s.price_nats = price_->price();
+        s.spent_nats = price_->spent();
+    }
     s.direct_io = direct_io_;
     s.reader = reader_->kind();
     s.prefetch_paused = governor_.paused();
@@ -356,7 +369,8 @@ void Streamer::begin_visit(uint32_t layer, const Routing &routing) {
     layer_ = layer;
     visit_++;
     spec_ = &layout_.layers[layer];
-    groups_.group(routing, spec_->n_expert, on_gpu_.empty() ? nullptr : on_gpu_.data() + spec_->first);
+    groups_.group(routing, spec_->n_expert, on_gpu_.empty() ? nullptr : on_gpu_.data() + spec_->first,
+                  choose_skips(routing));
     uses_.clear();
     for (auto const *list : {&groups_.experts, &groups_.gpu_experts})
         for (VisitExpert const &e : *list) uses_.push_back(Use{spec_->first + e.expert, e.n_row, e.weight});
@@ -364,6 +378,7 @@ void Streamer::begin_visit(uint32_t layer, const Routing &routing) {
     cache_->on_visit(layer, routing.n_token, uses_.data(), uses_.size());
     if (visit_ % k_rebalance == 0) cache_->rebalance();
     look_up(routing.n_token);
+    count_skips(routing);
     look_ahead_due_ = true;
 }
 

@@ -21,6 +21,7 @@
 #include "pipeline/governor.h"
 #include "pipeline/layout.h"
 #include "pipeline/predictor.h"
+#include "pipeline/price.h"
 #include "pipeline/routing.h"
 #include "pipeline/trace.h"
 
@@ -41,7 +42,10 @@ struct StreamerStats {
     uint64_t n_streamed = 0;
     uint64_t n_late = 0; // hits that were still on their way
     uint64_t n_evict = 0;
-    uint64_t n_gpu = 0; // uses of experts that a GPU computes beside us: neither hit nor miss
+    uint64_t n_gpu = 0;      // uses of experts that a GPU computes beside us: neither hit nor miss
+    uint64_t n_skip = 0;     // LOSSY: uses that were left out, likewise
+    uint64_t skip_bytes = 0; // that were not read for that
+    double price_nats = 0, spent_nats = 0;
     uint64_t n_read = 0;
     uint64_t read_bytes = 0;
     uint64_t prefetch_bytes = 0;  // of read_bytes: read ahead
@@ -63,7 +67,17 @@ struct StreamerStats {
 
 // Bits of Streamer::expert_states.
 constexpr uint8_t k_state_cached = EMOE_EXPERT_RESIDENT, k_state_used = EMOE_EXPERT_USED,
-                  k_state_missed = EMOE_EXPERT_MISSED, k_state_prefetched = EMOE_EXPERT_PREFETCHED;
+                  k_state_missed = EMOE_EXPERT_MISSED, k_state_prefetched = EMOE_EXPERT_PREFETCHED,
+                  k_state_skipped = EMOE_EXPERT_SKIPPED;
+
+// For a calibration, LOSSY: uses of experts that count as missing are left out of batches when they cost less than
+// limit, whatever is in memory.
+struct SkipTrial {
+    std::vector<float> cost;      // see Prices
+    std::vector<uint8_t> missing; // by ExpertIndex
+    double limit = 0;
+    double spent = 0; // raw nats, so far
+};
 
 // A layer whose experts are all in memory, alike and in their order: matrix m of expert e begins at at[m] + e * stride.
 struct WholeLayer {
@@ -81,6 +95,8 @@ public:
         bool buffered = false;       // do not try O_DIRECT
         uint32_t n_embd = 0;         // length of router inputs; 0: nothing can be predicted
         std::vector<uint8_t> on_gpu; // by ExpertIndex: 1 when a GPU has it, and we never read it; may be empty
+        double price_nats = 0;       // LOSSY: missing experts may be left out in decode for so many nats a token
+        Prices prices;               // for that
     };
     Streamer(Layout layout, const Params &params);
     ~Streamer() override;
@@ -95,6 +111,8 @@ public:
     uint64_t visit() const { return visit_; } // number of the visit under way
     uint32_t n_expert() const { return static_cast<uint32_t>(groups_.experts.size()); }
     const std::vector<Row> &rows() const { return groups_.rows; }
+    const std::vector<Row> &skipped() const { return groups_.skipped; }      // of the visit: they give zeros
+    bool prices() const { return price_ || trial_; }                         // wants Routing::inverse_square
     const std::vector<GpuRow> &gpu_rows() const { return groups_.gpu_rows; } // of the visit: not ours to compute
     bool on_gpu(ExpertIndex expert) const { return !on_gpu_.empty() && on_gpu_[expert] != 0; }
     uint32_t n_ready() const { return n_ready_.load(std::memory_order_acquire); } // experts, so far
@@ -137,6 +155,7 @@ public:
     // The router of a layer: see Predictor::set_router. Before the first batch or between batches.
     void set_router(uint32_t layer, const float *rows, const float *norm);
     bool wants_router(uint32_t layer) const;
+    void set_trial(SkipTrial *trial) { trial_ = trial; } // between batches; nullptr: none
     // A file that changed since it was opened or accepted; null: none did. Looks only if something was read since the
     // last call.
     const File *changed_file();
@@ -171,6 +190,10 @@ private:
     bool all_ready(uint32_t layer) const;
     uint64_t pack(uint32_t layer, uint32_t expert);
     bool make_whole(uint32_t layer, uint64_t *packed_bytes);
+    // skip.cpp
+    const uint8_t *choose_skips(const Routing &routing);
+    uint64_t expert_bytes(ExpertIndex expert) const;
+    void count_skips(const Routing &routing);
     // ahead.cpp
     void settle_ahead(uint32_t n_token);
     void wish_ahead(const Routing &routing);
@@ -200,6 +223,10 @@ private:
     std::unique_ptr<Predictor> predictor_; // nullptr: nothing can be predicted
     Governor governor_;
     bool const reads_rest_; // see wish_for_rest
+    std::unique_ptr<PriceController> price_; // nullptr: nothing is left out
+    SkipTrial *trial_ = nullptr;
+    std::vector<uint8_t> skip_; // scratch: by token and rank
+    double mean_bytes_ = 0;     // of an expert
     std::unique_ptr<Trace> trace_;
     StreamerStats stats_;
     uint64_t wanted_bytes_ = 0; // by set_cache_bytes, not yet in force; 0 when none

@@ -26,7 +26,7 @@ void Streamer::count_whole(uint32_t layer, uint64_t n_use) {
 }
 
 void Streamer::find_whole() {
-    leaves_whole_ = !trace_ && n_watched_ == 0;
+    leaves_whole_ = !trace_ && !trial_ && n_watched_ == 0;
     if (n_watched_ != 0) n_watched_--;
     if (n_whole_ == whole_.size() || !on_gpu_.empty() || !cache_->holds_all()) return;
     uint64_t packed_bytes = 0;
