@@ -46,12 +46,20 @@ std::string read_now(const ReadRequest &request) {
     return error;
 }
 
-int64_t Faults::distort(int64_t result, uint32_t bytes) {
+namespace {
+
+// Whether the caller is the one that a countdown meets. UINT64_MAX stands still; behind 0 comes `after`.
+bool finds_zero(std::atomic<uint64_t> &countdown, uint64_t after) {
     uint64_t left = countdown.load(std::memory_order_relaxed);
-    if (left == UINT64_MAX) return result;
-    while (left != UINT64_MAX && !countdown.compare_exchange_weak(left, left == 0 ? UINT64_MAX : left - 1)) {
+    while (left != UINT64_MAX && !countdown.compare_exchange_weak(left, left == 0 ? after : left - 1)) {
     }
-    if (left != 0) return result;
+    return left == 0;
+}
+
+} // namespace
+
+int64_t Faults::distort(int64_t result, uint32_t bytes) {
+    if (!finds_zero(countdown, UINT64_MAX)) return result;
     switch (kind.load(std::memory_order_relaxed)) {
     case EMOE_FAULT_FAIL: return -EIO;
     case EMOE_FAULT_TRUNCATE: return 0;
@@ -63,12 +71,8 @@ int64_t Faults::distort(int64_t result, uint32_t bytes) {
 }
 
 int Faults::refuse_enter() {
-    uint64_t left = enter_countdown.load(std::memory_order_relaxed);
-    if (left == UINT64_MAX) return 0;
-    uint64_t const last = enter_stays.load(std::memory_order_relaxed) ? 0 : UINT64_MAX;
-    while (left != UINT64_MAX && !enter_countdown.compare_exchange_weak(left, left == 0 ? last : left - 1)) {
-    }
-    return left == 0 ? enter_error.load(std::memory_order_relaxed) : 0;
+    uint64_t const after = enter_stays.load(std::memory_order_relaxed) ? 0 : UINT64_MAX;
+    return finds_zero(enter_countdown, after) ? enter_error.load(std::memory_order_relaxed) : 0;
 }
 
 std::unique_ptr<Reader> make_reader(const ReaderParams &params, Faults &faults, ReadSink &sink) {
