@@ -567,7 +567,7 @@ typedef struct emoe_constraint {
     const float *bias_values;
     float presence_penalty;  /* taken off the logit of each token among the last repeat_last_n picked; 0: off */
     float frequency_penalty; /* the same, for each time it is among them */
-    const char *grammar;     /* GBNF: what is picked follows its rule `root`, then an end of answer; NULL, "": anything */
+    const char *grammar;     /* GBNF: what is picked follows its rule `root`, then an end of answer; NULL, "": none */
     const char *grammar_trigger; /* the grammar holds from where this text was first written; NULL: from the start */
     float typical_p;             /* 0 or 1: off */
     float top_n_sigma;           /* 0: off */

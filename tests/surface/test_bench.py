@@ -51,9 +51,14 @@ def test_a_broken_pipe_loses_no_report(environment: dict[str, str], bench_model:
     out = tmp_path / "report.json"
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "edgemoe", "bench", bench_model, "--json", out, *SMALL, "--no-resident"]
+    options = ["--json", str(out), *SMALL, "--no-resident", "--repeat", "1"]
     done = subprocess.run(
-        [*command, "--repeat", "1"], stdout=write, stderr=subprocess.PIPE, text=True, env=environment, timeout=120
+        [sys.executable, "-m", "edgemoe", "bench", str(bench_model), *options],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        timeout=120,
     )
     os.close(write)
     assert done.returncode != 0 and "Traceback" not in done.stderr

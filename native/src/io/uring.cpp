@@ -66,7 +66,7 @@ private:
     void sleep_for_completions();
     void reap();
     // The next four with mutex_.
-    void fill(std::vector<Ended> *refused); // starts reads while there are requests and lanes
+    void fill(std::vector<Ended> *refused);                 // starts reads while there are requests and lanes
     io_uring_sqe &push(uint8_t opcode, uint64_t user_data); // with nothing else in it
     void push_read(uint32_t slot);
     int tell(); // the kernel what was pushed; 0 or errno, and then some is not taken
