@@ -18,6 +18,7 @@ namespace emoe {
 
 bool ReadProgress::advance(int64_t result, std::string *error) {
     ReadRequest const &r = request;
+    if (result == -EINTR || result == -EAGAIN) return false; // not the drive's word: asked again
     if (result < 0) {
         *error = "read of " + std::to_string(r.bytes) + " bytes at offset " + std::to_string(r.offset) + " of `" +
                  r.file->path() + "` failed: " + os_message(static_cast<int>(-result));
@@ -62,6 +63,7 @@ int64_t Faults::distort(int64_t result, uint32_t bytes) {
     if (!finds_zero(countdown, UINT64_MAX)) return result;
     switch (kind.load(std::memory_order_relaxed)) {
     case EMOE_FAULT_FAIL: return -EIO;
+    case EMOE_FAULT_INTERRUPT: return -EINTR;
     case EMOE_FAULT_TRUNCATE: return 0;
     case EMOE_FAULT_SHORT:
         return std::min<int64_t>(result, std::max<uint32_t>(bytes / 2 / 4096 * 4096, std::min<uint32_t>(bytes, 4096)));

@@ -272,11 +272,6 @@ void UringReader::reap() {
             if (cqe.user_data == k_stop) continue;
             auto const slot = static_cast<uint32_t>(cqe.user_data);
             ReadProgress &p = slots_[slot];
-            // EAGAIN and EINTR are not the drive's word: asked again.
-            if (cqe.res == -EAGAIN || cqe.res == -EINTR) {
-                push_read(slot);
-                continue;
-            }
             std::string error;
             if (!p.advance(faults_.distort(cqe.res, p.request.bytes - p.got), &error)) {
                 push_read(slot);
