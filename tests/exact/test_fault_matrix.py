@@ -88,7 +88,7 @@ def test_the_whole_table(
     _native.model_close(model)
     least = 2 * info["slot_min_bytes"]  # beside what a batch borrows
     room = max(least, int(doing.share * info["slot_bytes"]))
-    prompt, steps = tokens[:20], doing.steps(tokens, n_step=4)
+    prompt, steps = tokens[:20], doing.steps(tokens, n_step=2)
     with streamed(path, share=doing.share, reader=READERS[reader], prefetch=doing.prefetch) as engine:
         reference = engine.run([prompt, *steps])[1:]
         for kind, fault in {**WRONG, **HARMLESS}.items():
