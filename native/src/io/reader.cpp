@@ -17,8 +17,17 @@
 namespace emoe {
 
 bool ReadProgress::advance(int64_t result, std::string *error) {
-    ReadRequest const &r = request;
     if (result == -EINTR || result == -EAGAIN) return false; // not the drive's word: asked again
+    try {
+        return take(result, error);
+    } catch (...) { // there is no memory for the reason, and nobody here to tell
+        *error = caught().message;
+        return true;
+    }
+}
+
+bool ReadProgress::take(int64_t result, std::string *error) {
+    ReadRequest const &r = request;
     if (result < 0) {
         *error = "read of " + std::to_string(r.bytes) + " bytes at offset " + std::to_string(r.offset) + " of `" +
                  r.file->path() + "` failed: " + os_message(static_cast<int>(-result));
