@@ -1,11 +1,12 @@
 // Every n-th allocation of the library fails: the call says so, the process lives, and the next call is right.
 //
-//   allocation_test MODEL.gguf [EVERY]      EVERY: of so many places one is tried (1: all)
+//   allocation_test MODEL.gguf [EVERY [ACTIVITY]...]      EVERY: of so many places one is tried (1: all)
 //
 // Each place is tried in a child of its own, which a fault that ends the process ends alone. Only what libedgemoe asks
 // for fails, itself or through the C++ library: what llama.cpp does without memory is not ours to say.
 #include <edgemoe.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -17,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include <dlfcn.h>
 #include <execinfo.h>
 #include <link.h>
 #include <sys/wait.h>
@@ -53,8 +55,12 @@ bool is_ours(const void *caller) {
     if (!g_std.has(caller)) return false;
     void *frames[12];
     int const n = backtrace(frames, 12);
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < n; i++) {
+        Dl_info symbol = {};
         if (!g_std.has(frames[i]) && !g_here.has(frames[i])) return g_ours.has(frames[i]);
+        // libstdc++'s own walks of folders are noexcept and ask for memory: there is no way to bear that.
+        if (dladdr(frames[i], &symbol) && symbol.dli_sname && strstr(symbol.dli_sname, "St10filesystem")) return false;
+    }
     return false;
 }
 
@@ -345,7 +351,7 @@ int main(int argc, char **argv) {
     if (argc < 2) return 1;
     g_model = argv[1];
     long const every = argc > 2 ? atol(argv[2]) : 1;
-    const char *only = argc > 3 ? argv[3] : "";
+    std::vector<std::string> const only(argv + std::min(argc, 3), argv + argc);
     char folder[] = "/tmp/emoe-allocation-XXXXXX";
     if (!mkdtemp(folder)) return 1;
     g_folder = folder;
@@ -356,7 +362,7 @@ int main(int argc, char **argv) {
     if (g_ours.begin == 0) return 1;
     int n_wrong = 0;
     for (Activity const &activity : activities()) {
-        if (*only && strcmp(only, activity.name) != 0) continue;
+        if (!only.empty() && std::find(only.begin(), only.end(), activity.name) == only.end()) continue;
         long n_place = 0, n_error = 0, n_borne = 0, n_bad = 0, n = 0;
         for (;; n += every) {
             Outcome const o = with_fault(activity, n);

@@ -106,6 +106,8 @@ public:
             if (lanes_.empty())
                 fail(EMOE_ERR_MEMORY, "no thread to read with can be started: %s",
                      os_message(e.code().value()).c_str());
+        } catch (const std::bad_alloc &) {
+            if (lanes_.empty()) throw;
         }
     }
     ~ThreadReader() override {
