@@ -238,6 +238,8 @@ void chats_of_nonsense_are_refused() {
     REFUSED(emoe_chat_render("chatml", &no_content, 1, buf, sizeof buf, &n, &g_err));
     REFUSED(emoe_chat_render("chatml", &message, 1, buf, sizeof buf, nullptr, &g_err));
     REFUSED_AS(emoe_chat_render("no such template", &message, 1, buf, sizeof buf, &n, &g_err), EMOE_ERR_UNSUPPORTED);
+    REFUSED(emoe_chat_render("no\ntemplate\x1b", &message, 1, buf, sizeof buf, &n, &g_err));
+    CHECK(strstr(g_err.message, "no\\x0atemplate\\x1b") != nullptr); // one line, which a terminal does not obey
     GIVEN(emoe_chat_render("chatml", &message, 1, nullptr, k_huge, &n, &g_err));
     CHECK(n > sizeof buf);
     GIVEN(emoe_chat_render("chatml", &message, 1, buf, sizeof buf, &n, &g_err));

@@ -11,8 +11,15 @@
 
 namespace emoe {
 
+// On one line, whatever it quotes: names and templates are somebody's text.
 inline void say(emoe_error *err, const char *message) {
-    if (err) snprintf(err->message, sizeof err->message, "%s", message);
+    if (!err) return;
+    char *to = err->message, *const end = err->message + sizeof err->message;
+    for (; *message != 0 && end - to > 4; message++) {
+        auto const c = static_cast<unsigned char>(*message);
+        to += snprintf(to, static_cast<size_t>(end - to), c < 0x20 || c == 0x7f ? "\\x%02x" : "%c", c);
+    }
+    *to = 0;
 }
 
 template <typename F>
