@@ -15,9 +15,12 @@ namespace emoe {
 inline void say(emoe_error *err, const char *message) {
     if (!err) return;
     char *to = err->message, *const end = err->message + sizeof err->message;
-    for (; *message != 0 && end - to > 4; message++) {
+    for (; *message != 0; message++) {
+        char shown[5];
         auto const c = static_cast<unsigned char>(*message);
-        to += snprintf(to, static_cast<size_t>(end - to), c < 0x20 || c == 0x7f ? "\\x%02x" : "%c", c);
+        int const n = snprintf(shown, sizeof shown, c < 0x20 || c == 0x7f ? "\\x%02x" : "%c", c);
+        if (end - to <= n) break;
+        to = std::copy_n(shown, n, to);
     }
     *to = 0;
 }
