@@ -64,10 +64,14 @@ def write_whole(name: str, content: bytes) -> None:
 def whole_file(path: Path) -> Iterator[BufferedWriter]:
     """A stream into a file that is there whole or not at all: a temporary name beside it, synced, renamed.
 
-    Raises StorageError.
+    A pipe or a device is written to as it is, and never replaced. Raises StorageError.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
+        if path.exists() and not path.is_file():
+            with path.open("wb") as stream:
+                yield stream
+            return
         with temporary.open("wb") as stream:
             yield stream
             stream.flush()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
+from ..paths import whole_file
 from ..places import BUILTIN
 from ..printable import plain
 from ..units import format_rate, format_size
@@ -184,9 +185,10 @@ def bench(
             say=note,
         )
         reports.append(report)
+        if out:  # before it is shown: a pipe may be broken, the next setup interrupted
+            with whole_file(out) as stream:
+                stream.write(json.dumps(reports if len(reports) > 1 else report, indent=1).encode() + b"\n")
         _print(report)
-    if out:
-        out.write_text(json.dumps(reports if len(reports) > 1 else reports[0], indent=1) + "\n", "utf-8")
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -499,11 +499,13 @@ EMOE_API void emoe_engine_warm_start(emoe_engine *engine, const float *rates, ui
 EMOE_API emoe_status emoe_engine_trace(emoe_engine *engine, const char *path, const char *header, emoe_error *err);
 
 /* For tests: the n-th read from now (0 = the next) goes wrong once, or with n = UINT64_MAX no read does.
- * FAIL: EIO. SHORT: half the bytes arrive, the rest when asked again. TRUNCATE: the file ends early. DELAY: 50 ms. */
+ * FAIL: EIO. SHORT: half the bytes arrive, the rest when asked again. TRUNCATE: the file ends early. DELAY: 50 ms.
+ * INTERRUPT: EINTR. */
 #define EMOE_FAULT_FAIL 1
 #define EMOE_FAULT_SHORT 2
 #define EMOE_FAULT_TRUNCATE 3
 #define EMOE_FAULT_DELAY 4
+#define EMOE_FAULT_INTERRUPT 5
 EMOE_API void emoe_engine_inject_fault(emoe_engine *engine, uint32_t kind, uint64_t n);
 
 /* ------------------------------------------------------------------ calibration */
@@ -601,7 +603,7 @@ typedef struct emoe_constraint {
     const float *bias_values;
     float presence_penalty;  /* taken off the logit of each token among the last repeat_last_n picked; 0: off */
     float frequency_penalty; /* the same, for each time it is among them */
-    const char *grammar;     /* GBNF: what is picked follows its rule `root`, then an end of answer; NULL: anything */
+    const char *grammar;     /* GBNF: what is picked follows its rule `root`, then an end of answer; NULL, "": none */
     const char *grammar_trigger; /* the grammar holds from where this text was first written; NULL: from the start */
     float typical_p;             /* 0 or 1: off */
     float top_n_sigma;           /* 0: off */

@@ -69,8 +69,11 @@ void a_sampler_stands_garbage(emoe_text *text) {
     refused([&](emoe_constraint &c) { c.n_bias = 1, c.bias_tokens = &token, c.bias_values = &nan; });
     refused([&](emoe_constraint &c) { c.presence_penalty = nan; });
     refused([](emoe_constraint &c) { c.frequency_penalty = HUGE_VALF; });
-    for (const char *grammar : {"no grammar", "other ::= \"a\"", "root ::= nothing", "root ::= \"", "root ::= ("})
+    for (const char *grammar : {"no grammar", "other ::= \"a\"", "root ::= nothing", "root ::= \"", "root ::= (", " "})
         refused([&](emoe_constraint &c) { c.grammar = grammar; });
+    auto no_grammar = zeros<emoe_constraint>();
+    no_grammar.grammar = "";
+    GIVEN(emoe_sampler_constrain(sampler, text, &no_grammar, &g_err));
     std::string const deep(5000, '(');
     refused([&](emoe_constraint &c) { c.grammar = deep.c_str(); });
     CHECK_EQ(emoe_sampler_sample(sampler, text, UINT32_MAX), -1);

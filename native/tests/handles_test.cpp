@@ -240,6 +240,8 @@ void chats_of_nonsense_are_refused() {
     REFUSED(emoe_chat_render("chatml", &no_content, 1, buf, sizeof buf, &n, &g_err));
     REFUSED(emoe_chat_render("chatml", &message, 1, buf, sizeof buf, nullptr, &g_err));
     REFUSED_AS(emoe_chat_render("no such template", &message, 1, buf, sizeof buf, &n, &g_err), EMOE_ERR_UNSUPPORTED);
+    REFUSED(emoe_chat_render("no\ntemplate\x1b", &message, 1, buf, sizeof buf, &n, &g_err));
+    CHECK(strstr(g_err.message, "no\\x0atemplate\\x1b") != nullptr); // one line, which a terminal does not obey
     GIVEN(emoe_chat_render("chatml", &message, 1, nullptr, k_huge, &n, &g_err));
     CHECK(n > sizeof buf);
     GIVEN(emoe_chat_render("chatml", &message, 1, buf, sizeof buf, &n, &g_err));
@@ -395,7 +397,7 @@ void plans_of_nonsense_are_refused() {
     REFUSED(emoe_budget_bytes(k_garbage, 1, 1 << 20, &bytes, &g_err));
     REFUSED(emoe_budget_bytes(EMOE_BUDGET_SHARE, k_huge, 1 << 20, &bytes, &g_err));
     CHECK(emoe_margin_bytes(0) > 0);
-    (void)emoe_margin_bytes(k_huge);
+    CHECK(emoe_margin_bytes(k_huge) >= emoe_margin_bytes(uint64_t{1} << 60)); // never around
 
     auto speeds = zeros<emoe_speeds>();
     auto prediction = zeros<emoe_prediction>();

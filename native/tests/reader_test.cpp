@@ -275,6 +275,7 @@ int main() {
         one_fault_at_every_read(EMOE_FAULT_FAIL, true);
         one_fault_at_every_read(EMOE_FAULT_TRUNCATE, true);
         one_fault_at_every_read(EMOE_FAULT_SHORT, false);
+        one_fault_at_every_read(EMOE_FAULT_INTERRUPT, false);
         a_file_that_ended_early_is_an_error();
         closing_drops_what_has_not_begun();
         if (kind != ReaderKind::uring) continue;

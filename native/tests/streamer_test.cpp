@@ -456,6 +456,7 @@ void everything() {
         after_any_failed_read_the_next_graph_is_right(EMOE_FAULT_FAIL, true, n_token);
         after_any_failed_read_the_next_graph_is_right(EMOE_FAULT_TRUNCATE, true, n_token);
         after_any_failed_read_the_next_graph_is_right(EMOE_FAULT_SHORT, false, n_token);
+        after_any_failed_read_the_next_graph_is_right(EMOE_FAULT_INTERRUPT, false, n_token);
     }
     budgets_change_while_computing();
 }

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,24 @@ def test_both_engines_run_interleaved_under_the_same_limit(cli: Cli, bench_model
         assert run["limit_peak_bytes"] is None or run["limit_peak_bytes"] <= run["limit_bytes"]
     assert report["machine"]["cpu"] and report["disk"]["bytes_per_s"] > 0
     assert report["summary"]["ratios"]["llama.cpp"]["decode"] > 0
+
+
+def test_a_broken_pipe_loses_no_report(environment: dict[str, str], bench_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    read, write = os.pipe()
+    os.close(read)
+    options = ["--json", str(out), *SMALL, "--no-resident", "--repeat", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "edgemoe", "bench", str(bench_model), *options],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
+    os.close(write)
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert len(json.loads(out.read_text())["runs"]) == 1
 
 
 def test_one_repetition_prints_no_ratio(cli: Cli, bench_model: Path) -> None:

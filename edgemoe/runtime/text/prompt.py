@@ -10,13 +10,12 @@ from typing import Any
 
 from ...errors import UsageError
 from . import messages as conversations
+from .chatml import END as CHATML_END
+from .chatml import ChatML
 from .template import Refused, first_rendering_bytes, rendering_bytes
 
 Message = Mapping[str, Any]
 """{"role": "user", "content": "..."}; further keys reach the template."""
-
-CHATML_END = "<|im_end|>"
-"""Ends an answer under ChatML, also where the vocabulary has no such token."""
 
 RESERVED = frozenset(("messages", "tools", "documents", "bos_token", "eos_token", "add_generation_prompt"))
 """Names in a template that a caller's own may not take."""
@@ -45,7 +44,7 @@ def render(
     if taken:
         raise UsageError(f"the variable `{taken[0]}` of a chat template is set already", hint="use another name")
     if template is None:
-        return _chatml(messages, add_generation_prompt=add_generation_prompt)
+        return ChatML().render(messages, add_generation_prompt=add_generation_prompt)
     names = {
         **(variables or {}),
         "bos_token": bos,
@@ -67,11 +66,6 @@ def text_bytes(messages: Sequence[Message]) -> int:
     return sum(
         len(str(message.get("content") or "")) + len(str(message.get("tool_calls") or "")) for message in messages
     )
-
-
-def _chatml(messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-    turns = [f"<|im_start|>{message['role']}\n{message['content']}{CHATML_END}\n" for message in messages]
-    return "".join(turns) + ("<|im_start|>assistant\n" if add_generation_prompt else "")
 
 
 def _check(messages: Sequence[Message]) -> None:

@@ -1,7 +1,7 @@
 """Run chat templates in a process of their own (`template_child.py`), with bounds of time and memory.
 
-The process is started at the first rendering, serves all models of this one, and ends with it. In this process no
-template can loop, grow or crash anything. One rendering at a time.
+The process is started at the first rendering that needs it (`chatml.py` knows which do not), serves all models of this
+one, and ends with it. In this process no template can loop, grow or crash anything. One rendering at a time.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 from ...errors import FormatError, StorageError, UsageError
 from ...units import KIB, MIB
+from .chatml import chatml_of
 
 _START_BYTES = 17 * MIB  # a Python with jinja2: 10.5 MiB of its own; and the room of a rendering
 _COMPILED_BYTES = 300  # for a byte of template: 80 to 290 for those of 60 models
@@ -42,7 +43,7 @@ class Stopped(FormatError):
 
 def first_rendering_bytes(template: str | None) -> int:
     """Memory that the first rendering will take, at most; 0 after it, and where no template is run."""
-    if template is None or _process.runs:
+    if template is None or _process.runs or chatml_of(template):
         return 0
     return _START_BYTES + _COMPILED_BYTES * len(template)
 
@@ -60,9 +61,16 @@ def resident_bytes() -> int:
 def run(template: str, names: Mapping[str, Any]) -> str:
     """What a template writes when it is given these names. Raises Refused, FormatError, UsageError, StorageError."""
     try:
-        size = len(template) + len(json.dumps(names))
+        text = json.dumps(names)
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"the messages are no JSON: {error}") from None
+    if plain := chatml_of(template):
+        given = json.loads(text)
+        try:
+            return plain.render(given["messages"], add_generation_prompt=bool(given["add_generation_prompt"]))
+        except TypeError as error:
+            raise FormatError(f"the model's chat template failed: {error}", hint=_PLAIN) from None
+    size = len(template) + len(text)
     request = {
         "template": template,
         "names": names,

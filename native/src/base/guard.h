@@ -11,8 +11,18 @@
 
 namespace emoe {
 
+// On one line, whatever it quotes: names and templates are somebody's text.
 inline void say(emoe_error *err, const char *message) {
-    if (err) snprintf(err->message, sizeof err->message, "%s", message);
+    if (!err) return;
+    char *to = err->message, *const end = err->message + sizeof err->message;
+    for (; *message != 0; message++) {
+        char shown[5];
+        auto const c = static_cast<unsigned char>(*message);
+        int const n = snprintf(shown, sizeof shown, c < 0x20 || c == 0x7f ? "\\x%02x" : "%c", c);
+        if (end - to <= n) break;
+        to = std::copy_n(shown, n, to);
+    }
+    *to = 0;
 }
 
 template <typename F>

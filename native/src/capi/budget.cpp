@@ -53,14 +53,8 @@ emoe_status emoe_plan_make(const emoe_model *model, const char *cache_dir, const
         check_pointer(model, "model");
         check_pointer(cache_dir, "cache_dir");
         check_struct(plan, "emoe_plan");
-        emoe_plan found = {};
-        try {
-            found = plan_gguf(*model->index, cache_dir, read_setup(setup, false), &found);
-        } catch (const Error &) {
-            write_struct(plan, found); // smallest and resident, as far as they are known
-            throw;
-        }
-        write_struct(plan, found);
+        emoe_setup const s = read_setup(setup, false);
+        write_plan(plan, [&](emoe_plan *known) { return plan_gguf(*model->index, cache_dir, s, known); });
     });
 }
 
@@ -77,14 +71,7 @@ emoe_status emoe_plan_choose(const emoe_model_info *info, emoe_sizes_fn sizes, v
             check_callback(sizes(user, n_ctx, n_ubatch, &found));
             return found;
         };
-        emoe_plan found = {};
-        try {
-            found = plan_with(model, ask, s, s.process_bytes, &found);
-        } catch (const Error &) {
-            write_struct(plan, found);
-            throw;
-        }
-        write_struct(plan, found);
+        write_plan(plan, [&](emoe_plan *known) { return plan_with(model, ask, s, s.process_bytes, known); });
     });
 }
 

@@ -1,6 +1,7 @@
 // The handles of edgemoe.h that more than one file of this folder looks into. A handle has one nature.
 #pragma once
 
+#include "base/guard.h"
 #include "engine/engine.h"
 #include "llama/collect.h"
 #include "llama/index.h"
@@ -41,5 +42,18 @@ emoe_setup read_setup(const emoe_setup *setup, bool shaped);
 
 // How a budget is asked for. Throws EMOE_ERR_ARGUMENT.
 void check_memory(uint32_t kind, uint64_t memory);
+
+// What make(&known) returns; where it throws, what is known by then: smallest and resident. to: null for nobody's.
+template <typename F>
+void write_plan(emoe_plan *to, F &&make) {
+    emoe_plan known = {};
+    try {
+        known = make(&known);
+    } catch (const Error &) {
+        if (to) write_struct(to, known);
+        throw;
+    }
+    if (to) write_struct(to, known);
+}
 
 } // namespace emoe

@@ -39,14 +39,10 @@ emoe_status emoe_session_open(const char *path, const char *cache_dir, const emo
         if (plan) check_struct(plan, "emoe_plan");
         emoe_setup const s = read_setup(setup, false);
         auto session = std::make_unique<emoe_session>();
-        emoe_plan known = {};
-        try {
-            session->session = std::make_unique<Session>(path, cache_dir, s, &known);
-        } catch (const Error &) {
-            if (plan) write_struct(plan, known);
-            throw;
-        }
-        if (plan) write_struct(plan, session->session->plan());
+        write_plan(plan, [&](emoe_plan *known) {
+            session->session = std::make_unique<Session>(path, cache_dir, s, known);
+            return session->session->plan();
+        });
         *out = session.release();
     });
 }

@@ -312,13 +312,17 @@ void Engine::lend(uint64_t bytes) {
     streamer_->set_cache_bytes(cache_bytes_ - bytes);
 }
 
-// Not while every expert has a slot all the same: the next batch would only have to touch its pages anew.
+// Not while every expert has a slot all the same: the next batch would only have to touch its pages anew. The tokens are
+// computed already: where memory lacks, the cache stays small until the next batch begins.
 void Engine::take_back() {
     std::lock_guard<std::mutex> const lock(cache_mutex_);
     if (lent_bytes_ == 0 || cache_bytes_ - lent_bytes_ >= streamer_->max_bytes()) return;
     interposer_->release_work();
     lent_bytes_ = 0;
-    streamer_->set_cache_bytes(cache_bytes_);
+    try {
+        streamer_->set_cache_bytes(cache_bytes_);
+    } catch (const std::bad_alloc &) {
+    }
 }
 
 void Engine::compute(const int32_t *tokens, uint32_t n, bool want_all, bool want_last, Rounding rounding) {

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <condition_variable>
 #include <mutex>
 #include <system_error>
@@ -162,6 +163,8 @@ uint64_t measure_compute(const std::string &type_name, uint32_t n_thread, uint64
         for (uint32_t t = 0; t < n_thread; t++) threads.emplace_back(multiply, t);
     } catch (const std::system_error &e) {
         refused = e.code().value();
+    } catch (const std::bad_alloc &) {
+        refused = ENOMEM;
     }
     for (std::thread &t : threads) t.join();
     if (refused != 0)

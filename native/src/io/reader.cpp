@@ -17,6 +17,16 @@
 namespace emoe {
 
 bool ReadProgress::advance(int64_t result, std::string *error) {
+    if (result == -EINTR || result == -EAGAIN) return false; // not the drive's word: asked again
+    try {
+        return take(result, error);
+    } catch (...) { // there is no memory for the reason, and nobody here to tell
+        *error = caught().message;
+        return true;
+    }
+}
+
+bool ReadProgress::take(int64_t result, std::string *error) {
     ReadRequest const &r = request;
     if (result < 0) {
         *error = "read of " + std::to_string(r.bytes) + " bytes at offset " + std::to_string(r.offset) + " of `" +
@@ -46,14 +56,23 @@ std::string read_now(const ReadRequest &request) {
     return error;
 }
 
-int64_t Faults::distort(int64_t result, uint32_t bytes) {
+namespace {
+
+// Whether the caller is the one that a countdown meets. UINT64_MAX stands still; behind 0 comes `after`.
+bool finds_zero(std::atomic<uint64_t> &countdown, uint64_t after) {
     uint64_t left = countdown.load(std::memory_order_relaxed);
-    if (left == UINT64_MAX) return result;
-    while (left != UINT64_MAX && !countdown.compare_exchange_weak(left, left == 0 ? UINT64_MAX : left - 1)) {
+    while (left != UINT64_MAX && !countdown.compare_exchange_weak(left, left == 0 ? after : left - 1)) {
     }
-    if (left != 0) return result;
+    return left == 0;
+}
+
+} // namespace
+
+int64_t Faults::distort(int64_t result, uint32_t bytes) {
+    if (!finds_zero(countdown, UINT64_MAX)) return result;
     switch (kind.load(std::memory_order_relaxed)) {
     case EMOE_FAULT_FAIL: return -EIO;
+    case EMOE_FAULT_INTERRUPT: return -EINTR;
     case EMOE_FAULT_TRUNCATE: return 0;
     case EMOE_FAULT_SHORT:
         return std::min<int64_t>(result, std::max<uint32_t>(bytes / 2 / 4096 * 4096, std::min<uint32_t>(bytes, 4096)));
@@ -63,12 +82,8 @@ int64_t Faults::distort(int64_t result, uint32_t bytes) {
 }
 
 int Faults::refuse_enter() {
-    uint64_t left = enter_countdown.load(std::memory_order_relaxed);
-    if (left == UINT64_MAX) return 0;
-    uint64_t const last = enter_stays.load(std::memory_order_relaxed) ? 0 : UINT64_MAX;
-    while (left != UINT64_MAX && !enter_countdown.compare_exchange_weak(left, left == 0 ? last : left - 1)) {
-    }
-    return left == 0 ? enter_error.load(std::memory_order_relaxed) : 0;
+    uint64_t const after = enter_stays.load(std::memory_order_relaxed) ? 0 : UINT64_MAX;
+    return finds_zero(enter_countdown, after) ? enter_error.load(std::memory_order_relaxed) : 0;
 }
 
 std::unique_ptr<Reader> make_reader(const ReaderParams &params, Faults &faults, ReadSink &sink) {
@@ -91,6 +106,8 @@ public:
             if (lanes_.empty())
                 fail(EMOE_ERR_MEMORY, "no thread to read with can be started: %s",
                      os_message(e.code().value()).c_str());
+        } catch (const std::bad_alloc &) {
+            if (lanes_.empty()) throw;
         }
     }
     ~ThreadReader() override {

@@ -59,6 +59,9 @@ struct ReadProgress {
     uint32_t got = 0;
     // Takes the result of a read of the rest (bytes or -errno). True when it is over; *error says why if badly.
     bool advance(int64_t result, std::string *error);
+
+private:
+    bool take(int64_t result, std::string *error);
 };
 
 // Reads it here and now. Empty when all needed bytes have arrived, else why not.

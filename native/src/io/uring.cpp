@@ -9,6 +9,7 @@
 #include "base/thread.h"
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
@@ -66,9 +67,9 @@ private:
     void sleep_for_completions();
     void reap();
     // The next four with mutex_.
-    void fill(std::vector<Ended> *refused); // starts reads while there are requests and lanes
-    void push(uint32_t slot);
-    void push_nop();
+    void fill(std::vector<Ended> *refused);                 // starts reads while there are requests and lanes
+    io_uring_sqe &push(uint8_t opcode, uint64_t user_data); // with nothing else in it
+    void push_read(uint32_t slot);
     int tell(); // the kernel what was pushed; 0 or errno, and then some is not taken
     void take_back(int error, std::vector<Ended> *refused);
 
@@ -156,7 +157,7 @@ int UringReader::enter(uint32_t submit, uint32_t min_complete, uint32_t flags) {
 
 // A ring may be made where nothing may be asked of it (a filter of system calls that knows only one of them).
 bool UringReader::answers() {
-    push_nop();
+    push(IORING_OP_NOP, k_stop);
     if (tell() != 0) return false;
     bool const waited = enter(0, 1, IORING_ENTER_GETEVENTS) >= 0;
     store_release(cq_head_, load_acquire(cq_tail_));
@@ -169,7 +170,7 @@ UringReader::~UringReader() {
             std::lock_guard<std::mutex> const lock(mutex_);
             stop_ = true;
             queue_.clear();
-            push_nop();
+            push(IORING_OP_NOP, k_stop);
         }
         for (;;) {
             std::unique_lock<std::mutex> lock(mutex_);
@@ -184,31 +185,26 @@ UringReader::~UringReader() {
     if (fd_ >= 0) close(fd_);
 }
 
-void UringReader::push(uint32_t slot) {
-    ReadProgress const &p = slots_[slot];
+// The entry is the kernel's when it is told: what the caller still writes into it is seen.
+io_uring_sqe &UringReader::push(uint8_t opcode, uint64_t user_data) {
     uint32_t const tail = *sq_tail_;
     io_uring_sqe &sqe = sqes_[tail & sq_mask_];
     memset(&sqe, 0, sizeof sqe);
-    sqe.opcode = IORING_OP_READ;
+    sqe.opcode = opcode;
+    sqe.user_data = user_data;
+    sq_array_[tail & sq_mask_] = tail & sq_mask_;
+    store_release(sq_tail_, tail + 1);
+    n_pushed_++;
+    return sqe;
+}
+
+void UringReader::push_read(uint32_t slot) {
+    ReadProgress const &p = slots_[slot];
+    io_uring_sqe &sqe = push(IORING_OP_READ, slot);
     sqe.fd = p.request.file->fd();
     sqe.addr = reinterpret_cast<uintptr_t>(p.request.dst + p.got);
     sqe.len = p.request.bytes - p.got;
     sqe.off = p.request.offset + p.got;
-    sqe.user_data = slot;
-    sq_array_[tail & sq_mask_] = tail & sq_mask_;
-    store_release(sq_tail_, tail + 1);
-    n_pushed_++;
-}
-
-void UringReader::push_nop() {
-    uint32_t const tail = *sq_tail_;
-    io_uring_sqe &sqe = sqes_[tail & sq_mask_];
-    memset(&sqe, 0, sizeof sqe);
-    sqe.opcode = IORING_OP_NOP;
-    sqe.user_data = k_stop;
-    sq_array_[tail & sq_mask_] = tail & sq_mask_;
-    store_release(sq_tail_, tail + 1);
-    n_pushed_++;
 }
 
 int UringReader::tell() {
@@ -252,7 +248,7 @@ void UringReader::fill(std::vector<Ended> *refused) {
         free_.pop_back();
         slots_[slot] = ReadProgress{queue_.front(), 0};
         queue_.pop_front();
-        push(slot);
+        push_read(slot);
     }
     if (int const error = tell()) take_back(error, refused);
 }
@@ -267,33 +263,32 @@ std::vector<Ended> UringReader::submit(const ReadRequest *requests, size_t n) {
 }
 
 void UringReader::reap() {
-    std::vector<Ended> ended;
+    std::vector<Ended> refused;  // empty on nearly every day
+    std::array<Ended, 16> ended; // and no memory is asked for
+    size_t n_ended = 0;
     {
         std::lock_guard<std::mutex> const lock(mutex_);
         uint32_t head = *cq_head_;
-        while (head != load_acquire(cq_tail_)) {
+        while (n_ended < ended.size() && head != load_acquire(cq_tail_)) {
             io_uring_cqe const cqe = cqes_[head & cq_mask_];
             store_release(cq_head_, ++head);
             if (cqe.user_data == k_stop) continue;
             auto const slot = static_cast<uint32_t>(cqe.user_data);
             ReadProgress &p = slots_[slot];
-            // EAGAIN and EINTR are not the drive's word: asked again.
-            if (cqe.res == -EAGAIN || cqe.res == -EINTR) {
-                push(slot);
-                continue;
-            }
             std::string error;
             if (!p.advance(faults_.distort(cqe.res, p.request.bytes - p.got), &error)) {
-                push(slot);
+                push_read(slot);
                 continue;
             }
             count(p.request);
-            ended.push_back(Ended{p.request.tag, std::move(error)});
+            ended[n_ended++] = Ended{p.request.tag, std::move(error)};
             free_.push_back(slot);
         }
-        fill(&ended);
+        fill(&refused);
     }
-    for (Ended const &e : ended) sink_.on_read(e.tag, e.error);
+    for (size_t i = 0; i < n_ended; i++) sink_.on_read(ended[i].tag, ended[i].error);
+    for (Ended const &e : refused) sink_.on_read(e.tag, e.error);
+    if (n_ended == ended.size()) reap(); // there may be more
 }
 
 void UringReader::sleep_for_completions() {

@@ -154,6 +154,7 @@ void DenseWeights::read(Extent &extent) {
     try { // with fewer where the system gives no more
         for (unsigned i = 1; i < k_lanes && i < n_piece; i++) lanes.emplace_back(work);
     } catch (const std::system_error &) {
+    } catch (const std::bad_alloc &) {
     }
     work();
     for (std::thread &lane : lanes) lane.join();

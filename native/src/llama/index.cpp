@@ -47,22 +47,33 @@ bool parse_number(const std::string &text, uint32_t *value) {
     return true;
 }
 
-bool parse_expert_name(const std::string &name, ExpertName *parsed) {
+// "blk.3.ffn_norm.weight": block 3, and "ffn_norm.weight".
+bool parse_block(const std::string &name, uint32_t *block, std::string *rest) {
     size_t const dot = name.find('.', 4);
     if (name.compare(0, 4, "blk.") != 0 || dot == std::string::npos) return false;
-    if (!parse_number(name.substr(4, dot - 4), &parsed->layer)) return false;
-    std::string const rest = name.substr(dot + 1);
+    *rest = name.substr(dot + 1);
+    return parse_number(name.substr(4, dot - 4), block);
+}
+
+// "17.weight": 17.
+bool parse_numbered_weight(const std::string &end, uint32_t *number) {
+    constexpr size_t k_suffix = sizeof ".weight" - 1;
+    return end.size() > k_suffix && end.compare(end.size() - k_suffix, k_suffix, ".weight") == 0 &&
+           parse_number(end.substr(0, end.size() - k_suffix), number);
+}
+
+bool parse_expert_name(const std::string &name, ExpertName *parsed) {
+    std::string rest;
+    if (!parse_block(name, &parsed->layer, &rest)) return false;
     for (const char *role : k_roles)
         for (const char *family : {"exps", "chexps"}) {
             std::string const stem = std::string("ffn_") + role + "_" + family + ".";
             if (rest.compare(0, stem.size(), stem) != 0) continue;
             std::string const end = rest.substr(stem.size());
-            constexpr size_t k_suffix = sizeof ".weight" - 1;
             uint32_t expert = 0;
             if (end == "weight")
                 parsed->expert = -1;
-            else if (end.size() > k_suffix && end.compare(end.size() - k_suffix, k_suffix, ".weight") == 0 &&
-                     parse_number(end.substr(0, end.size() - k_suffix), &expert))
+            else if (parse_numbered_weight(end, &expert))
                 parsed->expert = expert;
             else
                 return false;
@@ -75,14 +86,12 @@ bool parse_expert_name(const std::string &name, ExpertName *parsed) {
 
 // A tensor of files from before April 2024: one expert as "blk.0.ffn_gate.3.weight".
 bool is_old_expert(const std::string &name) {
+    uint32_t block = 0, expert = 0;
+    std::string rest;
+    if (!parse_block(name, &block, &rest)) return false;
     for (const char *role : {"gate", "up", "down"}) {
-        std::string const stem = std::string(".ffn_") + role + ".", end = ".weight";
-        size_t const at = name.find(stem);
-        if (name.compare(0, 4, "blk.") != 0 || at == std::string::npos) continue;
-        size_t const begin = at + stem.size();
-        uint32_t number = 0;
-        if (name.size() > begin + end.size() && name.compare(name.size() - end.size(), end.size(), end) == 0 &&
-            parse_number(name.substr(begin, name.size() - end.size() - begin), &number))
+        std::string const stem = std::string("ffn_") + role + ".";
+        if (rest.compare(0, stem.size(), stem) == 0 && parse_numbered_weight(rest.substr(stem.size()), &expert))
             return true;
     }
     return false;
@@ -305,14 +314,14 @@ void add_layers(ModelIndex *index, const std::vector<TensorInfo> &tensors) {
 
 // The headers of all files of a set: metadata, tensors, identity.
 std::vector<TensorInfo> read_headers(const std::string &path, ModelIndex *index) {
-    uint64_t bytes = 0;
-    GgufPtr given = open_gguf(path, &bytes);
+    uint64_t given_bytes = 0;
+    GgufPtr given = open_gguf(path, &given_bytes);
     std::vector<std::string> const &paths = index->layout.paths = split_set(path, given.get());
     index->identity = identity_of(paths);
     std::vector<TensorInfo> tensors;
     for (size_t i = 0; i < paths.size(); i++) {
+        uint64_t bytes = given_bytes;
         GgufPtr g = paths[i] == path ? std::move(given) : open_gguf(paths[i], &bytes);
-        if (paths[i] == path) bytes = File(path, true).size();
         if (paths.size() > 1 &&
             (split_number(g.get(), "split.no") != i || split_number(g.get(), "split.count") != paths.size()))
             fail(EMOE_ERR_FORMAT, "`%s` says it is part %u of %u, not %zu of %zu: the files are not of one set",
@@ -354,9 +363,8 @@ uint32_t computed_blocks(const ModelIndex &index, const std::vector<TensorInfo> 
 
 bool is_unused(const TensorInfo &t, const ModelIndex &index) {
     uint32_t block = 0;
-    size_t const dot = t.name.find('.', 4);
-    return t.name.compare(0, 4, "blk.") == 0 && dot != std::string::npos &&
-           parse_number(t.name.substr(4, dot - 4), &block) && block >= index.n_block;
+    std::string rest;
+    return parse_block(t.name, &block, &rest) && block >= index.n_block;
 }
 
 // What llama.cpp's graphs only look up by row: embeddings, of tokens or of runs of them. An embedding that is the output
@@ -431,9 +439,8 @@ void place_for_files(ModelIndex *index) {
 } // namespace
 
 bool parse_router_name(const std::string &name, uint32_t *block) {
-    int end = 0;
-    return sscanf(name.c_str(), "blk.%u.ffn_gate_inp.weight%n", block, &end) == 1 &&
-           end == static_cast<int>(name.size());
+    std::string rest;
+    return parse_block(name, block, &rest) && rest == "ffn_gate_inp.weight";
 }
 
 bool meta_text(const gguf_context *g, const char *key, std::string *text) {

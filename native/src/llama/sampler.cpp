@@ -94,7 +94,7 @@ void Sampler::constrain(const TextModel &model, const emoe_constraint &c) {
         for (int32_t token = 0; token < n_vocab; token++)
             if (llama_vocab_is_eog(model.vocab(), token)) bias.push_back({token, k_forbidden});
     LlamaSamplerPtr grammar;
-    if (c.grammar) {
+    if (c.grammar && c.grammar[0]) { // to llama.cpp, too, an empty one is none
         check_grammar(c.grammar);
         AssertionGuard const guard;
         LogCapture const log;

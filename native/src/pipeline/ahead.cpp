@@ -131,8 +131,8 @@ void Streamer::add_wishes(uint32_t region) {
     for (auto const &[p, expert] : likely_) {
         if (wishes_.size() + ahead_.size() >= region) return;
         if (wished_[expert]) continue;
-        wished_[expert] = 1;
         wishes_.push_back(expert);
+        wished_[expert] = 1;
     }
 }
 

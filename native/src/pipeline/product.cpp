@@ -48,16 +48,25 @@ uint32_t Product::n_drawn(uint32_t from, uint32_t n_ticket, uint32_t n_thread, u
     return n > 1 && from + n <= streamer_.n_ready() * n_chunk ? n : 1;
 }
 
+bool Product::begin(uint32_t n_thread, ProductWork &work) {
+    try {
+        if (!work.begin(n_thread)) return false;
+        if (!streamer_.streams()) return true;
+        if (n_chunk_done_.size() < streamer_.n_expert())
+            n_chunk_done_ = std::vector<std::atomic<uint32_t>>(streamer_.n_expert());
+        for (uint32_t i = 0; i < streamer_.n_expert(); i++) n_chunk_done_[i].store(0, std::memory_order_relaxed);
+        return true;
+    } catch (...) { // the threads wait for each other: none may leave
+        streamer_.fail_visit(caught());
+        return false;
+    }
+}
+
 void Product::run(uint32_t thread, uint32_t n_thread, ProductWork &work) {
     // Always the same thread: what beginning touches stays in its core's cache.
     if (thread == 0) {
         armed_ = false;
-        bool const ok = work.begin(n_thread);
-        if (ok && streamer_.streams()) {
-            if (n_chunk_done_.size() < streamer_.n_expert())
-                n_chunk_done_ = std::vector<std::atomic<uint32_t>>(streamer_.n_expert());
-            for (uint32_t i = 0; i < streamer_.n_expert(); i++) n_chunk_done_[i].store(0, std::memory_order_relaxed);
-        }
+        bool const ok = begin(n_thread, work);
         begun_.store(ok ? 1 : 2);
         announce();
         if (ok) work.look_ahead();

@@ -48,6 +48,7 @@ private:
     // Waits until value reaches at_least: briefly awake, then asleep.
     void wait(const std::atomic<uint32_t> &value, uint32_t at_least);
     void announce();
+    bool begin(uint32_t n_thread, ProductWork &work); // false when the visit failed
 
     Streamer &streamer_;
     bool armed_ = false;

@@ -23,8 +23,8 @@ void RoutingGroups::group(const Routing &routing, uint32_t n_expert, const uint8
             bool const gpu = on_gpu && on_gpu[e] != 0;
             std::vector<VisitExpert> &list = gpu ? gpu_experts : experts;
             if (index_of_[e] < 0) {
-                index_of_[e] = static_cast<int32_t>(list.size());
                 list.push_back(VisitExpert{e, 0, 0, 0.0f});
+                index_of_[e] = static_cast<int32_t>(list.size() - 1);
             }
             list[index_of_[e]].n_row++;
             if (!gpu) continue;

@@ -67,7 +67,19 @@ Streamer::Streamer(Layout layout, const Params &params)
         predictor_ = std::make_unique<Predictor>(shape, params.n_embd);
     ReaderParams reader = params.reader;
     if (!direct_io_) reader.kind = ReaderKind::threads; // a buffered file's pages are dropped after each pread
+    reserve_visit();
     reader_ = make_reader(reader, faults_, *this);
+}
+
+// What is written while slots are taken and reads are under way: there it may not have to be made.
+void Streamer::reserve_visit() {
+    size_t const n = largest_layer(layout_);
+    for (auto *list : {&missing_, &ready_, &queue_}) list->reserve(n);
+    for (auto *list : {&slots_, &pinned_, &passage_, &in_passage_}) list->reserve(n);
+    streamed_.reserve(n);
+    weights_.reserve(n);
+    requests_.reserve(n * k_max_matrix);
+    ahead_.reserve(layout_.n_expert_total);
 }
 
 Streamer::~Streamer() = default;
@@ -119,7 +131,11 @@ Failure Streamer::failure() const {
 void Streamer::fail_visit(const Failure &why) {
     std::lock_guard<std::mutex> lock(mutex_);
     if (!in_batch_ || failed_.load(std::memory_order_relaxed)) return;
-    failure_ = why;
+    give_up(why);
+}
+
+void Streamer::give_up(Failure why) {
+    failure_ = std::move(why);
     failed_.store(true, std::memory_order_release);
     changed_.notify_all();
 }
@@ -260,11 +276,31 @@ bool Streamer::submit() {
     n_in_flight_ += static_cast<uint32_t>(requests_.size());
     if (trace_)
         for (ReadRequest const &r : requests_) asked_[r.tag] = now;
-    std::vector<Ended> const refused = reader_->submit(requests_.data(), requests_.size());
-    requests_.clear();
-    for (Ended const &e : refused) ended(e.tag, e.error);
-    return refused.empty();
+    try {
+        std::vector<Ended> const refused = reader_->submit(requests_.data(), requests_.size());
+        requests_.clear();
+        for (Ended const &e : refused) ended(e.tag, e.error);
+        return refused.empty();
+    } catch (...) { // for want of memory: none was taken
+        std::string const why = caught().message;
+        for (ReadRequest const &r : requests_) ended(r.tag, why);
+        requests_.clear();
+        return false;
+    }
 }
+
+namespace {
+
+// On any thread, by which nothing may be thrown.
+Failure unread(const std::string &error) {
+    try {
+        return {EMOE_ERR_IO, "an expert could not be read: " + error};
+    } catch (...) {
+        return caught();
+    }
+}
+
+} // namespace
 
 // Reads of the pieces of an expert that bring any of these matrices and have not been asked for.
 void Streamer::ask_pieces(SlotId id, ExpertIndex expert, uint32_t matrices, bool ahead) {
@@ -304,10 +340,7 @@ void Streamer::ended(uint64_t tag, const std::string &error) {
     if (trace_) trace_read(tag, now);
     // A read ahead that went wrong is nobody's failure yet: whoever needs the expert reads it again.
     bool const matters = !ahead || cache_->at(id).pinned;
-    if (!error.empty() && matters && in_batch_ && !failed_.load(std::memory_order_relaxed)) {
-        failure_ = {EMOE_ERR_IO, "an expert could not be read: " + error};
-        failed_.store(true, std::memory_order_release);
-    }
+    if (!error.empty() && matters && in_batch_ && !failed_.load(std::memory_order_relaxed)) give_up(unread(error));
     bool const on = error.empty() && !failed_.load(std::memory_order_relaxed);
     if (passing) {
         if (on) make_ready(static_cast<uint32_t>(tag & ~k_streamed));
@@ -388,12 +421,16 @@ void Streamer::look_ahead(const Routing &routing) {
     std::lock_guard<std::mutex> lock(mutex_);
     if (failed_.load(std::memory_order_relaxed)) return;
     // Where nothing had to be read lately there is nothing to read ahead: guessing would only cost.
-    if (visit_ - read_visit_ <= k_quiet * layout_.layers.size()) {
-        settle_ahead(routing.n_token);
-        wish_ahead(routing);
+    try {
+        if (visit_ - read_visit_ <= k_quiet * layout_.layers.size()) {
+            settle_ahead(routing.n_token);
+            wish_ahead(routing);
+        }
+        wish_for_rest();
+        pump();
+    } catch (...) { // a guess less
+        drop_wishes();
     }
-    wish_for_rest();
-    pump();
 }
 
 // Pins what is here or on its way, takes slots for the rest and asks for all that is missing.
@@ -475,6 +512,15 @@ void Streamer::stream_visit() {
 bool Streamer::begin_product(uint32_t layer, uint32_t matrix, const Routing &routing) {
     std::lock_guard<std::mutex> lock(mutex_);
     if (failed_.load(std::memory_order_relaxed)) return false;
+    try {
+        begin(layer, matrix, routing);
+    } catch (...) {
+        give_up(caught());
+    }
+    return !failed_.load(std::memory_order_relaxed);
+}
+
+void Streamer::begin(uint32_t layer, uint32_t matrix, const Routing &routing) {
     if (layer != layer_ || (done_mask_ >> matrix & 1) != 0) begin_visit(layer, routing);
     done_mask_ |= 1u << matrix;
     matrix_ = matrix;
@@ -491,7 +537,6 @@ bool Streamer::begin_product(uint32_t layer, uint32_t matrix, const Routing &rou
     }
     std::reverse(queue_.begin(), queue_.end());
     issue_streamed();
-    return true;
 }
 
 void Streamer::issue_streamed() {

@@ -170,6 +170,9 @@ public:
     void on_read(uint64_t tag, const std::string &error) override;
 
 private:
+    void reserve_visit();
+    void give_up(Failure why); // the batch, for everybody
+    void begin(uint32_t layer, uint32_t matrix, const Routing &routing);
     void begin_visit(uint32_t layer, const Routing &routing);
     void look_up(uint32_t n_token);
     void end_visit();

@@ -31,13 +31,6 @@ void call(F &&f) {
     if (status != EMOE_OK) throw Error(status, err.message);
 }
 
-inline emoe_model_info model_info(const emoe_model *model) {
-    emoe_model_info info = {};
-    info.struct_size = sizeof info;
-    call([&](emoe_error *err) { return emoe_model_get_info(model, &info, err); });
-    return info;
-}
-
 // A metadata value as text; empty when it is absent.
 inline std::string model_meta(const emoe_model *model, const char *key) {
     int64_t const n = emoe_model_meta(model, key, nullptr, 0);

@@ -1,5 +1,4 @@
 // Turns token bytes into text as it arrives: whole characters only, and never past a stop text. Pure.
-// runtime/stream.py for hosts without Python; tests/test_session.py holds the two together.
 #pragma once
 
 #include <string>
