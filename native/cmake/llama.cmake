@@ -54,7 +54,7 @@ function(emoe_bundle target)
     "${notice}\n\nThe YaRN functions of ops.cpp: MIT, Copyright (c) 2023 Jeffrey Quesnelle and Bowen Peng.\n")
   install(FILES ${CMAKE_CURRENT_BINARY_DIR}/ggml-cpu.txt DESTINATION lib/licenses)
   # The runtime of OpenMP is the compiler's, and a machine without a compiler need not have it.
-  if(GGML_OPENMP_ENABLED AND OpenMP_gomp_LIBRARY)
+  if(GGML_OPENMP_ENABLED AND OpenMP_gomp_LIBRARY AND NOT WIN32)
     execute_process(COMMAND ${CMAKE_CXX_COMPILER} -print-file-name=libgomp.so.1
       OUTPUT_VARIABLE gomp OUTPUT_STRIP_TRAILING_WHITESPACE)
     file(REAL_PATH "${gomp}" gomp)
