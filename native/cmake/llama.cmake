@@ -44,7 +44,8 @@ function(emoe_bundle target)
   target_include_directories(${target} SYSTEM PRIVATE ${EMOE_LLAMA_SOURCE}/include ${EMOE_LLAMA_SOURCE}/ggml/include)
   target_link_libraries(${target} PRIVATE ${emoe_bundled})
   set_target_properties(${target} PROPERTIES BUILD_WITH_INSTALL_RPATH ON INSTALL_RPATH "${EMOE_ORIGIN}"
-    LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin) # where llama.cpp puts its own
+    LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin
+    RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin) # where llama.cpp puts its own
   install(TARGETS ${emoe_bundled} ${emoe_backends} LIBRARY DESTINATION lib RUNTIME DESTINATION lib)
   install(FILES ${EMOE_LLAMA_SOURCE}/LICENSE DESTINATION lib/licenses RENAME llama.cpp.txt)
   # Two parts of ggml-cpu are others': llamafile's products, whose notice heads its file, and a function in ops.cpp.
