@@ -24,6 +24,8 @@
 
 namespace emoe {
 
+#ifdef __linux__
+
 namespace {
 
 // The value of a line "Name:   123 kB" in bytes; 0 when there is no such line.
@@ -41,6 +43,8 @@ std::string file_text(const std::string &path) {
 }
 
 } // namespace
+
+#endif
 
 #if defined(__linux__)
 void read_memory(const std::string &root, Machine *m) {

@@ -13,6 +13,7 @@ namespace emoe {
 
 namespace {
 
+#ifdef O_DIRECT
 // The smallest alignment that the file system states for direct reads; 4096 covers all drives seen.
 uint32_t direct_alignment(int fd) {
 #if defined(__linux__) && defined(STATX_DIOALIGN)
@@ -33,6 +34,7 @@ bool can_read_direct(int fd, uint32_t alignment) {
     free(block);
     return n >= 0;
 }
+#endif
 
 FileStamp stamp_of(const struct stat &st) {
 #if defined(__APPLE__)
