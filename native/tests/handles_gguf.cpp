@@ -194,7 +194,8 @@ void shells_and_plans_of_a_model(const emoe_model *model, const char *folder) {
     no_device.n_gpu_expert = 1;
     REFUSED(emoe_engine_open(model, path, &no_device, 0, &engine, &g_err));
     wrong_sizes<emoe_setup>([&](emoe_setup *s) { return emoe_engine_open(model, path, s, 0, &engine, &g_err); }, setup);
-    if (!k_memory_shells) REFUSED_AS(emoe_engine_open(model, nullptr, &setup, 0, &engine, &g_err), EMOE_ERR_UNSUPPORTED);
+    if (!k_memory_shells)
+        REFUSED_AS(emoe_engine_open(model, nullptr, &setup, 0, &engine, &g_err), EMOE_ERR_UNSUPPORTED);
     GIVEN(emoe_engine_open(model, k_memory_shells ? nullptr : path, &setup, 0, &engine, &g_err));
     emoe_engine_close(engine);
     engine = nullptr;
