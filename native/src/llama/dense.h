@@ -85,7 +85,7 @@ private:
     uintptr_t begin_ = 0; // of the mapping
     uintptr_t dense_end_ = 0, hole_bytes_ = 0;
     std::set<std::string, std::less<>> hole_names_; // where nobody says what is mapped
-    std::atomic<uint64_t> read_bytes_{0}; // read by any thread that asks for stats
+    std::atomic<uint64_t> read_bytes_{0};           // read by any thread that asks for stats
     Failure failure_;
 };
 
