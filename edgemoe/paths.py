@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from io import BufferedWriter
 from pathlib import Path
@@ -14,16 +15,12 @@ from .errors import StorageError
 
 
 def cache_dir() -> Path:
-    """`$EDGEMOE_CACHE`, else `$XDG_CACHE_HOME/edgemoe`, else `~/.cache/edgemoe`; made if it is missing.
+    """`$EDGEMOE_CACHE`, else `edgemoe` in the user's cache folder (`user_cache`); made if it is missing.
 
     Raises StorageError when it cannot be made.
     """
     chosen = os.environ.get("EDGEMOE_CACHE")
-    if chosen:
-        folder = Path(chosen).expanduser()
-    else:
-        base = os.environ.get("XDG_CACHE_HOME")
-        folder = (Path(base) if base else Path(os.path.expanduser("~"), ".cache")) / "edgemoe"
+    folder = Path(chosen).expanduser() if chosen else user_cache() / "edgemoe"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -31,6 +28,22 @@ def cache_dir() -> Path:
             f"cannot make the cache folder `{folder}`: {error.strerror}", hint="set `EDGEMOE_CACHE` to a folder you own"
         ) from None
     return folder
+
+
+def user_cache() -> Path:
+    """Where programs keep what they can make again. llama.cpp goes by the same rule."""
+    home = Path(os.path.expanduser("~"))
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        return home / "Library" / "Caches"
+    else:
+        return xdg_cache()
+
+
+def xdg_cache() -> Path:
+    """Where programs that go by Linux' rule on every system keep it: Hugging Face's are such."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path(os.path.expanduser("~"), ".cache"))
 
 
 def read_cached(name: str) -> dict[str, Any]:

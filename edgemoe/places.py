@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from .paths import user_cache, xdg_cache
+
 BUILTIN = "smolmoe-135m"
 """Name of the model that comes with the package."""
 
@@ -47,7 +49,7 @@ def hub_cache() -> Path:
     if chosen:
         return Path(chosen).expanduser()
     home = os.environ.get("HF_HOME")
-    return (Path(home).expanduser() if home else _user_cache() / "huggingface") / "hub"
+    return (Path(home).expanduser() if home else xdg_cache() / "huggingface") / "hub"
 
 
 def _known_places() -> Iterator[Place]:
@@ -55,7 +57,7 @@ def _known_places() -> Iterator[Place]:
     for own in filter(None, os.environ.get("EDGEMOE_MODELS", "").split(os.pathsep)):
         yield Place("EDGEMOE_MODELS", "files", Path(own).expanduser())
     yield Place("Hugging Face", "hub", hub_cache())
-    for folder in (home / ".lmstudio" / "models", _user_cache() / "lm-studio" / "models"):
+    for folder in (home / ".lmstudio" / "models", xdg_cache() / "lm-studio" / "models"):
         yield Place("LM Studio", "files", folder)
     ollama = os.environ.get("OLLAMA_MODELS")
     # The last is the home of the user that Ollama's Linux service runs as.
@@ -65,9 +67,4 @@ def _known_places() -> Iterator[Place]:
     ):
         yield Place("Ollama", "ollama", folder)
     llama = os.environ.get("LLAMA_CACHE")
-    yield Place("llama.cpp", "files", Path(llama).expanduser() if llama else _user_cache() / "llama.cpp")
-
-
-def _user_cache() -> Path:
-    chosen = os.environ.get("XDG_CACHE_HOME")
-    return Path(chosen) if chosen else Path(os.path.expanduser("~"), ".cache")
+    yield Place("llama.cpp", "files", Path(llama).expanduser() if llama else user_cache() / "llama.cpp")

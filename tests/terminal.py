@@ -20,6 +20,7 @@ class Terminal:
     """A child at a pseudo terminal."""
 
     def __init__(self, arguments: list[str], environment: dict[str, str], kind: str) -> None:
+        assert hasattr(pty, "openpty"), "Windows has no pseudo terminals of this kind"
         self._master, slave = pty.openpty()
         self.child = subprocess.Popen(
             [sys.executable, "-m", "edgemoe", *arguments],

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -302,16 +303,27 @@ def test_cancelling_from_another_thread_ends_a_prefill(path: Path) -> None:
             list(pieces)
 
 
+@contextlib.contextmanager
+def interrupted(handler: Callable[..., object]) -> Iterator[None]:
+    """Ctrl-C in a moment, which calls the handler."""
+    old = signal.signal(signal.SIGINT, handler)
+    timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        signal.signal(signal.SIGINT, old)
+
+
 def test_a_signal_handler_runs_during_a_prefill(path: Path) -> None:
-    with edgemoe.load(path, memory="2GiB", ctx=2048, read_limit="4M") as slow:
-        old = signal.signal(signal.SIGALRM, lambda *_: slow.cancel())
-        signal.setitimer(signal.ITIMER_REAL, 0.3)
-        try:
-            with pytest.raises(Cancelled):
-                slow.eval([65 + i % 50 for i in range(1500)])
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, old)
+    with (
+        edgemoe.load(path, memory="2GiB", ctx=2048, read_limit="4M") as slow,
+        interrupted(lambda *_: slow.cancel()),
+        pytest.raises(Cancelled),
+    ):
+        slow.eval([65 + i % 50 for i in range(1500)])
 
 
 def test_an_interrupt_leaves_the_engine_usable(path: Path) -> None:
@@ -319,14 +331,8 @@ def test_an_interrupt_leaves_the_engine_usable(path: Path) -> None:
         raise KeyboardInterrupt
 
     with edgemoe.load(path, memory="2GiB", ctx=2048, read_limit="4M") as slow:
-        old = signal.signal(signal.SIGALRM, interrupt)
-        signal.setitimer(signal.ITIMER_REAL, 0.3)
-        try:
-            with pytest.raises(KeyboardInterrupt):
-                slow.eval([65 + i % 50 for i in range(1500)])
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, old)
+        with interrupted(interrupt), pytest.raises(KeyboardInterrupt):
+            slow.eval([65 + i % 50 for i in range(1500)])
         assert slow.n_past == 0
         slow.eval([65])
 

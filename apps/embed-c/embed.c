@@ -9,19 +9,24 @@
  *     --tokens         the ids of all tokens, after the answer, on stderr
  *
  * Ctrl-C ends the answer; what it cost is told on stderr either way. Exit status: 0, 1 an error, 2 wrong arguments,
- * 130 cancelled. Needs C11, POSIX threads, edgemoe.h and the libraries: see build.sh.
+ * 130 cancelled. Needs C11, edgemoe.h and the libraries: see build.sh. Ctrl-C differs between
+ * systems, and has its own section.
  */
 #define _POSIX_C_SOURCE 200809L
 
 #include <edgemoe.h>
 
 #include <inttypes.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef _WIN32
+#include <windows.h>
+#else
+#include <pthread.h>
+#include <signal.h>
 #include <unistd.h>
+#endif
 
 #define MIB ((uint64_t)1 << 20)
 #define MAX_STOP 8
@@ -105,6 +110,25 @@ static struct options parse(int argc, char **argv) {
     return o;
 }
 
+#ifdef _WIN32
+
+/* The system calls this in a thread of its own. */
+static emoe_session *volatile asked;
+static BOOL WINAPI on_interrupt(DWORD event) {
+    (void)event;
+    if (asked) emoe_session_cancel(asked);
+    return TRUE;
+}
+
+static void prepare_interrupt(void) { SetConsoleOutputCP(CP_UTF8); }
+static void begin_interrupt(emoe_session *session) {
+    asked = session;
+    SetConsoleCtrlHandler(on_interrupt, TRUE);
+}
+static void end_interrupt(void) { SetConsoleCtrlHandler(on_interrupt, FALSE); }
+
+#else
+
 /* emoe_session_cancel may be called from any thread but from no signal handler: a thread waits for the signal. All
  * others have it blocked, since they inherit the mask of main. */
 static void *wait_for_interrupt(void *session) {
@@ -115,6 +139,25 @@ static void *wait_for_interrupt(void *session) {
     while (sigwait(&set, &signal_number) == 0) emoe_session_cancel(session);
     return NULL;
 }
+
+static void prepare_interrupt(void) { /* before the library makes threads */
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+}
+static pthread_t interrupt;
+static int waits;
+static void begin_interrupt(emoe_session *session) {
+    waits = pthread_create(&interrupt, NULL, wait_for_interrupt, session) == 0;
+}
+static void end_interrupt(void) {
+    if (!waits) return;
+    pthread_cancel(interrupt);
+    pthread_join(interrupt, NULL);
+}
+
+#endif
 
 static int fail(const char *what, const emoe_error *err) {
     fprintf(stderr, "embed: %s: %s\n", what, err->message);
@@ -152,10 +195,7 @@ int main(int argc, char **argv) {
     o.answer.stop = o.stop;
     o.answer.sampler = &o.sampler;
 
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    pthread_sigmask(SIG_BLOCK, &set, NULL); /* before the library makes threads */
+    prepare_interrupt();
 
     emoe_error err = {{0}};
     emoe_plan plan = {.struct_size = sizeof plan};
@@ -165,9 +205,7 @@ int main(int argc, char **argv) {
         fprintf(stderr, "embed: the smallest budget is %" PRIu64 " MiB\n", (plan.smallest_bytes + MIB - 1) / MIB);
     if (status != EMOE_OK) return fail("cannot open the model", &err);
 
-    pthread_t interrupt;
-    int const waits = pthread_create(&interrupt, NULL, wait_for_interrupt, session) == 0;
-
+    begin_interrupt(session);
     if (o.raw) {
         status = emoe_session_prompt(session, o.prompt, strlen(o.prompt), &o.answer, &err);
     } else {
@@ -193,10 +231,7 @@ int main(int argc, char **argv) {
     }
     tell(session);
     if (o.tokens) print_tokens(session);
-    if (waits) { /* no call may reach a session that is closed */
-        pthread_cancel(interrupt);
-        pthread_join(interrupt, NULL);
-    }
+    end_interrupt(); /* no call may reach a session that is closed */
     emoe_session_close(session);
     return code;
 }

@@ -61,7 +61,10 @@ def check(status: int, error: abi.Error) -> None:
 def _library_name(stem: str) -> str:
     if sys.platform == "win32":
         return f"{stem}.dll"
-    return f"lib{stem}.dylib" if sys.platform == "darwin" else f"lib{stem}.so"
+    elif sys.platform == "darwin":
+        return f"lib{stem}.dylib"
+    else:
+        return f"lib{stem}.so"
 
 
 def bundled() -> bool:

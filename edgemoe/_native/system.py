@@ -38,14 +38,13 @@ _IO_URING_SETUP = 425  # number of the system call, the same on every processor 
 def io_uring_allowed() -> bool:
     """Whether the kernel gives this process an io_uring that the library can use. Containers often forbid it."""
     # An Android app's seccomp filter ends the process at a call that it does not list. Termux calls itself "linux".
-    if sys.platform != "linux" or hasattr(sys, "getandroidapilevel"):
-        return False
-    params = (ctypes.c_uint32 * 30)()  # struct io_uring_params
-    ring = ctypes.CDLL(None).syscall(_IO_URING_SETUP, 1, params)
-    if ring < 0:
-        return False
-    os.close(ring)
-    return bool(params[5] & 1)  # features: IORING_FEAT_SINGLE_MMAP, which native/src/io/uring.cpp wants
+    if sys.platform == "linux" and not hasattr(sys, "getandroidapilevel"):
+        params = (ctypes.c_uint32 * 30)()  # struct io_uring_params
+        ring = ctypes.CDLL(None).syscall(_IO_URING_SETUP, 1, params)
+        if ring >= 0:
+            os.close(ring)
+            return bool(params[5] & 1)  # features: IORING_FEAT_SINGLE_MMAP, which native/src/io/uring.cpp wants
+    return False
 
 
 # ---------------------------------------------------------------- mapped files

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .. import files
 from ..errors import EdgeMoEError, UsageError
 from .engines import ENGINES, BenchEngine, Setting
 
@@ -36,7 +37,7 @@ def measure(order: dict[str, Any]) -> dict[str, Any]:
     """order: engine, setting (fields of Setting), text, warm, n_warmup, n_decode, n_prefill,
     spawned (time.monotonic()), trace (file for the decoded tokens, or None).
     """
-    load_average = os.getloadavg()[0]
+    load_average = files.load_average()[0]
     begin = time.monotonic()
     engine: BenchEngine = ENGINES[order["engine"]](Setting.from_dict(order["setting"]))
     load_s = time.monotonic() - begin

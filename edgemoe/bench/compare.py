@@ -18,6 +18,7 @@ from ..devices.memory import available_memory
 from ..devices.profile import machine
 from ..devices.storage import find_lanes, measure_storage
 from ..errors import EdgeMoEError
+from ..files import load_average
 from ..runtime.engine.trace import read_trace
 from ..runtime.formats import format_of
 from ..runtime.setup import Setup
@@ -90,7 +91,7 @@ def compare(
         "argv": sys.argv[1:],
         "version": edgemoe.__version__,
         "git": git_revision(),
-        "machine": {**machine(path), "load_average": os.getloadavg()},
+        "machine": {**machine(path), "load_average": load_average()},
         "model": model_facts,
         "plan": plan.to_dict(),
         "workload": {name: value for name, value in asdict(workload).items() if name != "text"},

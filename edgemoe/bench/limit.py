@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -128,16 +129,22 @@ def _remove(folder: Path) -> None:
 
 
 def drop_page_cache(paths: Iterable[Path]) -> str:
-    """Forget cached pages: of everything as root ("all" is returned), else of the given files ("files")."""
-    for path in paths:
-        fd = os.open(path, os.O_RDONLY)
+    """Forget cached pages: of everything as root ("all" is returned), else of the given files ("files").
+
+    "no" where the system has no means for it.
+    """
+    if sys.platform == "linux":
+        for path in paths:
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(fd)  # only clean pages can be dropped
+                drop_cached(fd)
+            finally:
+                os.close(fd)
         try:
-            os.fsync(fd)  # only clean pages can be dropped
-            drop_cached(fd)
-        finally:
-            os.close(fd)
-    try:
-        Path("/proc/sys/vm/drop_caches").write_text("3")
-    except OSError:
-        return "files"
-    return "all"
+            Path("/proc/sys/vm/drop_caches").write_text("3")
+        except OSError:
+            return "files"
+        return "all"
+    else:
+        return "no"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import files
 from ..errors import EdgeMoEError, StorageError, UsageError
 from .engines import Setting
 from .limit import LimitUnavailable, drop_page_cache, memory_limit
@@ -163,7 +164,7 @@ class _OtherWork:
         except OSError:
             return time.monotonic(), own_s, own_s
         user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
-        return time.monotonic(), (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK"), own_s
+        return time.monotonic(), (user + nice + system + irq + softirq + steal) / files.ticks_per_s(), own_s
 
 
 def _answer(side: Side, child: subprocess.CompletedProcess[bytes], n_kill: int) -> dict[str, Any]:

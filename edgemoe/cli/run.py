@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
+from ..files import arrives
 from ..places import BUILTIN
 from .generate import load, stream, told
 from .options import EngineOptions, ModelArgument, SamplingOptions, VerboseOption
@@ -94,7 +94,7 @@ def _prompt(prompt: str | None, file: str | None) -> str:
 
 def _piped(*, expected: bool) -> str:
     """All of stdin. expected: nothing else gives a prompt, so that waiting for it surprises nobody."""
-    if not expected and not select.select([sys.stdin.buffer], [], [], _WAIT_S)[0]:
+    if not expected and not arrives(sys.stdin.buffer, _WAIT_S):
         note("waiting for the end of stdin, which is open: it becomes part of the prompt (`< /dev/null` for none)")
     return _text(sys.stdin.buffer.read(), "stdin")
 

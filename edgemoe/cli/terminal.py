@@ -32,12 +32,13 @@ def prepare(interactive: bool) -> None:
     """Line editing for people, with lines that are pasted together kept together."""
     if not interactive:
         return
-    with contextlib.suppress(ImportError):
-        import readline  # input() uses it once it is loaded
+    if sys.platform != "win32":  # whose consoles edit lines themselves
+        with contextlib.suppress(ImportError):
+            import readline  # input() uses it once it is loaded
 
-        # Python turns it off. libedit, which some Pythons have instead, knows nothing of it; nor do dumb terminals.
-        if "libedit" not in (readline.__doc__ or "") and os.environ.get("TERM") != "dumb":
-            readline.parse_and_bind("set enable-bracketed-paste on")
+            # Python turns it off. libedit, which some Pythons have instead, knows nothing of it; nor do dumb terminals.
+            if "libedit" not in (readline.__doc__ or "") and os.environ.get("TERM") != "dumb":
+                readline.parse_and_bind("set enable-bracketed-paste on")
 
 
 def read_question(interactive: bool) -> Question | None:

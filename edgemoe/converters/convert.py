@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import resource
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .. import _native
 from ..errors import FormatError, StorageError, UsageError
 from ..units import GIB, parse_size
 from . import verify, work
@@ -181,8 +180,7 @@ def cores() -> int:
 
 def held_bytes() -> int:
     """The most that the process has held so far: more than it holds now, never less."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    return _native.memory()["peak_bytes"]
 
 
 def _weights(job: work.Job) -> int:

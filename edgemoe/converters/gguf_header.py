@@ -11,7 +11,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import FormatError, StorageError
 from ..printable import whole_characters
@@ -126,7 +126,7 @@ def read(path: Path) -> Header:
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
-            cursor = _Cursor(path, file.fileno(), status.st_size)
+            cursor = _Cursor(path, file, status.st_size)
             return _parse(cursor, (os.path.realpath(path), status.st_size, status.st_mtime_ns))
     except OSError as error:
         raise StorageError(f"cannot read `{path}`: {error.strerror}") from None
@@ -135,9 +135,9 @@ def read(path: Path) -> Header:
 class _Cursor:
     """Takes values from the beginning of a file, and never past its end."""
 
-    def __init__(self, path: Path, fd: int, file_bytes: int) -> None:
+    def __init__(self, path: Path, file: BinaryIO, file_bytes: int) -> None:
         self.path, self.file_bytes, self.at = path, file_bytes, 0
-        self._fd, self._have = fd, bytearray()
+        self._file, self._have = file, bytearray()
 
     def bad(self, what: str) -> FormatError:
         return FormatError(
@@ -150,7 +150,7 @@ class _Cursor:
         if end > min(self.file_bytes, MAX_HEADER):
             raise self.bad(f"it ends in the middle, at byte {self.file_bytes}")
         while len(self._have) < end:
-            block = os.pread(self._fd, max(1 << 20, end - len(self._have)), len(self._have))
+            block = self._file.read(max(1 << 20, end - len(self._have)))
             if not block:
                 raise self.bad(f"it ends in the middle, at byte {len(self._have)}")
             self._have += block

@@ -7,7 +7,6 @@ it for a model. OUT.partial.journal says which parts are safely there: data is s
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -16,8 +15,8 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from .. import files
 from ..errors import StorageError, UsageError
-from ..files import drop_cached, sync_data
 from ..units import MIB, format_size
 from .ggml import Bytes
 
@@ -39,7 +38,8 @@ class Output:
         self._lock, self._sync_lock = threading.Lock(), threading.Lock()
         self._pending: list[tuple[int, str]] = []
         self._unsynced, self._synced_at = 0, time.monotonic()
-        self._fd = self._open()
+        self._journal = -1
+        self._fd, self._held = self._open()
         self.finished: dict[int, str] = {}
         try:
             self.finished = self._resume(fingerprint, n_part)
@@ -47,40 +47,43 @@ class Output:
             self._check_space()
             self._journal = self._begin_journal(fingerprint)
         except OSError as error:
-            os.close(self._fd)
             if not self.finished:
                 self._remove()
+            self._close()
             raise self._cannot_write(error) from None
         except BaseException:
-            os.close(self._fd)
+            self._close()
             raise
 
-    def _open(self) -> int:
-        """OUT.partial, locked: the file that has this name now, and not one that has become OUT meanwhile."""
-        while True:
-            try:
-                fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            except OSError as error:
-                raise StorageError(f"cannot write `{self.partial}`: {error.strerror}") from None
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                os.close(fd)
-                raise UsageError(
-                    f"`{self.path}` is being written by another process", hint="wait for it, or choose another name"
-                ) from None
-            if _is_at(fd, self.partial):
-                break
-            os.close(fd)  # who had the lock has finished: its file is OUT
+    def _open(self) -> tuple[int, int]:
+        """OUT.partial and its lock."""
+        try:
+            fd, held = files.open_locked(self.partial, os.O_RDWR)
+        except BlockingIOError:
+            raise UsageError(
+                f"`{self.path}` is being written by another process", hint="wait for it, or choose another name"
+            ) from None
+        except OSError as error:
+            raise StorageError(f"cannot write `{self.partial}`: {error.strerror}") from None
         if not self._overwrite and self.path.exists():
-            if os.fstat(fd).st_size == 0:  # made just now
-                self.partial.unlink(missing_ok=True)
+            made = os.fstat(fd).st_size == 0  # just now
             os.close(fd)
+            if made:
+                self.partial.unlink(missing_ok=True)
+            os.close(held)
             raise UsageError(
                 f"`{self.path}` exists: another process has just written it",
                 hint="choose another name, or add `--overwrite`",
             )
-        return fd
+        return fd, held
+
+    def _close(self, *names: str) -> None:
+        """What is open cannot be renamed or removed everywhere. The lock goes last."""
+        for name in names or ("_journal", "_fd", "_held"):
+            fd = getattr(self, name)
+            if fd >= 0:
+                setattr(self, name, -1)
+                os.close(fd)
 
     def _resume(self, fingerprint: str, n_part: int) -> dict[int, str]:
         """Parts that are on the disk, with their digests; {} when the file is of other work."""
@@ -97,8 +100,9 @@ class Output:
         return finished
 
     def _check_space(self) -> None:
-        have = os.fstat(self._fd).st_blocks * 512 if self.finished else 0
-        free = shutil.disk_usage(self.path.parent).free + (0 if self.finished else os.fstat(self._fd).st_blocks * 512)
+        taken = files.disk_bytes(self._fd)
+        have, goes = (taken, 0) if self.finished else (0, taken)
+        free = shutil.disk_usage(self.path.parent).free + goes
         if free < self._total - have:
             if not self.finished:
                 self._remove()
@@ -112,7 +116,7 @@ class Output:
         if not self.finished:
             os.ftruncate(self._fd, 0)  # nothing of other work stays
         os.ftruncate(self._fd, self._total)
-        os.pwrite(self._fd, bytes(4), 0)
+        files.write_at(self._fd, bytes(4), 0)
         lines = [json.dumps({"fingerprint": fingerprint}) + "\n"]
         lines += [f"{index} {digest}\n" for index, digest in self.finished.items()]
         temporary = self._journal_path.with_name(self._journal_path.name + ".tmp")
@@ -121,17 +125,14 @@ class Output:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self._journal_path)
-        return os.open(self._journal_path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        return files.open_fd(self._journal_path, os.O_WRONLY | os.O_APPEND)
 
     def write(self, offset: int, data: Bytes) -> None:
         """Put rows at an offset of the data. Any thread."""
-        view, at = data.reshape(-1).data, self._header_bytes + offset
-        while view:
-            try:
-                n = os.pwrite(self._fd, view, at)
-            except OSError as error:
-                raise self._cannot_write(error) from None
-            view, at = view[n:], at + n
+        try:
+            files.write_at(self._fd, data.reshape(-1).data, self._header_bytes + offset)
+        except OSError as error:
+            raise self._cannot_write(error) from None
         with self._lock:
             self._unsynced += data.nbytes
 
@@ -152,12 +153,12 @@ class Output:
             pending, self._pending = self._pending, []
             self._unsynced, self._synced_at = 0, time.monotonic()
         try:
-            sync_data(self._fd)
+            files.sync_data(self._fd)
             os.write(self._journal, "".join(f"{index} {digest}\n" for index, digest in pending).encode("ascii"))
-            sync_data(self._journal)
+            files.sync_data(self._journal)
         except OSError as error:
             raise self._cannot_write(error) from None
-        drop_cached(self._fd)
+        files.drop_cached(self._fd)
 
     def publish(self, header: bytes) -> None:
         """Everything is written: give the file its header, then its name."""
@@ -165,20 +166,18 @@ class Output:
         self._sync()
         try:
             for at, piece in ((4, header[4:]), (0, header[:4])):  # what makes it a GGUF comes last
-                view = memoryview(piece)
-                while view:
-                    n = os.pwrite(self._fd, view, at)
-                    view, at = view[n:], at + n
+                files.write_at(self._fd, piece, at)
                 os.fsync(self._fd)
             if not self._overwrite and self.path.exists():
                 raise UsageError(f"`{self.path}` exists: it was written meanwhile", hint="choose another name")
+            self._close("_fd")
             os.replace(self.partial, self.path)
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
+            files.sync_folder(self.path.parent)
         except OSError as error:
             raise self._cannot_write(error) from None
-        if _is_at(self._journal, self._journal_path):  # and not that of who writes the next one already
+        last = files.is_at(self._journal, self._journal_path)  # and not that of who writes the next one already
+        self._close("_journal")
+        if last:
             self._journal_path.unlink(missing_ok=True)
 
     def discard(self) -> None:
@@ -186,6 +185,7 @@ class Output:
         self._remove()
 
     def _remove(self) -> None:
+        self._close("_journal", "_fd")
         for path in (self._journal_path, self.partial):
             path.unlink(missing_ok=True)
 
@@ -204,14 +204,4 @@ class Output:
         if error is not None and self.partial.exists():  # what is done stays done
             with contextlib.suppress(StorageError):
                 self._sync()
-        os.close(self._journal)
-        os.close(self._fd)
-
-
-def _is_at(fd: int, path: Path) -> bool:
-    """Whether an open file is the one that has this name."""
-    try:
-        there = os.stat(path)
-    except OSError:
-        return False
-    return os.path.samestat(os.fstat(fd), there)
+        self._close()

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import FormatError, StorageError
-from ..files import drop_cached
+from ..files import drop_cached, open_fd, read_at
 from .ggml import Bytes, row_bytes
 from .gguf_header import Value
 
@@ -83,7 +83,7 @@ class SourceFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = open_fd(path, os.O_RDONLY)
         except OSError as error:
             raise StorageError(f"cannot read `{path}`: {error.strerror}") from None
 
@@ -93,7 +93,7 @@ class SourceFile:
         view, done = out.data, 0
         while done < n_bytes:
             try:
-                got = os.preadv(self._fd, [view[done:]], offset + done)
+                got = read_at(self._fd, view[done:], offset + done)
             except OSError as error:
                 raise StorageError(f"cannot read `{self.path}`: {error.strerror}") from None
             if got == 0:

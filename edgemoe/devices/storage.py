@@ -118,16 +118,15 @@ def find_lanes(path: str | Path, block_bytes: int, *, max_bytes: int) -> int:
 
 def describe(path: str | Path) -> StorageInfo:
     """File system and device of a path."""
-    if sys.platform != "linux":
-        return StorageInfo("", "", "")
-    status = os.stat(path)
-    wanted = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
-    for line in Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
-        before, _, after = line.partition(" - ")
-        fields = before.split()
-        if fields[2] == wanted:
-            kind, device = after.split()[:2]
-            return StorageInfo(filesystem=kind, device=device, mount_point=fields[4])
+    if sys.platform == "linux":
+        status = os.stat(path)
+        wanted = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+        for line in Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
+            before, _, after = line.partition(" - ")
+            fields = before.split()
+            if fields[2] == wanted:
+                kind, device = after.split()[:2]
+                return StorageInfo(filesystem=kind, device=device, mount_point=fields[4])
     return StorageInfo("", "", "")
 
 

@@ -7,7 +7,6 @@ to another name first. The folder goes when OUT is there.
 from __future__ import annotations
 
 import concurrent.futures
-import fcntl
 import hashlib
 import json
 import os
@@ -32,6 +31,7 @@ from ..converters.ggml import fits
 from ..converters.source import Rows, Source
 from ..devices.memory import available_memory
 from ..errors import StorageError, UnsupportedError, UsageError
+from ..files import lock_folder
 from ..runtime.find.names import resolve
 from ..runtime.load import load
 from ..runtime.setup import Setup
@@ -433,7 +433,7 @@ def _begin(request: Request, folder: Path, what: Mapping[str, Any]) -> int:
     note, lock = folder / "what.json", -1
     try:
         folder.mkdir(exist_ok=True)
-        lock = _locked(folder)
+        lock = lock_folder(folder)
         if not _is_of(note, what):
             for path in folder.iterdir():
                 path.unlink()
@@ -449,17 +449,6 @@ def _begin(request: Request, folder: Path, what: Mapping[str, Any]) -> int:
             f"cannot use `{folder}`: {error.strerror or error}", hint="remove it, or choose another `-o`"
         ) from None
     return lock
-
-
-def _locked(folder: Path) -> int:
-    """The folder, open and locked as long as it is. Raises BlockingIOError where another process has it."""
-    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
 
 
 def _is_of(note: Path, what: Mapping[str, Any]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 import uvicorn
 
 from ..errors import StorageError, UsageError
+from ..files import own_port, told_to_stop
 from ..runtime.setup import Setup
 from .app import Server
 from .catalog import Catalog, Talk
@@ -114,7 +114,7 @@ def listening(settings: Settings) -> Iterator[socket.socket]:
     # kept connection waits 40 ms for the client's delayed acknowledgement.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        own_port(listener)
         try:
             listener.bind((settings.host, settings.port))
             listener.listen(128)
@@ -160,10 +160,9 @@ async def _run(
         # In a thread: it waits for the layer that is being computed.
         asyncio.get_running_loop().run_in_executor(None, worker.close)
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    talk(f"serving {', '.join(worker.catalog.entries)} at http://{shown}:{port} (Ctrl-C stops)")
-    await front.serve(sockets=[listener])
+    loop = asyncio.get_running_loop()
+    with told_to_stop(lambda: loop.call_soon_threadsafe(stop)):
+        talk(f"serving {', '.join(worker.catalog.entries)} at http://{shown}:{port} (Ctrl-C stops)")
+        await front.serve(sockets=[listener])

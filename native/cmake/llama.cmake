@@ -44,7 +44,8 @@ function(emoe_bundle target)
   target_include_directories(${target} SYSTEM PRIVATE ${EMOE_LLAMA_SOURCE}/include ${EMOE_LLAMA_SOURCE}/ggml/include)
   target_link_libraries(${target} PRIVATE ${emoe_bundled})
   set_target_properties(${target} PROPERTIES BUILD_WITH_INSTALL_RPATH ON INSTALL_RPATH "${EMOE_ORIGIN}"
-    LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin) # where llama.cpp puts its own
+    LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin
+    RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin) # where llama.cpp puts its own
   install(TARGETS ${emoe_bundled} ${emoe_backends} LIBRARY DESTINATION lib RUNTIME DESTINATION lib)
   install(FILES ${EMOE_LLAMA_SOURCE}/LICENSE DESTINATION lib/licenses RENAME llama.cpp.txt)
   # Two parts of ggml-cpu are others': llamafile's products, whose notice heads its file, and a function in ops.cpp.
@@ -54,7 +55,7 @@ function(emoe_bundle target)
     "${notice}\n\nThe YaRN functions of ops.cpp: MIT, Copyright (c) 2023 Jeffrey Quesnelle and Bowen Peng.\n")
   install(FILES ${CMAKE_CURRENT_BINARY_DIR}/ggml-cpu.txt DESTINATION lib/licenses)
   # The runtime of OpenMP is the compiler's, and a machine without a compiler need not have it.
-  if(GGML_OPENMP_ENABLED AND OpenMP_gomp_LIBRARY)
+  if(GGML_OPENMP_ENABLED AND OpenMP_gomp_LIBRARY AND NOT WIN32)
     execute_process(COMMAND ${CMAKE_CXX_COMPILER} -print-file-name=libgomp.so.1
       OUTPUT_VARIABLE gomp OUTPUT_STRIP_TRAILING_WHITESPACE)
     file(REAL_PATH "${gomp}" gomp)

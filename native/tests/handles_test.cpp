@@ -7,7 +7,10 @@
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
+#include <random>
 #include <string>
+
+namespace fs = std::filesystem;
 
 namespace {
 
@@ -459,9 +462,10 @@ void allowances_of_nonsense_are_refused() {
 } // namespace
 
 int main(int argc, char **argv) {
-    char folder[] = "/tmp/emoe-handles-XXXXXX";
-    if (!mkdtemp(folder)) return 1;
-    std::string const no_gguf = std::string(folder) + "/no.gguf";
+    std::string const folder =
+        (fs::temp_directory_path() / ("emoe-handles-" + std::to_string(std::random_device()()))).u8string();
+    if (!fs::create_directory(fs::u8path(folder))) return 1;
+    std::string const no_gguf = folder + "/no.gguf";
     if (FILE *f = fopen(no_gguf.c_str(), "wb")) {
         for (int i = 0; i < 2000; i++) fputs("This is no model.\n", f);
         fclose(f);
@@ -480,11 +484,11 @@ int main(int argc, char **argv) {
     replays_of_nonsense_are_refused();
     plans_of_nonsense_are_refused();
     allowances_of_nonsense_are_refused();
-    if (argc > 1 && std::filesystem::exists(argv[1]))
-        handles_of(argv[1], folder);
+    if (argc > 1 && fs::exists(argv[1]))
+        handles_of(argv[1], folder.c_str());
     else
         fprintf(stderr, "no model is given: handles of one are not tried\n");
     std::error_code ignored;
-    std::filesystem::remove_all(folder, ignored);
+    fs::remove_all(fs::u8path(folder), ignored);
     return g_failures;
 }

@@ -2,14 +2,13 @@
 #include "base/machine.h"
 
 #include "base/cgroups.h"
+#include "base/paths.h"
 #include "check.h"
 
 #include <filesystem>
 #include <fstream>
 #include <map>
 #include <vector>
-
-#include <unistd.h>
 
 namespace fs = std::filesystem;
 using namespace emoe;
@@ -27,9 +26,9 @@ using Files = std::map<std::string, std::string>;
 class Root {
 public:
     Root(const std::string &cgroup, const std::string &mounts, Files files) {
-        char name[] = "/tmp/emoe-machine-XXXXXX";
-        CHECK(mkdtemp(name) != nullptr);
-        path_ = name;
+        static int n = 0;
+        path_ =
+            fs::temp_directory_path() / ("emoe-machine-" + std::to_string(process_id()) + "-" + std::to_string(n++));
         files.emplace("proc/meminfo", "MemTotal:       16777216 kB\nMemAvailable:   12582912 kB\nHugePages_Total: 0\n");
         files.emplace("proc/self/cgroup", cgroup);
         files.emplace("proc/self/mountinfo", mounts);

@@ -1,9 +1,12 @@
 // The asynchronous reader: right bytes, every kind of fault at every read, throttle, early end.
+#include "base/arena.h"
 #include "base/clock.h"
 #include "base/error.h"
 #include "io/reader.h"
+#include "io/writable.h"
 
 #include "check.h"
+#include "temporary.h"
 
 #include <cerrno>
 #include <condition_variable>
@@ -12,7 +15,6 @@
 #include <map>
 #include <mutex>
 #include <pthread.h>
-#include <unistd.h>
 #include <vector>
 
 using namespace emoe;
@@ -24,17 +26,13 @@ constexpr uint32_t k_read = 3 * k_block;
 constexpr uint32_t k_n_read = 16;
 
 // A file of k_n_read * k_read - 100 bytes whose byte at i is i * 7 + i / 251.
-struct TestFile {
-    char path[64];
-    TestFile() {
-        strcpy(path, "reader_test.XXXXXX");
-        int const fd = mkstemp(path);
+struct TestFile : TemporaryFile {
+    TestFile() : TemporaryFile(content()) {}
+    static std::string content() {
         std::string content(uint64_t{k_n_read} * k_read - 100, 0);
         for (size_t i = 0; i < content.size(); i++) content[i] = byte_at(i);
-        if (write(fd, content.data(), content.size()) != static_cast<ssize_t>(content.size())) abort();
-        close(fd);
+        return content;
     }
-    ~TestFile() { unlink(path); }
     static char byte_at(uint64_t i) { return static_cast<char>(i * 7 + i / 251); }
 };
 
@@ -61,11 +59,9 @@ private:
 };
 
 struct Buffer {
-    uint8_t *data;
-    Buffer() : data(static_cast<uint8_t *>(aligned_alloc(k_block, size_t{k_n_read} * k_read))) {
-        memset(data, 0xee, size_t{k_n_read} * k_read);
-    }
-    ~Buffer() { free(data); }
+    Arena arena{size_t{k_n_read} * k_read, false};
+    uint8_t *data = arena.data();
+    Buffer() { memset(data, 0xee, size_t{k_n_read} * k_read); }
     bool holds(uint32_t read) const {
         uint64_t const begin = uint64_t{read} * k_read;
         for (uint64_t i = begin; i < begin + need(read); i++)
@@ -147,7 +143,7 @@ void one_fault_at_every_read(uint32_t kind, bool is_error) {
 void a_file_that_ended_early_is_an_error() {
     TestFile const f;
     File file(f.path, false);
-    if (truncate(f.path, 5 * k_read + 10) != 0) abort();
+    WritableFile(f.path).resize(5 * k_read + 10);
     Buffer buffer;
     Results results;
     Faults faults;

@@ -3,6 +3,7 @@
 #include "pipeline/rows.h"
 
 #include "check.h"
+#include "temporary.h"
 
 #include <cstdint>
 #include <cstdlib>
@@ -10,7 +11,6 @@
 #include <random>
 #include <set>
 #include <string>
-#include <unistd.h>
 #include <vector>
 
 using namespace emoe;
@@ -23,18 +23,15 @@ constexpr uint64_t k_offset = 1234; // of the table in its file
 uint8_t byte_of(uint32_t row, uint32_t i) { return static_cast<uint8_t>(row * 31 + i * 7 + (row >> 8)); }
 
 // A file with a table of known rows, away when it goes.
-struct TableFile {
-    std::string path = "/tmp/emoe-rows-XXXXXX";
-    TableFile() {
-        int const fd = mkstemp(path.data());
-        std::vector<uint8_t> bytes(k_offset + uint64_t{k_n_row} * k_row_bytes);
+struct TableFile : TemporaryFile {
+    TableFile() : TemporaryFile(content()) {}
+    static std::string content() {
+        std::string bytes(k_offset + uint64_t{k_n_row} * k_row_bytes, 0);
         for (uint32_t row = 0; row < k_n_row; row++)
             for (uint32_t i = 0; i < k_row_bytes; i++)
-                bytes[k_offset + uint64_t{row} * k_row_bytes + i] = byte_of(row, i);
-        CHECK(write(fd, bytes.data(), bytes.size()) == static_cast<ssize_t>(bytes.size()));
-        close(fd);
+                bytes[k_offset + uint64_t{row} * k_row_bytes + i] = static_cast<char>(byte_of(row, i));
+        return bytes;
     }
-    ~TableFile() { unlink(path.c_str()); }
 };
 
 bool is_row(const uint8_t *bytes, uint32_t row) {

@@ -4,15 +4,16 @@
 #include "pipeline/product.h"
 
 #include "check.h"
+#include "temporary.h"
 
 #include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <thread>
-#include <unistd.h>
 
 using namespace emoe;
 
@@ -41,13 +42,10 @@ char byte_of(uint32_t layer, uint32_t expert, uint32_t matrix, uint32_t i) {
 }
 
 struct TestModel {
-    char path[64];
     Layout layout;
+    std::unique_ptr<TemporaryFile> file;
     TestModel() {
-        strcpy(path, "streamer_test.XXXXXX");
-        int const fd = mkstemp(path);
         std::string content(77, 'h');
-        layout.paths = {path};
         layout.n_expert_used = k_n_used;
         for (uint32_t l = 0; l < k_n_layer; l++) {
             ExpertLayer layer;
@@ -68,10 +66,9 @@ struct TestModel {
             layout.n_expert_total += k_n_expert;
             layout.layers.push_back(layer);
         }
-        if (write(fd, content.data(), content.size()) != static_cast<ssize_t>(content.size())) abort();
-        close(fd);
+        file = std::make_unique<TemporaryFile>(content);
+        layout.paths = {file->path};
     }
-    ~TestModel() { unlink(path); }
 };
 
 // Checks the weights of every (expert, chunk) instead of multiplying; counts the rows that were computed.
@@ -212,7 +209,7 @@ uint64_t bytes_for(uint32_t n) {
     TestModel const model;
     Layout layout = model.layout;
     // As the streamer's: of the file's own file system, 4096 where the kernel does not tell (qemu's does not).
-    place_experts(&layout, std::max(512u, File(model.path, false).alignment()));
+    place_experts(&layout, std::max(512u, File(model.file->path, false).alignment()));
     SlotClasses const classes = slot_classes(layout);
     return classes.classes.back().slot_bytes * n;
 }

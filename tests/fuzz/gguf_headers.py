@@ -26,7 +26,7 @@ import gguf
 import gguf_edit
 import tinymoe
 from gguf_edit import Parts, TensorPart
-from inchild import outcome
+from inchild import is_finding, outcome
 
 SEEDS = Path(__file__).with_name("seeds.txt")
 ARCHS = ("qwen3moe", "deepseek2-grouped", "gpt-oss", "lfm2moe", "gemma4-fused")
@@ -146,11 +146,6 @@ def make(folder: Path, seed: int) -> tuple[Path, str]:
         except (IndexError, KeyError):  # an earlier change took what this one wants
             continue
     return parts.write(folder / "lie.gguf"), ", ".join(done)
-
-
-def is_finding(said: str) -> bool:
-    """The process was ended, the exception was none of ours, or its text is no line."""
-    return said.startswith(("ended by", "unexpected")) or "\n" in said or not said
 
 
 def main() -> int:

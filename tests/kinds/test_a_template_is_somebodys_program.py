@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -85,10 +85,29 @@ def test_a_killed_process_is_an_error_once_and_started_again() -> None:
     assert render("{{ messages[0].content }}", HELLO) == "hello"
     child = templates._process._child
     assert child is not None
-    os.kill(child.pid, signal.SIGKILL)
+    child.kill()
     child.wait()
     assert templates.first_rendering_bytes("x") > 0
     assert render("{{ messages[0].content }}", HELLO) == "hello"
+
+
+@pytest.mark.parametrize(
+    ("limited", "script", "why"),
+    [
+        (False, "kept = []\nwhile True: kept.append(bytes(1 << 20)); time.sleep(0.002)", "it ran out of memory"),
+        (False, "time.sleep(60)", "no answer in 0.5 s"),
+        (True, "time.sleep(60)", "no answer in 0.5 s"),
+    ],
+)
+def test_a_process_that_the_system_does_not_bound_is_watched(
+    limited: bool, script: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(templates, "_LIMITED", limited)
+    monkeypatch.setattr(templates, "_PATIENCE_S", 30 if "kept" in script else 0.5)
+    with subprocess.Popen([sys.executable, "-c", f"import time\n{script}"]) as child:
+        with templates._Watch(child, 1 << 20) as watch:
+            assert child.wait(60) != 0
+        assert watch.why == why
 
 
 def test_a_process_that_cannot_be_started_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -19,7 +19,7 @@ QEMU = shutil.which("qemu-x86_64-static") or shutil.which("qemu-x86_64")
 pytestmark = [
     needs_library,
     pytest.mark.skipif(QEMU is None, reason="qemu-user is not installed"),
-    pytest.mark.skipif(os.uname().machine != "x86_64", reason="the emulated processors are x86-64"),
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulated processors are x86-64"),
     pytest.mark.skipif("ggml-cpu-" in _native.build_info(), reason="this llama.cpp has kernels for every processor"),
 ]
 

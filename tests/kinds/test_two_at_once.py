@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 
@@ -22,7 +21,7 @@ def test_while_the_first_writes_the_second_is_refused(tmp_path: Path) -> None:
 def test_the_second_opens_as_the_first_finishes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
 ) -> None:
-    out, lock = tmp_path / "o.gguf", fcntl.flock
+    out, lock = tmp_path / "o.gguf", pytest.importorskip("fcntl").flock
     first = Output(out, "one", 1, 8, 8)
 
     def late(fd: int, how: int) -> None:
@@ -32,7 +31,7 @@ def test_the_second_opens_as_the_first_finishes(
             first.__exit__(None, None, None)
         lock(fd, how)
 
-    monkeypatch.setattr("edgemoe.converters.output.fcntl.flock", late)
+    monkeypatch.setattr("edgemoe.files.fcntl.flock", late)
     if overwrite:
         with Output(out, "two", 1, 8, 8) as second:
             assert out.read_bytes()[:8] == b"finished"

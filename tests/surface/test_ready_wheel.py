@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -150,7 +150,7 @@ def test_kernels_in_the_current_directory_are_not_loaded(installed: Path, tmp_pa
     assert not marked.exists()
 
 
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the emulated processors are x86-64")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulated processors are x86-64")
 @pytest.mark.parametrize(
     ("processor", "kernels"), [("Nehalem", "sse42"), ("SandyBridge", "sandybridge"), ("Haswell", "haswell")]
 )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import EdgeMoEError, FormatError, StorageError, UsageError
+from ...files import sync_folder
 from ...units import MIB, format_size, parse_size
 from ..allocation import Allocation
 from ..convert import DEFAULT_MEMORY, Progress, check_unchanged, cores, held_bytes
@@ -297,21 +298,13 @@ def _folder(out: Path, *, overwrite: bool) -> Any:
 
 
 def _put_in_place(folder: Path, out: Path, *, overwrite: bool) -> None:
-    _sync_folder(folder)
+    sync_folder(folder)
     old = out.with_name(f"{out.name}.{os.getpid()}.old")
     if overwrite and out.exists():
         os.replace(out, old)
     os.rename(folder, out)
-    _sync_folder(out.parent)
+    sync_folder(out.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _clear_dead(out: Path) -> None:

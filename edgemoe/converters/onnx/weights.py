@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import FormatError, StorageError, UsageError
+from ...files import open_fd, write_at
 from ...units import MIB, format_exact, format_size
 from .. import ggml
 from ..ggml import Floats
@@ -37,7 +38,7 @@ class Files:
         self._fds: dict[str, int] = {}
         for name, size in sizes.items():
             try:
-                self._fds[name] = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+                self._fds[name] = open_fd(folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
                 os.ftruncate(self._fds[name], size)
             except OSError as error:
                 raise self._failed(name, error) from None
@@ -47,13 +48,10 @@ class Files:
         view = np.ascontiguousarray(values).data.cast("B")
         if at + len(view) > blob.n_bytes:
             raise AssertionError(f"{blob.name}: {at + len(view)} of {blob.n_bytes} bytes")
-        at += blob.offset
-        while len(view):
-            try:
-                n = os.pwrite(self._fds[blob.file], view, at)
-            except OSError as error:
-                raise self._failed(blob.file, error) from None
-            view, at = view[n:], at + n
+        try:
+            write_at(self._fds[blob.file], view, blob.offset + at)
+        except OSError as error:
+            raise self._failed(blob.file, error) from None
 
     def sync(self) -> None:
         """On the disk, all of it. Raises StorageError."""

@@ -7,15 +7,16 @@ with the hub's size and SHA-256 before it becomes part of the hub's cache.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from ... import files as system
 from ...errors import EdgeMoEError, FormatError, StorageError, UsageError
 from ...units import MIB, format_size
 from .hub import choose
@@ -92,27 +93,25 @@ def _fetch_blob(repo: str, name: str, revision: str | None, known: Any, cache: P
         return
     blob.parent.mkdir(parents=True, exist_ok=True)
     partial = blob.with_name(f"{meta.etag}.edgemoe.incomplete")
-    with open(partial, "ab") as file:
-        _lock(file, name)
-        here = file.tell()
-        if meta.size is None or here < meta.size:
-            # It retries what is transient, and begins anew where a server ignores the range.
-            http_get(url, file, resume_size=here, headers=build_hf_headers(), expected_size=meta.size)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        fd, lock = system.open_locked(partial, os.O_WRONLY | os.O_APPEND)
+    except BlockingIOError:
+        raise StorageError(f"`{name}` is being downloaded by another process", hint="wait for it") from None
+    try:
+        with os.fdopen(fd, "ab") as file:
+            here = file.tell()
+            if meta.size is None or here < meta.size:
+                # It retries what is transient, and begins anew where a server ignores the range.
+                http_get(url, file, resume_size=here, headers=build_hf_headers(), expected_size=meta.size)
+            file.flush()
+            os.fsync(file.fileno())
         wanted = known.lfs.sha256 if known.lfs else None
         if partial.stat().st_size != (meta.size or known.size) or (wanted and _sha256(partial) != wanted):
             partial.unlink()
             raise FormatError(f"`{name}` arrived damaged", hint="download it again")
         os.replace(partial, blob)
-
-
-def _lock(file: BinaryIO, name: str) -> None:
-    """One process appends to a partial file at a time; the lock goes with the process."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise StorageError(f"`{name}` is being downloaded by another process", hint="wait for it") from None
+    finally:
+        os.close(lock)
 
 
 def _hint(error: Exception) -> str:
@@ -134,11 +133,11 @@ def _check_room(names: list[str], files: dict[str, Any], repo: str, revision: st
     missing = [n for n in names if not isinstance(try_to_load_from_cache(repo, n, cache, revision), str)]
     need = sum(files[name].size or 0 for name in missing) + _SPARE_BYTES
     cache.mkdir(parents=True, exist_ok=True)
-    status = os.statvfs(cache)
+    free = shutil.disk_usage(cache).free
     # What an interrupted download has left is counted as missing: better to ask for too much than to fill a disk.
-    if need > status.f_bavail * status.f_frsize:
+    if need > free:
         raise StorageError(
-            f"`{repo}` takes {format_size(need)}, `{cache}` has {format_size(status.f_bavail * status.f_frsize)} free",
+            f"`{repo}` takes {format_size(need)}, `{cache}` has {format_size(free)} free",
             hint="free some space, or set `HF_HUB_CACHE` to a folder on another disk",
         )
 

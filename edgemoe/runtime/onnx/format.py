@@ -101,8 +101,9 @@ def backend(model: OnnxModel, setup: Setup, plan: Plan, progress: Progress | Non
 
 
 def _check_system() -> None:
-    if sys.platform != "linux":
+    if sys.platform == "linux":
+        need_onnx()
+    else:
         raise UnsupportedError(
             "an ONNX export is run under a budget on Linux only", hint="stock ONNX Runtime runs it here, without one"
         )
-    need_onnx()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import _native
 from ...errors import BudgetError, StorageError
-from ...files import drop_cached
+from ...files import drop_cached, open_fd
 from .model import PAGE
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Residency:
         """The experts of a layer, mapped by a session just opened. Raises StorageError when it mapped none."""
         found = mappings_of(file)
         if file not in self._fds:
-            self._fds[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            self._fds[file] = open_fd(file, os.O_RDONLY)
         for blob in blobs:
             offset, n_bytes, experts = blob["offset"], blob["n_bytes"], blob["experts"]
             place = next((m for m in found if m[0] <= offset and offset + n_bytes <= m[0] + m[1]), None)

@@ -10,7 +10,6 @@ import atexit
 import contextlib
 import json
 import os
-import select
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import FormatError, StorageError, UsageError
+from ...files import apart
 from ...units import KIB, MIB
 from .chatml import chatml_of
 
@@ -28,7 +28,9 @@ _COMPILED_BYTES = 300  # for a byte of template: 80 to 290 for those of 60 model
 _ROOM_BYTES = 6 * MIB  # for what a rendering makes, and of address space that is not used
 _TEXT_BYTES = 24  # for a byte of a request: as JSON, as objects, as a prompt, each up to 4 bytes a character
 _SHORT_TEXT_BYTES = 16 * KIB
-_PATIENCE_S = 20  # of the clock; the processor's time is bounded to template_child.CPU_S
+_PATIENCE_S = 20.0  # of the clock; the processor's time is bounded to template_child.CPU_S where systems do that
+_LIMITED = sys.platform == "linux"  # the system bounds the child's memory
+_LOOK_S = 0.02  # between two looks at what it has taken elsewhere
 _LONGEST = 4  # a prompt may be so many times longer than template and messages
 _LEAST_LONGEST = MIB
 
@@ -71,13 +73,14 @@ def run(template: str, names: Mapping[str, Any]) -> str:
         except TypeError as error:
             raise FormatError(f"the model's chat template failed: {error}", hint=_PLAIN) from None
     size = len(template) + len(text)
+    room = _ROOM_BYTES + _COMPILED_BYTES * len(template) + _TEXT_BYTES * size
     request = {
         "template": template,
         "names": names,
-        "room": _ROOM_BYTES + _COMPILED_BYTES * len(template) + _TEXT_BYTES * size,
+        "room": room,
         "longest": max(_LEAST_LONGEST, _LONGEST * size),
     }
-    answer = _process.ask(json.dumps(request).encode())
+    answer = _process.ask(json.dumps(request).encode(), room)
     if "text" in answer:
         return str(answer["text"])
     if "refused" in answer:
@@ -108,38 +111,29 @@ class _Process:
 
     def resident_bytes(self) -> int:
         child = self._child
-        if child is None:
-            return 0
-        try:
-            text = Path(f"/proc/{child.pid}/status").read_text()
-        except OSError:
-            return 0
-        found = [line for line in text.splitlines() if line.startswith("RssAnon:")]
-        return int(found[0].split()[1]) * 1024 if found else 0
+        return 0 if child is None else _resident_bytes(child.pid)
 
-    def ask(self, request: bytes) -> dict[str, Any]:
+    def ask(self, request: bytes, room: int) -> dict[str, Any]:
         with self._lock:
-            if not self.runs:
-                self._start()
+            messages = [request] if self.runs else [self._start(), request]
             assert self._child is not None
             try:
-                return self._exchange(self._child, request)
+                with _Watch(self._child, room) as watch:
+                    return _exchange(self._child, messages, watch)
             except BaseException:
                 self.stop()
                 raise
 
-    def _start(self) -> None:
+    def _start(self) -> bytes:
+        """Start it. Returns the first thing that it is told: where to import from."""
         self.stop()
         self._owner = os.getpid()
-        command = [sys.executable, "-I", "-S", "-X", "utf8", str(Path(__file__).with_name("template_child.py"))]
+        # A virtual environment's own on Windows is a starter, whose child would be the one to watch.
+        python = sys.executable if sys.platform != "win32" else getattr(sys, "_base_executable", sys.executable)
+        command = [python, "-I", "-S", "-X", "utf8", str(Path(__file__).with_name("template_child.py"))]
         try:
-            # A session of its own: Ctrl-C at the terminal is not for it.
             self._child = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **apart()
             )
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
@@ -147,52 +141,7 @@ class _Process:
                 f"the process for the model's chat template cannot be started: {why}",
                 hint="allow this user one more process, or use `edgemoe run --raw`",
             ) from None
-        for pipe in (self._child.stdin, self._child.stdout):
-            assert pipe is not None
-            os.set_blocking(pipe.fileno(), False)
-        self._send(self._child, json.dumps({"path": [entry for entry in sys.path if entry]}).encode(), _deadline())
-
-    def _exchange(self, child: subprocess.Popen[bytes], request: bytes) -> dict[str, Any]:
-        deadline = _deadline()
-        self._send(child, request, deadline)
-        size = int.from_bytes(self._receive(child, 8, deadline), "little")
-        found = json.loads(self._receive(child, size, deadline))
-        assert isinstance(found, dict)
-        return found
-
-    def _send(self, child: subprocess.Popen[bytes], data: bytes, deadline: float) -> None:
-        assert child.stdin is not None
-        rest = memoryview(len(data).to_bytes(8, "little") + data)
-        while rest:
-            _wait(deadline, write=child.stdin.fileno())
-            try:
-                rest = rest[os.write(child.stdin.fileno(), rest) :]
-            except BlockingIOError:
-                continue
-            except OSError:
-                raise self._ended(child) from None
-
-    def _receive(self, child: subprocess.Popen[bytes], size: int, deadline: float) -> bytes:
-        assert child.stdout is not None
-        data = bytearray()
-        while len(data) < size:
-            _wait(deadline, read=child.stdout.fileno())
-            try:
-                part = os.read(child.stdout.fileno(), min(size - len(data), MIB))
-            except BlockingIOError:
-                continue
-            if not part:
-                raise self._ended(child)
-            data += part
-        return bytes(data)
-
-    def _ended(self, child: subprocess.Popen[bytes]) -> Stopped:
-        try:
-            code = child.wait(5)
-        except subprocess.TimeoutExpired:
-            code = 0
-        why = "it took too much time" if code == -24 else f"its process ended with {code}"  # SIGXCPU
-        return Stopped(f"the model's chat template was stopped: {why}", hint=_PLAIN)
+        return json.dumps({"path": [entry for entry in sys.path if entry]}).encode()
 
     def stop(self) -> None:
         child, self._child = self._child, None
@@ -207,23 +156,96 @@ class _Process:
         child.wait()
 
 
-def _deadline() -> float:
-    return time.monotonic() + _PATIENCE_S
+class _Watch:
+    """While it lasts, the child is ended when it takes too long, or too much where the system sets it no limits."""
+
+    def __init__(self, child: subprocess.Popen[bytes], room: int) -> None:
+        self.why = ""
+        self._child, self._done = child, threading.Event()
+        self._most = 0 if _LIMITED else max(_resident_bytes(child.pid), 2 * _START_BYTES) + room
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        deadline = time.monotonic() + _PATIENCE_S
+        while not self._done.wait(_PATIENCE_S if _LIMITED else _LOOK_S):
+            if time.monotonic() >= deadline:
+                self.why = f"no answer in {_PATIENCE_S:g} s"
+            elif not _LIMITED and _resident_bytes(self._child.pid) > self._most:
+                self.why = "it ran out of memory"
+            if self.why:
+                self._child.kill()
+                return
+
+    def __enter__(self) -> _Watch:
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise StorageError(
+                f"the model's chat template cannot be watched: {error}",
+                hint="allow this user one more thread, or use `edgemoe run --raw`",
+            ) from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
 
 
-def _wait(deadline: float, *, read: int | None = None, write: int | None = None) -> None:
-    """Until a pipe can be read or written. Raises FormatError."""
-    poll = select.poll()
-    if read is not None:
-        poll.register(read, select.POLLIN)
-    if write is not None:
-        poll.register(write, select.POLLOUT)
-    while True:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise Stopped(f"the model's chat template was stopped: no answer in {_PATIENCE_S} s", hint=_PLAIN)
-        if poll.poll(left * 1000):
-            return
+def _exchange(child: subprocess.Popen[bytes], messages: list[bytes], watch: _Watch) -> dict[str, Any]:
+    for message in messages:
+        _send(child, message, watch)
+    size = int.from_bytes(_receive(child, 8, watch), "little")
+    found = json.loads(_receive(child, size, watch))
+    assert isinstance(found, dict)
+    return found
+
+
+def _send(child: subprocess.Popen[bytes], data: bytes, watch: _Watch) -> None:
+    assert child.stdin is not None
+    rest = memoryview(len(data).to_bytes(8, "little") + data)
+    while rest:
+        try:
+            rest = rest[os.write(child.stdin.fileno(), rest) :]
+        except OSError:
+            raise _ended(child, watch) from None
+
+
+def _receive(child: subprocess.Popen[bytes], size: int, watch: _Watch) -> bytes:
+    assert child.stdout is not None
+    data = bytearray()
+    while len(data) < size:
+        part = os.read(child.stdout.fileno(), min(size - len(data), MIB))
+        if not part:
+            raise _ended(child, watch)
+        data += part
+    return bytes(data)
+
+
+def _ended(child: subprocess.Popen[bytes], watch: _Watch) -> Stopped:
+    try:
+        code = child.wait(5)
+    except subprocess.TimeoutExpired:
+        code = 0
+    why = watch.why or ("it took too much time" if code == -24 else f"its process ended with {code}")  # SIGXCPU
+    return Stopped(f"the model's chat template was stopped: {why}", hint=_PLAIN)
+
+
+def _resident_bytes(pid: int) -> int:
+    """What a process has for itself, 0 when it is gone."""
+    if sys.platform == "linux":
+        try:
+            text = Path(f"/proc/{pid}/status").read_text()
+        except OSError:
+            return 0
+        found = [line for line in text.splitlines() if line.startswith("RssAnon:")]
+        return int(found[0].split()[1]) * 1024 if found else 0
+    else:
+        import psutil
+
+        try:
+            return int(psutil.Process(pid).memory_info().rss)
+        except psutil.Error:
+            return 0
 
 
 _process = _Process()

@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import json
 import os
-import resource
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +21,8 @@ CPU_S = 2  # processor time of one request
 def main() -> None:
     paths = read()
     sys.path[:] = paths["path"]
-    limit(resource.RLIMIT_CORE, 0)
-    limit(resource.RLIMIT_FSIZE, 0)
+    limit("RLIMIT_CORE", 0)
+    limit("RLIMIT_FSIZE", 0)
     import datetime  # noqa: F401  (before files are out of reach)
 
     import jinja2.ext
@@ -33,11 +33,11 @@ def main() -> None:
         request = read()
         if not request:
             return
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 1 + CPU_S)
-        limit(resource.RLIMIT_AS, max(taken, address_space()) + request["room"])
+        limit("RLIMIT_CPU", int(time.process_time()) + 1 + CPU_S)
+        if taken:
+            limit("RLIMIT_AS", max(taken, address_space()) + request["room"])
         answer = answered(request)
-        limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
+        limit("RLIMIT_AS", None)
         write(answer)
 
 
@@ -110,19 +110,28 @@ def compiled(template: str) -> Callable[..., str]:
 
 
 def address_space() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    """Bytes; 0 where the system does not count or limit them."""
+    if sys.platform == "linux":
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    else:
+        return 0
 
 
-def limit(kind: int, soft: int) -> None:
-    """As far as the system lets us: what is not limited here, the parent's patience limits."""
-    try:
-        _, hard = resource.getrlimit(kind)
-        if hard != resource.RLIM_INFINITY and (soft == resource.RLIM_INFINITY or soft > hard):
-            soft = hard
-        resource.setrlimit(kind, (soft, hard))
-    except (ValueError, OSError):
-        pass
+def limit(name: str, most: int | None) -> None:
+    """As far as the system lets us: what is not limited here, the parent watches. most: None for no limit."""
+    if sys.platform != "win32":
+        import resource
+
+        try:
+            kind = getattr(resource, name)
+            _, hard = resource.getrlimit(kind)
+            soft = resource.RLIM_INFINITY if most is None else most
+            if hard != resource.RLIM_INFINITY and (most is None or most > hard):
+                soft = hard
+            resource.setrlimit(kind, (soft, hard))
+        except (ValueError, OSError):
+            pass
 
 
 def read() -> dict[str, Any]:

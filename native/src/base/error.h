@@ -15,7 +15,11 @@ public:
 };
 
 // printf-style; messages are lower case, name the value, and end without a full stop.
+#ifdef __MINGW32__ // whose printf is C's in C++ programs, and whose attribute of this name is about another one
+[[noreturn]] void fail(emoe_status status, const char *format, ...) __attribute__((format(gnu_printf, 2, 3)));
+#else
 [[noreturn]] void fail(emoe_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
+#endif
 
 // A failure that is told later: where it happens nothing may be thrown (a reader's thread, llama.cpp's callbacks).
 struct Failure {

@@ -1,157 +1,17 @@
+// What is the same on every system; the rest is machine_posix.cpp and machine_windows.cpp.
 #include "base/machine.h"
 
 #include "base/cgroups.h"
 
 #include <algorithm>
-#include <cstdio>
-#include <cstring>
-#include <fstream>
-#include <set>
-#include <thread>
-
-#include <unistd.h>
-
-#if !defined(_WIN32)
-#include <sys/resource.h>
-#endif
-#ifdef __linux__
-#include <sched.h>
-#endif
-#ifdef __APPLE__
-#include <mach/mach.h>
-#include <sys/sysctl.h>
-#endif
-#ifdef __GLIBC__
-#include <malloc.h>
-#endif
 
 namespace emoe {
 
 namespace {
 
-// The value of a line "Name:   123 kB" in bytes; 0 when there is no such line.
-uint64_t kib_field(const std::string &text, const char *name) {
-    std::string const key = std::string(name) + ":";
-    size_t at = text.compare(0, key.size(), key) == 0 ? 0 : text.find("\n" + key);
-    if (at == std::string::npos) return 0;
-    if (text[at] == '\n') at++;
-    return strtoull(text.c_str() + at + key.size(), nullptr, 10) * 1024;
-}
-
-std::string file_text(const std::string &path) {
-    std::ifstream in(path, std::ios::binary);
-    return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-}
-
-#if defined(__linux__)
-void read_memory(const std::string &root, Machine *m) {
-    std::string const info = file_text(root + "/proc/meminfo");
-    m->total_bytes = kib_field(info, "MemTotal");
-    m->available_bytes = kib_field(info, "MemAvailable");
-}
-#elif defined(__APPLE__)
-void read_memory(const std::string &, Machine *m) {
-    size_t size = sizeof m->total_bytes;
-    if (sysctlbyname("hw.memsize", &m->total_bytes, &size, nullptr, 0) != 0) m->total_bytes = 0;
-    vm_statistics64_data_t vm = {};
-    mach_msg_type_number_t count = HOST_VM_INFO64_COUNT;
-    if (host_statistics64(mach_host_self(), HOST_VM_INFO64, reinterpret_cast<host_info64_t>(&vm), &count) ==
-        KERN_SUCCESS)
-        m->available_bytes = (uint64_t{vm.free_count} + vm.inactive_count + vm.purgeable_count) *
-                             static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-}
-#else
-void read_memory(const std::string &, Machine *m) {
-#ifdef _SC_PHYS_PAGES
-    long const pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
-    if (pages > 0 && page > 0) m->total_bytes = static_cast<uint64_t>(pages) * static_cast<uint64_t>(page);
-#endif
-    m->available_bytes = m->total_bytes;
-}
-#endif
-
 void lower(uint64_t *value, uint64_t limit) { *value = std::min(*value, limit); }
 
-// A limit of address space or data, as memory that may be resident: what is mapped and not resident takes of it too.
-void lower_by_rlimits(Machine *m) {
-#if !defined(_WIN32)
-    ProcessMemory const &p = m->process;
-    auto const apply = [m, &p](int which, uint64_t counted) {
-        rlimit limit = {};
-        if (getrlimit(which, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return;
-        uint64_t const most = limit.rlim_cur, idle = counted - std::min(counted, p.rss_bytes);
-        lower(&m->limit_bytes, most - std::min<uint64_t>(most, idle));
-        lower(&m->available_bytes, most - std::min<uint64_t>(most, counted));
-    };
-    apply(RLIMIT_AS, p.mapped_bytes);
-    apply(RLIMIT_DATA, p.data_bytes);
-#else
-    (void)m;
-#endif
-}
-
 } // namespace
-
-uint32_t physical_cores() {
-#if defined(__linux__)
-    cpu_set_t allowed;
-    CPU_ZERO(&allowed);
-    if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) {
-        std::set<std::string> cores;
-        for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
-            if (!CPU_ISSET(cpu, &allowed)) continue;
-            std::string const siblings =
-                file_text("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
-            // No topology in this container: every CPU counts.
-            cores.insert(siblings.empty() ? "cpu" + std::to_string(cpu) : siblings);
-        }
-        if (!cores.empty()) return static_cast<uint32_t>(cores.size());
-    }
-#elif defined(__APPLE__)
-    int n = 0;
-    size_t size = sizeof n;
-    // The fast cores: a slow one would make all others wait at every barrier.
-    if (sysctlbyname("hw.perflevel0.physicalcpu", &n, &size, nullptr, 0) == 0 && n > 0) return static_cast<uint32_t>(n);
-#endif
-    return std::max(1u, std::thread::hardware_concurrency());
-}
-
-uint64_t rss_bytes() {
-#if defined(__linux__)
-    unsigned long long total = 0, resident = 0;
-    if (FILE *f = fopen("/proc/self/statm", "r")) {
-        if (fscanf(f, "%llu %llu", &total, &resident) != 2) resident = 0;
-        fclose(f);
-    }
-    return resident * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-#else
-    return process_memory().rss_bytes;
-#endif
-}
-
-ProcessMemory process_memory() {
-    ProcessMemory p;
-#if defined(__linux__)
-    std::string const status = file_text("/proc/self/status");
-    p.rss_bytes = kib_field(status, "VmRSS");
-    p.peak_bytes = kib_field(status, "VmHWM");
-    p.anon_bytes = kib_field(status, "RssAnon");
-    p.file_bytes = kib_field(status, "RssFile") + kib_field(status, "RssShmem");
-    p.mapped_bytes = kib_field(status, "VmSize");
-    p.data_bytes = kib_field(status, "VmData");
-#elif defined(__APPLE__)
-    // What the system holds against a process when memory is short.
-    task_vm_info_data_t info = {};
-    mach_msg_type_number_t count = TASK_VM_INFO_COUNT;
-    if (task_info(mach_task_self(), TASK_VM_INFO, reinterpret_cast<task_info_t>(&info), &count) != KERN_SUCCESS)
-        return p;
-    p.rss_bytes = info.phys_footprint;
-    p.peak_bytes = static_cast<uint64_t>(std::max<int64_t>(info.ledger_phys_footprint_peak, 0));
-    p.mapped_bytes = info.virtual_size;
-#endif
-    p.peak_bytes = std::max(p.peak_bytes, p.rss_bytes);
-    return p;
-}
 
 Machine machine(const std::string &root) {
     Machine m;
@@ -163,14 +23,13 @@ Machine machine(const std::string &root) {
         lower(&m.limit_bytes, group.limit_bytes);
         lower(&m.available_bytes, group.limit_bytes - std::min(group.limit_bytes, group.used_bytes));
     }
-    lower_by_rlimits(&m);
+    for (ProcessLimit const &limit : process_limits(m.process)) {
+        // As memory that may be resident: what is counted and not resident takes of it too.
+        uint64_t const idle = limit.used_bytes - std::min(limit.used_bytes, m.process.rss_bytes);
+        lower(&m.limit_bytes, limit.limit_bytes - std::min(limit.limit_bytes, idle));
+        lower(&m.available_bytes, limit.limit_bytes - std::min(limit.limit_bytes, limit.used_bytes));
+    }
     return m;
-}
-
-void trim_heap() {
-#ifdef __GLIBC__
-    malloc_trim(0);
-#endif
 }
 
 } // namespace emoe

@@ -1,10 +1,12 @@
 // What this machine and this process are: cores, memory, and every limit that the system sets to it.
 //
-// Linux: /proc, cgroups of version 1 and 2, rlimits. macOS: sysctl and Mach. What a system does not say is 0.
+// Linux: /proc, cgroups of version 1 and 2, rlimits. macOS: sysctl and Mach. Windows: its counters, and the limits of the
+// job that the process is in. What a system does not say is 0.
 #pragma once
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace emoe {
 
@@ -35,6 +37,16 @@ uint32_t physical_cores();
 ProcessMemory process_memory();
 // The part of it that is asked for often: cheap.
 uint64_t rss_bytes();
+
+// RAM, and what of it can be had now.
+void read_memory(const std::string &root, Machine *m);
+
+// A limit that the system sets to this process alone, and what counts towards it.
+struct ProcessLimit {
+    uint64_t limit_bytes;
+    uint64_t used_bytes;
+};
+std::vector<ProcessLimit> process_limits(const ProcessMemory &now);
 
 // Gives freed memory back to the system. glibc keeps it otherwise.
 void trim_heap();

@@ -32,7 +32,7 @@ ExpertCache::ExpertCache(SlotClasses classes, std::unique_ptr<EvictionPolicy> po
         c.spec = spec;
         bool const largest = classes_.size() + 1 == classes_spec_.classes.size();
         auto const most = largest ? static_cast<uint32_t>(classes_spec_.class_of.size()) : spec.n_expert;
-        c.arena = Arena(spec.slot_bytes * most);
+        c.arena = Arena::reserved(spec.slot_bytes * most);
         c.slots.resize(most);
         classes_.push_back(std::move(c));
     }
@@ -52,7 +52,7 @@ void ExpertCache::set_limit(Class &c, uint32_t limit) {
             forget(c.slots[s], SlotId{index_of(c), s});
             n_evict_++;
         }
-    c.arena.release(limit * c.spec.slot_bytes, c.arena.size());
+    c.arena.keep(limit * c.spec.slot_bytes);
     c.limit = limit;
     c.free.clear();
     c.victims.clear();

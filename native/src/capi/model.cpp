@@ -1,6 +1,7 @@
 // edgemoe.h: models, their shells, what contexts of them allocate.
 #include "base/guard.h"
 #include "base/machine.h"
+#include "base/paths.h"
 #include "capi/handles.h"
 #include "llama/devices.h"
 #include "llama/info.h"
@@ -19,7 +20,7 @@ namespace {
 
 void give_path(const std::filesystem::path &path, char *buf, uint64_t cap) {
     check_pointer(buf, "path");
-    std::string const text = path.string();
+    std::string const text = text_of(path);
     if (text.size() + 1 > cap)
         fail(EMOE_ERR_ARGUMENT, "the path of the shell has %zu bytes, there is room for %llu", text.size(),
              static_cast<unsigned long long>(cap));

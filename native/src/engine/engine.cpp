@@ -80,7 +80,8 @@ struct Engine::Loading {
         auto const *l = static_cast<const Loading *>(self);
         if (progress >= 1.0f) return true; // the last call comes when parts are unmapped already
         if (uintptr_t const m = l->mapping())
-            release_pages(reinterpret_cast<void *>(m + l->extent.dense_end), l->extent.full_end - l->extent.dense_end);
+            drop_mapped_pages(reinterpret_cast<void *>(m + l->extent.dense_end),
+                              l->extent.full_end - l->extent.dense_end);
         return true;
     }
     std::string why() const { return log.last_error("no reason given"); }
@@ -130,7 +131,7 @@ void Engine::load_model(const ModelIndex &index, const Loading &loading) {
     if (!model_) fail(EMOE_ERR_FORMAT, "llama.cpp refuses the model: %s", loading.why().c_str());
     check_model(model_.get());
     vocab_ = llama_model_get_vocab(model_.get());
-    dense_->set_mapping(loading.mapping(), loading.extent);
+    dense_->set_mapping(index, loading.mapping(), loading.extent);
     gpu_ = std::make_unique<GpuExperts>(index, gpu_parts_);
 }
 

@@ -1,11 +1,10 @@
-// A file read without the page cache: O_DIRECT where the file system takes it, else buffered reads that
-// drop their pages behind them.
+// A file read without the page cache: O_DIRECT (Windows: FILE_FLAG_NO_BUFFERING) where the file system takes it, else
+// buffered reads that drop their pages behind them. Paths are UTF-8.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <string>
-#include <sys/stat.h>
 
 namespace emoe {
 
@@ -17,11 +16,11 @@ struct FileStamp {
     int64_t modified_ns = 0; // the data
     int64_t changed_ns = 0;  // the data, or what is said of the file; nobody can set it back
 };
-FileStamp stamp_of(const struct stat &st);
+bool stamp_of(const std::string &path, FileStamp *stamp); // false when it cannot be asked
 
 class File final {
 public:
-    // Throws EMOE_ERR_IO with the path and the system's reason. buffered: do not try O_DIRECT.
+    // Throws EMOE_ERR_IO with the path and the system's reason. buffered: with the page cache.
     File(const std::string &path, bool buffered);
     ~File();
     File(const File &) = delete;
@@ -36,7 +35,9 @@ public:
     // Whether the file still holds these bytes, as far as it goes.
     bool holds(const uint8_t *known, uint64_t bytes, uint64_t offset) const;
 
-    int fd() const { return fd_; }
+    void drop(uint64_t offset, uint64_t bytes) const; // out of the page cache, where a buffered reader left them
+
+    int fd() const { return static_cast<int>(handle_); } // not on Windows
     const std::string &path() const { return path_; }
     uint64_t size() const { return size_; }
     bool direct() const { return direct_; }
@@ -45,8 +46,10 @@ public:
     uint32_t alignment() const { return alignment_; }
 
 private:
+    bool stamp(FileStamp *stamp) const; // as it is now
+
     std::string path_;
-    int fd_ = -1;
+    intptr_t handle_ = -1; // the system's
     FileStamp stamp_;
     uint64_t size_ = 0;
     uint32_t alignment_ = 512; // buffered reads may begin anywhere: never more than a direct file's

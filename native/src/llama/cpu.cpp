@@ -1,14 +1,14 @@
 #include "llama/cpu.h"
 
 #include "base/error.h"
+#include "base/module.h"
+#include "base/paths.h"
 #include "llama/log.h"
 
 #include <ggml-backend.h>
 #include <llama.h>
 
 #include <edgemoe.h>
-
-#include <dlfcn.h>
 
 #ifdef EMOE_BUNDLED
 #include <filesystem>
@@ -24,30 +24,16 @@ namespace fs = std::filesystem;
 
 // Beside the library that this code is in, and nowhere else: ggml itself would look into the current directory.
 fs::path own_folder() {
-    Dl_info info = {};
-    if (dladdr(reinterpret_cast<void *>(&emoe_abi_version), &info) == 0 || !info.dli_fname)
-        fail(EMOE_ERR_INTERNAL, "the system does not say where libedgemoe is");
-    return fs::absolute(info.dli_fname).parent_path();
+    fs::path const file = file_of(reinterpret_cast<void *>(&emoe_abi_version));
+    if (file.empty()) fail(EMOE_ERR_INTERNAL, "the system does not say where libedgemoe is");
+    return fs::absolute(file).parent_path();
 }
 
-class Library {
-public:
-    Library(const fs::path &path, int flags) : handle_(dlopen(path.c_str(), flags | RTLD_NOW | RTLD_LOCAL)) {}
-    ~Library() {
-        if (handle_) dlclose(handle_);
-    }
-    Library(const Library &) = delete;
-    Library &operator=(const Library &) = delete;
-
-    bool loaded() const { return handle_ != nullptr; }
-    template <typename Function>
-    Function *function(const char *name) const {
-        return handle_ ? reinterpret_cast<Function *>(dlsym(handle_, name)) : nullptr;
-    }
-
-private:
-    void *handle_;
-};
+// "ggml-cpu-haswell": of libggml-cpu-haswell.so, or of ggml-cpu-haswell.dll.
+std::string backend_name(const fs::path &path) {
+    std::string const stem = text_of(path.stem());
+    return stem.rfind("lib", 0) == 0 ? stem.substr(3) : stem;
+}
 
 // By ggml's own scores: 0 where the processor lacks an instruction, more for more of them.
 fs::path best_backend(const fs::path &folder) {
@@ -55,9 +41,9 @@ fs::path best_backend(const fs::path &folder) {
     fs::path found;
     std::error_code ignored;
     for (fs::directory_entry const &entry : fs::directory_iterator(folder, ignored)) {
-        std::string const name = entry.path().stem().string();
-        if (name != "libggml-cpu" && name.rfind("libggml-cpu-", 0) != 0) continue;
-        Library const library(entry.path(), 0);
+        std::string const name = backend_name(entry.path());
+        if (name != "ggml-cpu" && name.rfind("ggml-cpu-", 0) != 0) continue;
+        Module const library(entry.path(), false);
         if (!library.loaded()) continue;
         auto *const score_of = library.function<int()>("ggml_backend_score");
         int const score = score_of ? score_of() : 1; // one for every processor of the kind has none
@@ -66,25 +52,25 @@ fs::path best_backend(const fs::path &folder) {
         found = entry.path();
     }
     if (best == 0)
-        fail(EMOE_ERR_UNSUPPORTED, "`%s` has no libggml-cpu that this processor can run", folder.string().c_str());
+        fail(EMOE_ERR_UNSUPPORTED, "`%s` has no libggml-cpu that this processor can run", text_of(folder).c_str());
     return found;
 }
 
 CpuBackend start() {
     fs::path const path = best_backend(own_folder());
     LogCapture const quiet; // ggml says on stderr what it loads
-    if (!ggml_backend_load(path.string().c_str()))
-        fail(EMOE_ERR_UNSUPPORTED, "`%s` cannot be loaded", path.string().c_str());
+    if (!ggml_backend_load(text_of(path).c_str()))
+        fail(EMOE_ERR_UNSUPPORTED, "`%s` cannot be loaded", text_of(path).c_str());
     llama_backend_init(); // after it: with no backend it would look for some
-    Library const library(path, RTLD_NOLOAD);
+    Module const library(path, true);
     CpuBackend const backend = {
         library.function<std::remove_pointer_t<decltype(CpuBackend::type_traits)>>("ggml_get_type_traits_cpu"),
         library.function<std::remove_pointer_t<decltype(CpuBackend::graph_plan)>>("ggml_graph_plan"),
         library.function<std::remove_pointer_t<decltype(CpuBackend::graph_compute)>>("ggml_graph_compute"),
-        path.stem().string().substr(3),
+        backend_name(path),
     };
     if (!backend.type_traits || !backend.graph_plan || !backend.graph_compute)
-        fail(EMOE_ERR_INTERNAL, "`%s` lacks a function of ggml's", path.string().c_str());
+        fail(EMOE_ERR_INTERNAL, "`%s` lacks a function of ggml's", text_of(path).c_str());
     return backend;
 }
 

@@ -1,6 +1,9 @@
 #include "llama/dense.h"
 
+#include "base/paths.h"
 #include "io/reader.h"
+
+#include <ggml-backend.h>
 
 #include <algorithm>
 #include <cinttypes>
@@ -8,11 +11,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <numeric>
+#include <string_view>
 #include <system_error>
 #include <thread>
 
-#include <fcntl.h>
+#ifdef __linux__
 #include <unistd.h>
+#endif
 
 namespace emoe {
 
@@ -23,6 +28,7 @@ constexpr uint64_t k_piece = uint64_t{2} << 20; // of one read
 constexpr size_t k_no_extent = SIZE_MAX;        // of a tensor that stays in its file
 constexpr unsigned k_lanes = 4;                 // reads under way
 
+#ifdef __linux__
 // What /proc/self/maps calls a file.
 std::string mapped_name(const std::string &path) {
     if (path.rfind("/proc/self/fd/", 0) == 0) { // one that has no name
@@ -30,11 +36,9 @@ std::string mapped_name(const std::string &path) {
         ssize_t const n = readlink(path.c_str(), name, sizeof name);
         return n > 0 ? std::string(name, static_cast<size_t>(n)) : "";
     }
-    char *real = realpath(path.c_str(), nullptr);
-    std::string const name = real ? real : "";
-    free(real);
-    return name;
+    return real_path(path);
 }
+#endif
 
 } // namespace
 
@@ -91,12 +95,22 @@ DenseWeights::DenseWeights(const ModelIndex &index, bool buffered, bool with_tab
     arena_ = Arena(std::max<size_t>(used, 4096));
 }
 
-void DenseWeights::set_mapping(uintptr_t mapping, const ShellExtent &extent) {
-    if (mapping == 0) return;
+void DenseWeights::set_mapping(const ModelIndex &index, uintptr_t mapping, const ShellExtent &extent) {
+    if (mapping == 0) {
+        for (auto const *tensors : {&index.experts, &index.unused})
+            for (TensorInfo const &t : *tensors) hole_names_.insert(t.name);
+        return;
+    }
     begin_ = mapping;
     dense_end_ = extent.dense_end;
     hole_bytes_ = extent.full_end - extent.dense_end;
     for (size_t i = 0; i < extent.dense.size(); i++) by_offset_.emplace(extent.dense[i], i);
+}
+
+bool DenseWeights::is_undeclared(const ggml_tensor *t) const {
+    ggml_tensor const *weight = t->view_src ? t->view_src : t;
+    return weight->buffer && is_weight(t) && ggml_backend_buffer_is_host(weight->buffer) &&
+           hole_names_.count(std::string_view(weight->name)) != 0;
 }
 
 void DenseWeights::place(ggml_tensor *t) {
@@ -161,11 +175,7 @@ void DenseWeights::read(Extent &extent) {
     for (std::string const &error : errors)
         if (!error.empty() && !failure_)
             failure_ = {EMOE_ERR_IO, "dense weights of `" + file.path() + "` could not be read: " + error};
-#ifdef POSIX_FADV_DONTNEED
-    if (!file.direct())
-        (void)posix_fadvise(file.fd(), static_cast<off_t>(extent.offset), static_cast<off_t>(extent.bytes),
-                            POSIX_FADV_DONTNEED);
-#endif
+    file.drop(extent.offset, extent.bytes);
 }
 
 } // namespace emoe

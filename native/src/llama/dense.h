@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -30,7 +31,7 @@ public:
 
     // Where llama.cpp has mapped the shell; 0: nobody says, and the weights stay where they are. What nobody uses of it is
     // unmapped after loading, and other memory may come to lie there: an address alone makes no tensor a weight.
-    void set_mapping(uintptr_t mapping, const ShellExtent &extent);
+    void set_mapping(const ModelIndex &index, uintptr_t mapping, const ShellExtent &extent);
 
     // A source of a node about to be computed. What cannot be read is told by failure(); the weights are zeros then,
     // and must not be computed with.
@@ -44,8 +45,10 @@ public:
         visit(t->view_src);
         t->data = static_cast<char *>(t->view_src->data) + t->view_offs;
     }
-    // True for the declared bytes of experts, which nothing but our own product may ever touch.
+    // True for the declared bytes of experts, which nothing but our own product may ever touch. Known by their address;
+    // by their name where nobody says what is mapped where: there other memory may lie at such an address.
     bool is_hole(const ggml_tensor *t) const {
+        if (begin_ == 0) return is_undeclared(t);
         auto const p = reinterpret_cast<uintptr_t>(t->data);
         return p - begin_ - dense_end_ < hole_bytes_ && is_weight(t);
     }
@@ -67,6 +70,7 @@ private:
         bool counted = false;
     };
     void place(ggml_tensor *t);
+    bool is_undeclared(const ggml_tensor *t) const;
     void read(Extent &extent);
     static bool is_weight(const ggml_tensor *t) {
         ggml_backend_buffer_t const buffer = t->view_src ? t->view_src->buffer : t->buffer;
@@ -80,7 +84,8 @@ private:
     Arena arena_;
     uintptr_t begin_ = 0; // of the mapping
     uintptr_t dense_end_ = 0, hole_bytes_ = 0;
-    std::atomic<uint64_t> read_bytes_{0}; // read by any thread that asks for stats
+    std::set<std::string, std::less<>> hole_names_; // where nobody says what is mapped
+    std::atomic<uint64_t> read_bytes_{0};           // read by any thread that asks for stats
     Failure failure_;
 };
 

@@ -1,6 +1,7 @@
 #include "llama/index.h"
 
 #include "base/error.h"
+#include "base/paths.h"
 #include "io/file.h"
 #include "llama/kernels.h"
 #include "llama/log.h"
@@ -13,7 +14,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
-#include <sys/stat.h>
 
 namespace emoe {
 
@@ -107,19 +107,15 @@ uint64_t hash_bytes(uint64_t h, const void *data, size_t n) { // FNV-1a
 
 // Path, size, times, inode and the first MiB of the header: a file that was replaced or edited gets another identity.
 uint64_t hash_file(uint64_t h, const std::string &path) {
-    char *real = realpath(path.c_str(), nullptr);
-    std::string const name = real ? real : path;
-    free(real);
+    std::string const name = real_path(path);
     h = hash_bytes(h, name.data(), name.size());
-    struct stat st = {};
-    if (stat(path.c_str(), &st) == 0) {
-        FileStamp const stamp = stamp_of(st);
+    FileStamp stamp;
+    if (stamp_of(path, &stamp))
         for (auto const value : {stamp.size, stamp.inode, static_cast<uint64_t>(stamp.modified_ns),
                                  static_cast<uint64_t>(stamp.changed_ns)})
             h = hash_bytes(h, &value, sizeof value);
-    }
     std::vector<char> head(1 << 20);
-    if (FILE *f = fopen(path.c_str(), "rb")) {
+    if (FILE *f = open_stream(path, "rb")) {
         size_t const n = fread(head.data(), 1, head.size(), f);
         fclose(f);
         h = hash_bytes(h, head.data(), n);
@@ -137,7 +133,7 @@ GgufPtr open_gguf(const std::string &path, uint64_t *file_bytes) {
     File const file(path, true); // exists, is a file, may be read
     *file_bytes = file.size();
     char magic[4] = {};
-    if (FILE *f = fopen(path.c_str(), "rb")) {
+    if (FILE *f = open_stream(path, "rb")) {
         if (fread(magic, 1, 4, f) != 4) memset(magic, 0, 4);
         fclose(f);
     }

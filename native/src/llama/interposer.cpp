@@ -68,7 +68,7 @@ void Interposer::note_buffer(const ggml_tensor *node) {
 
 void Interposer::release_work() {
     for (ggml_backend_buffer_t const b : compute_buffers_)
-        release_pages(ggml_backend_buffer_get_base(b), ggml_backend_buffer_get_size(b));
+        discard_pages(ggml_backend_buffer_get_base(b), ggml_backend_buffer_get_size(b));
     scratch_.release();
 }
 

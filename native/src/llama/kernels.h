@@ -26,7 +26,7 @@ public:
         return arena_.data();
     }
     uint8_t *data() const { return arena_.data(); }
-    void release() const { arena_.release(0, arena_.size()); }
+    void release() const { arena_.release(); }
 
 private:
     Arena arena_;

@@ -6,6 +6,7 @@
 // from the model's own files (llama/dense.h), and the shell is a few megabytes of memory for as long as loading takes.
 #pragma once
 
+#include "io/writable.h"
 #include "llama/index.h"
 
 #include <edgemoe.h>
@@ -25,11 +26,7 @@ struct ShellExtent {
 };
 
 // Whether a shell can be a file in memory, without data: where the system says what is mapped where.
-#ifdef __linux__
-constexpr bool k_memory_shells = true;
-#else
-constexpr bool k_memory_shells = false;
-#endif
+constexpr bool k_memory_shells = k_files_in_memory;
 // Whether a shell must have the data of dense tensors, and so be a file: a GPU is filled from it.
 inline bool shell_needs_data(const emoe_setup &setup) { return setup.device != 0 || !k_memory_shells; }
 
@@ -43,14 +40,11 @@ ShellExtent check_shell(const ModelIndex &index, const std::string &path, bool n
 class MemoryShell {
 public:
     explicit MemoryShell(const ModelIndex &index);
-    ~MemoryShell();
-    MemoryShell(const MemoryShell &) = delete;
-    MemoryShell &operator=(const MemoryShell &) = delete;
-    const std::string &path() const { return path_; } // that opens it, in this process
+    const std::string &path() const { return file_.path(); } // that opens it, in this process
 
 private:
-    int fd_ = -1;
-    std::string path_;
+    static WritableFile in_memory();
+    WritableFile file_;
 };
 
 // Holds the shell open, lengthened and locked against other processes that load it.
@@ -61,11 +55,13 @@ public:
     ShellLoad(const ShellLoad &) = delete;
     ShellLoad &operator=(const ShellLoad &) = delete;
     void shorten() const;
-    void lengthen() const;   // again, where llama.cpp copies what is declared (experts of a GPU): zeros
-    void drop_pages() const; // of the page cache
+    void lengthen() const; // again, where llama.cpp copies what is declared (experts of a GPU): zeros
+    void drop_pages() const { file_.drop_pages(); }
 
 private:
-    int fd_ = -1;
+    void try_resize(uint64_t bytes) const;
+
+    WritableFile file_;
     ShellExtent extent_;
 };
 

@@ -1,6 +1,9 @@
 #include "llama/stamp.h"
 
 #include "base/error.h"
+#include "base/module.h"
+#include "base/paths.h"
+#include "io/file.h"
 #include "llama/cpu.h"
 
 #include <edgemoe.h>
@@ -8,8 +11,6 @@
 #include <ggml.h>
 
 #include <cstdio>
-#include <dlfcn.h>
-#include <sys/stat.h>
 
 namespace emoe {
 
@@ -27,13 +28,11 @@ std::string build_info() {
 
 std::string build_stamp() {
     std::string stamp = build_info();
-    Dl_info info = {};
-    struct stat st = {};
-    if (dladdr(reinterpret_cast<void *>(&emoe_abi_version), &info) != 0 && info.dli_fname &&
-        stat(info.dli_fname, &st) == 0) {
+    FileStamp file;
+    if (stamp_of(text_of(file_of(reinterpret_cast<void *>(&emoe_abi_version))), &file)) {
         char text[96];
-        snprintf(text, sizeof text, "; %lld bytes of %lld", static_cast<long long>(st.st_size),
-                 static_cast<long long>(st.st_mtime));
+        snprintf(text, sizeof text, "; %llu bytes of %lld", static_cast<unsigned long long>(file.size),
+                 static_cast<long long>(file.modified_ns / 1000000000));
         stamp += text;
     }
     return stamp;

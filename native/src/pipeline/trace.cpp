@@ -1,6 +1,7 @@
 #include "pipeline/trace.h"
 
 #include "base/error.h"
+#include "base/paths.h"
 
 #include <cerrno>
 
@@ -10,7 +11,7 @@ namespace {
 enum Kind : uint8_t { k_batch = 1, k_visit = 2, k_read = 3, k_stall = 4, k_product = 5 };
 } // namespace
 
-Trace::Trace(const std::string &path, const std::string &header) : path_(path), file_(fopen(path.c_str(), "wb")) {
+Trace::Trace(const std::string &path, const std::string &header) : path_(path), file_(open_stream(path, "wb")) {
     if (!file_) fail(EMOE_ERR_IO, "cannot write `%s`: %s", path.c_str(), os_message(errno).c_str());
     setvbuf(file_, nullptr, _IOFBF, 1 << 18);
     fwrite("EMOETRC1", 8, 1, file_);

@@ -1,9 +1,10 @@
 #include "store/notes.h"
 
+#include "base/paths.h"
+
 #include <cstdio>
 #include <fstream>
 #include <system_error>
-#include <unistd.h>
 
 namespace fs = std::filesystem;
 
@@ -48,11 +49,11 @@ bool take(const std::string &line, const std::string &key, std::string *value) {
 }
 
 void write_atomically(const fs::path &path, const std::string &text) {
-    fs::path const temporary = path.string() + "." + std::to_string(getpid()) + ".tmp";
+    fs::path const temporary = path_of(text_of(path) + "." + std::to_string(process_id()) + ".tmp");
     std::error_code failed;
     bool written = false;
-    if (FILE *f = fopen(temporary.c_str(), "wb")) {
-        written = fwrite(text.data(), 1, text.size(), f) == text.size() && fflush(f) == 0 && fsync(fileno(f)) == 0;
+    if (FILE *f = open_stream(text_of(temporary), "wb")) {
+        written = fwrite(text.data(), 1, text.size(), f) == text.size() && sync_stream(f);
         written = fclose(f) == 0 && written;
     }
     if (written) fs::rename(temporary, path, failed);

@@ -1,6 +1,7 @@
 #include "store/shells.h"
 
 #include "base/error.h"
+#include "base/paths.h"
 #include "budget/planner.h"
 #include "llama/shell.h"
 #include "store/notes.h"
@@ -27,13 +28,13 @@ constexpr uint64_t k_meta_bytes = uint64_t{64} << 20; // more than any tokenizer
 
 // "<16 hex digits>": the part of a name that all files of one model share; empty for other files.
 std::string stem_of(const fs::path &file) {
-    std::string const name = file.filename().string();
+    std::string const name = text_of(file.filename());
     size_t const n = name.find_first_not_of("0123456789abcdef");
     return n == 16 && name[16] == '.' ? name.substr(0, n) : "";
 }
 
 bool is_temporary(const fs::path &file) {
-    return file.extension() == ".measure" || file.filename().string().find(".tmp") != std::string::npos;
+    return file.extension() == ".measure" || text_of(file.filename()).find(".tmp") != std::string::npos;
 }
 
 struct Entry {
@@ -45,16 +46,17 @@ struct Entry {
 bool source_exists(const fs::path &notes) {
     std::error_code ignored;
     std::string const source = read_notes(notes).source;
-    return !source.empty() && fs::exists(source, ignored);
+    return !source.empty() && fs::exists(path_of(source), ignored);
 }
 
 } // namespace
 
 Shells::Shells(const ModelIndex &index, const std::string &cache_dir) : index_(index) {
-    fs::path const folder = fs::path(cache_dir) / "shells";
+    fs::path const folder = path_of(cache_dir) / "shells";
     std::error_code failed;
     fs::create_directories(folder, failed);
-    if (failed) fail(EMOE_ERR_IO, "cannot make the cache folder `%s`: %s", folder.c_str(), failed.message().c_str());
+    if (failed)
+        fail(EMOE_ERR_IO, "cannot make the cache folder `%s`: %s", text_of(folder).c_str(), failed.message().c_str());
     char name[32];
     snprintf(name, sizeof name, "%016" PRIx64 ".gguf", index.identity);
     path_ = folder / name;
@@ -67,7 +69,7 @@ fs::path Shells::beside(const char *extension) const {
 
 bool Shells::whole() const {
     try {
-        check_shell(index_, path_.string(), true);
+        check_shell(index_, text_of(path_), true);
         return true;
     } catch (const Error &) {
         return false;
@@ -81,9 +83,9 @@ void Shells::make() const {
         fs::space_info const space = fs::space(path_.parent_path(), unknown);
         uint64_t const need = index_.dense_bytes + k_meta_bytes;
         if (!unknown && space.available < need)
-            fail(EMOE_ERR_IO, "`%s` has %s free, the dense part of %s takes %s", path_.parent_path().c_str(),
+            fail(EMOE_ERR_IO, "`%s` has %s free, the dense part of %s takes %s", text_of(path_.parent_path()).c_str(),
                  format_bytes(space.available).c_str(), index_.name.c_str(), format_bytes(need).c_str());
-        write_shell(index_, path_.string(), true);
+        write_shell(index_, text_of(path_), true);
     }
     std::error_code ignored;
     fs::last_write_time(path_, fs::file_time_type::clock::now(), ignored); // only the order of pruning
@@ -92,7 +94,7 @@ void Shells::make() const {
 void Shells::note_use() const {
     prune();
     std::error_code ignored;
-    std::string const source = fs::absolute(index_.layout.paths.front(), ignored).string();
+    std::string const source = text_of(fs::absolute(path_of(index_.layout.paths.front()), ignored));
     Notes notes = read_notes(beside(".notes"));
     if (notes.source != source) {
         notes.source = source;

@@ -1,6 +1,7 @@
 #include "store/sizes.h"
 
 #include "base/machine.h"
+#include "base/paths.h"
 #include "llama/devices.h"
 #include "llama/measure.h"
 #include "llama/shell.h"
@@ -10,7 +11,6 @@
 #include <cstdio>
 #include <sstream>
 #include <system_error>
-#include <unistd.h>
 
 namespace fs = std::filesystem;
 
@@ -100,9 +100,9 @@ SizeBook::Known SizeBook::measure(uint32_t n_ctx, uint32_t n_ubatch) {
     if (!k_memory_shells && temporary_.empty()) {
         // A name of its own for every book: several threads may plan at once.
         char name[64];
-        snprintf(name, sizeof name, ".%ld-%p.measure", static_cast<long>(getpid()), static_cast<void *>(this));
+        snprintf(name, sizeof name, ".%u-%p.measure", process_id(), static_cast<void *>(this));
         fs::path const path = shells_.beside(name);
-        write_shell(shells_.index(), path.string(), false);
+        write_shell(shells_.index(), text_of(path), false);
         temporary_ = path;
     }
     emoe_setup shaped = setup_;
@@ -112,7 +112,7 @@ SizeBook::Known SizeBook::measure(uint32_t n_ctx, uint32_t n_ubatch) {
         before_bytes_ = rss_bytes();
         first_ = shape(n_ctx, n_ubatch);
     }
-    return {measure_context(shells_.index(), temporary_.string(), shaped), 0};
+    return {measure_context(shells_.index(), text_of(temporary_), shaped), 0};
 }
 
 void SizeBook::save() const {
@@ -124,7 +124,7 @@ void SizeBook::save() const {
     for (auto const &[key, known] : known_) notes.sizes[key] = text_of(known.sizes, known.once_bytes);
     if (notes.source.empty()) {
         std::error_code ignored;
-        notes.source = fs::absolute(shells_.index().layout.paths.front(), ignored).string();
+        notes.source = text_of(fs::absolute(path_of(shells_.index().layout.paths.front()), ignored));
     }
     write_notes(path, notes);
 }
