@@ -60,6 +60,7 @@ EXPERT_PREFETCHED = 8
 
 MAX_DEPTH = 4
 MAX_VERIFY = 7
+MAX_SEQUENCE = 7
 
 READER_AUTO = 0
 READER_THREADS = 1
@@ -121,6 +122,8 @@ class Setup(Struct):
         ("n_gpu_layer", c_uint32),
         ("gpu_experts", POINTER(c_uint32)),
         ("n_gpu_expert", c_uint64),
+        ("n_sequence", c_uint32),
+        ("reserved", c_uint32),
     ]
 
 
@@ -472,6 +475,9 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "emoe_engine_verify": (_status, [_engine, POINTER(c_int32), c_uint32, _err]),
     "emoe_engine_can_verify": (_status, [_engine, _err]),
     "emoe_engine_text": (_text, [_engine]),
+    "emoe_engine_select": (_status, [_engine, c_uint32, _err]),
+    "emoe_engine_step": (_status, [_engine, POINTER(c_uint32), POINTER(c_int32), c_uint32, _err]),
+    "emoe_engine_sequence_text": (_text, [_engine, c_uint32]),
     "emoe_engine_n_ctx": (c_uint32, [_engine]),
     "emoe_engine_n_past": (c_uint32, [_engine]),
     "emoe_engine_rewind": (_status, [_engine, c_uint32, _err]),

@@ -106,6 +106,19 @@ class Streamed:
         text = _native.engine_text(self.handle)
         return [_native.text_logits(text, i, self.n_vocab).tobytes() for i in range(len(tokens))]
 
+    def select(self, sequence: int) -> None:
+        _native.engine_select(self.handle, sequence)
+
+    def step(self, tokens: dict[int, int]) -> list[bytes]:
+        """A token of each of some sequences in one pass."""
+        _native.engine_step(self.handle, list(tokens), list(tokens.values()))
+        return [self.row_of(sequence) for sequence in tokens]
+
+    def row_of(self, sequence: int) -> bytes:
+        """What a sequence's last computation gave."""
+        text = _native.engine_sequence_text(self.handle, sequence)
+        return _native.text_logits(text, 0, self.n_vocab).tobytes()
+
     def stats(self) -> dict[str, Any]:
         return _native.engine_stats(self.handle)
 
@@ -129,6 +142,7 @@ def streamed(
     device: int = 0,
     n_gpu_layer: int = 0,
     gpu_experts: Sequence[int] = (),
+    n_sequence: int = 1,
 ) -> Iterator[Streamed]:
     """The engine with slots for `share` of all experts, at least the smallest cache that works.
 
@@ -154,6 +168,7 @@ def streamed(
         prefetch=prefetch,
         gpu_experts=(ctypes.c_uint32 * len(gpu_experts))(*gpu_experts),
         n_gpu_expert=len(gpu_experts),
+        n_sequence=n_sequence,
     )
     # With every expert: also while a large batch borrows.
     cache_bytes = max(info["slot_min_bytes"], int(share * info["slot_bytes"]) + (64 << 20 if share >= 1 else 0))

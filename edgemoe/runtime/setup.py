@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import _native
-from .._abi import BUDGET_AUTO, BUDGET_BYTES, BUDGET_SHARE, MAX_VERIFY
+from .._abi import BUDGET_AUTO, BUDGET_BYTES, BUDGET_SHARE, MAX_SEQUENCE, MAX_VERIFY
 from .._abi import Setup as NativeSetup
 from ..devices.cpu import physical_cores
 from ..devices.gpu import DEVICES
@@ -51,6 +51,9 @@ class Setup:
     draft: most tokens guessed from the text (prompt lookup) and verified in one pass with the next: 1 to 6, "off", or
         "auto": 6 where the model allows it. Fewer or none are drafted where that measures faster. The answer is the
         same to the bit. Where the processor is the bottleneck, as it is where all fits, little is to be won.
+    parallel: answers computed at once, 1 to 7, each with a context of `ctx` tokens of its own: see `Engine.seats`. One
+        pass computes a token of each, and reads the experts of a layer once. Not with draft, a GPU, recurrent models
+        or sliding windows.
     warm_start: begin with what earlier runs learned about the model's experts, and keep what this one learns.
     buffered: read through the page cache even where O_DIRECT works.
     reader: "uring", "threads", or "auto": io_uring where the kernel allows it.
@@ -72,6 +75,7 @@ class Setup:
     policy: str = "next-use"
     prefetch: str = "auto"
     draft: str | int = "off"
+    parallel: int = 1
     warm_start: bool = True
     buffered: bool = False
     reader: str = "auto"
@@ -91,6 +95,7 @@ class Setup:
         _one_of(self.reader, READERS, "a reader")
         _one_of(self.device, DEVICES, "a device")
         parse_draft(self.draft)
+        self._check_parallel()
         self._check_numbers()
         limited = self.read_bytes_per_s > 0
         if self.reader == "uring" and (self.buffered or limited):
@@ -113,6 +118,22 @@ class Setup:
         if not 1 <= self.n_outputs <= _MAX_OUTPUTS:
             raise UsageError(
                 f"logits of {self.n_outputs} tokens make no sense", hint=f"use `n_outputs` of 1 to {_MAX_OUTPUTS}"
+            )
+
+    def _check_parallel(self) -> None:
+        if not 1 <= self.parallel <= MAX_SEQUENCE:
+            raise UsageError(
+                f"{self.parallel} answers at once make no sense", hint=f"use `--parallel` of 1 to {MAX_SEQUENCE}"
+            )
+        if self.parallel > 1 and self.n_draft != 0:
+            raise UsageError(
+                "`--draft` and `--parallel` do not go together: a pass has tokens of one answer, or one of each",
+                hint="leave one of them out",
+            )
+        if self.n_ubatch is not None and self.n_ubatch < self.parallel:
+            raise UsageError(
+                f"{self.parallel} answers at once need batches of as many tokens",
+                hint=f"use `--ubatch {self.parallel}` or more",
             )
 
     def _check_no_gpu(self) -> None:
@@ -173,6 +194,7 @@ class Setup:
             "buffered": int(self.buffered),
             "n_read_lane": self.read_lanes,
             "read_bytes_per_s": self.read_bytes_per_s,
+            "n_sequence": self.parallel,
         }
         return NativeSetup(**{**values, **decided}, **_native.expert_list(experts))
 

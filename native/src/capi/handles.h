@@ -9,6 +9,7 @@
 #include <edgemoe.h>
 
 #include <memory>
+#include <vector>
 
 struct emoe_model {
     std::unique_ptr<emoe::ModelIndex> index;
@@ -23,7 +24,7 @@ struct emoe_text {
 struct emoe_engine {
     std::unique_ptr<emoe::Collector> collector; // outlives the engine, which may be told of it
     std::unique_ptr<emoe::Engine> engine;
-    mutable emoe_text text;
+    mutable std::vector<emoe_text> texts; // by sequence
 };
 
 namespace emoe {
