@@ -63,6 +63,7 @@ LEAST_LOSSY = 0.01
 
 MAX_DEPTH = 4
 MAX_VERIFY = 7
+MAX_SEQUENCE = 7
 
 READER_AUTO = 0
 READER_THREADS = 1
@@ -127,6 +128,8 @@ class Setup(Struct):
         ("n_gpu_expert", c_uint64),
         ("row_cache_bytes", c_uint64),
         ("lossy_nats", c_double),
+        ("n_sequence", c_uint32),
+        ("reserved", c_uint32),
     ]
 
 
@@ -490,6 +493,9 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "emoe_engine_verify": (_status, [_engine, POINTER(c_int32), c_uint32, _err]),
     "emoe_engine_can_verify": (_status, [_engine, _err]),
     "emoe_engine_text": (_text, [_engine]),
+    "emoe_engine_select": (_status, [_engine, c_uint32, _err]),
+    "emoe_engine_step": (_status, [_engine, POINTER(c_uint32), POINTER(c_int32), c_uint32, _err]),
+    "emoe_engine_sequence_text": (_text, [_engine, c_uint32]),
     "emoe_engine_n_ctx": (c_uint32, [_engine]),
     "emoe_engine_n_past": (c_uint32, [_engine]),
     "emoe_engine_rewind": (_status, [_engine, c_uint32, _err]),

@@ -106,6 +106,19 @@ class Streamed:
         text = _native.engine_text(self.handle)
         return [_native.text_logits(text, i, self.n_vocab).tobytes() for i in range(len(tokens))]
 
+    def select(self, sequence: int) -> None:
+        _native.engine_select(self.handle, sequence)
+
+    def step(self, tokens: dict[int, int]) -> list[bytes]:
+        """A token of each of some sequences in one pass."""
+        _native.engine_step(self.handle, list(tokens), list(tokens.values()))
+        return [self.row_of(sequence) for sequence in tokens]
+
+    def row_of(self, sequence: int) -> bytes:
+        """What a sequence's last computation gave."""
+        text = _native.engine_sequence_text(self.handle, sequence)
+        return _native.text_logits(text, 0, self.n_vocab).tobytes()
+
     def stats(self) -> dict[str, Any]:
         return _native.engine_stats(self.handle)
 
@@ -131,6 +144,7 @@ def streamed(
     gpu_experts: Sequence[int] = (),
     row_cache_bytes: int = 0,
     lossy: float = 0.0,
+    n_sequence: int = 1,
 ) -> Iterator[Streamed]:
     """The engine with slots for `share` of all experts, at least the smallest cache that works.
 
@@ -159,6 +173,7 @@ def streamed(
         n_gpu_expert=len(gpu_experts),
         row_cache_bytes=row_cache_bytes,
         lossy_nats=lossy,
+        n_sequence=n_sequence,
     )
     # With every expert: also while a large batch borrows.
     cache_bytes = max(info["slot_min_bytes"], int(share * info["slot_bytes"]) + (64 << 20 if share >= 1 else 0))

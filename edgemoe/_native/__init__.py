@@ -72,6 +72,12 @@ from .engine import (
     engine_rewind as engine_rewind,
 )
 from .engine import (
+    engine_select as engine_select,
+)
+from .engine import (
+    engine_sequence_text as engine_sequence_text,
+)
+from .engine import (
     engine_set_cache_bytes as engine_set_cache_bytes,
 )
 from .engine import (
@@ -85,6 +91,9 @@ from .engine import (
 )
 from .engine import (
     engine_stats as engine_stats,
+)
+from .engine import (
+    engine_step as engine_step,
 )
 from .engine import (
     engine_text as engine_text,

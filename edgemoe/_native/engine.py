@@ -84,6 +84,25 @@ def engine_text(engine: EngineHandle) -> TextHandle:
     return TextHandle(library().emoe_engine_text(engine) or 0)
 
 
+def engine_select(engine: EngineHandle, sequence: int) -> None:
+    """The sequence that the calls below, and `engine_decode`, are about from now on."""
+    error = abi.Error()
+    check(library().emoe_engine_select(engine, sequence, ctypes.byref(error)), error)
+
+
+def engine_step(engine: EngineHandle, sequences: Sequence[int], tokens: Sequence[int]) -> None:
+    """Append a token to each of these sequences in one pass."""
+    error = abi.Error()
+    values, numbers = array("i", tokens), (ctypes.c_uint32 * len(sequences))(*sequences)
+    status = library().emoe_engine_step(engine, numbers, int32_pointer(values), len(values), ctypes.byref(error))
+    check(status, error)
+
+
+def engine_sequence_text(engine: EngineHandle, sequence: int) -> TextHandle:
+    """The vocabulary and one sequence's logits, valid as long as the engine is open."""
+    return TextHandle(library().emoe_engine_sequence_text(engine, sequence) or 0)
+
+
 def engine_n_ctx(engine: EngineHandle) -> int:
     return int(library().emoe_engine_n_ctx(engine))
 

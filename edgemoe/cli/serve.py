@@ -54,6 +54,12 @@ def serve(
         ),
     ] = None,
     queue: Annotated[int, typer.Option(metavar="N", help="Requests that may wait; more are refused.")] = 32,
+    parallel: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Answers computed at once, each with a context of its own; 1 to 7. None changes another."
+        ),
+    ] = 1,
     remember: Annotated[
         float,
         typer.Option(
@@ -67,7 +73,7 @@ def serve(
 ) -> None:
     """Serve models to OpenAI clients, with a page to look at. Sampling options are for requests that name none."""
     chosen = sampling.sampling()
-    setup = engine.setup()
+    setup = engine.setup().but(parallel=parallel)
     try:
         from ..serve.prompts import Defaults
         from ..serve.run import Settings, serve

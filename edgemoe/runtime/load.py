@@ -50,6 +50,7 @@ def load(
             warm_start=wanted.warm_start,
             n_draft=wanted.n_draft,
             n_row=wanted.n_rows,
+            parallel=wanted.parallel,
         )
         undo.pop_all()
         return engine

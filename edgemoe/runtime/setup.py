@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import _native
-from .._abi import BUDGET_AUTO, BUDGET_BYTES, BUDGET_SHARE, LEAST_LOSSY, MAX_VERIFY
+from .._abi import BUDGET_AUTO, BUDGET_BYTES, BUDGET_SHARE, LEAST_LOSSY, MAX_SEQUENCE, MAX_VERIFY
 from .._abi import Setup as NativeSetup
 from ..devices.cpu import physical_cores
 from ..devices.gpu import DEVICES
@@ -56,6 +56,9 @@ class Setup:
         0.02 or 0.05, at least 0.01, at most 1; 0 is exact. Where all fits nothing is left out. Prompts are computed
         exactly. Needs what `edgemoe calibrate` learned of the model, in it or beside it in FILE.calibration. What is
         left out depends on the budget and on what was computed before; nothing is read ahead in decode.
+    parallel: answers computed at once, 1 to 7, each with a context of `ctx` tokens of its own: see `Engine.seats`. One
+        pass computes a token of each, and reads the experts of a layer once. Not with draft, a GPU, recurrent models
+        or sliding windows.
     warm_start: begin with what earlier runs learned about the model's experts, and keep what this one learns.
     buffered: read through the page cache even where O_DIRECT works.
     reader: "uring", "threads", or "auto": io_uring where the kernel allows it.
@@ -78,6 +81,7 @@ class Setup:
     prefetch: str = "auto"
     draft: str | int = "off"
     lossy: float = 0.0
+    parallel: int = 1
     warm_start: bool = True
     buffered: bool = False
     reader: str = "auto"
@@ -97,6 +101,7 @@ class Setup:
         _one_of(self.reader, READERS, "a reader")
         _one_of(self.device, DEVICES, "a device")
         parse_draft(self.draft)
+        self._check_parallel()
         self._check_numbers()
         limited = self.read_bytes_per_s > 0
         if self.reader == "uring" and (self.buffered or limited):
@@ -123,6 +128,22 @@ class Setup:
                 f"logits of {self.n_outputs} tokens make no sense", hint=f"use `n_outputs` of 1 to {_MAX_OUTPUTS}"
             )
 
+    def _check_parallel(self) -> None:
+        if not 1 <= self.parallel <= MAX_SEQUENCE:
+            raise UsageError(
+                f"{self.parallel} answers at once make no sense", hint=f"use `--parallel` of 1 to {MAX_SEQUENCE}"
+            )
+        if self.parallel > 1 and self.n_draft != 0:
+            raise UsageError(
+                "`--draft` and `--parallel` do not go together: a pass has tokens of one answer, or one of each",
+                hint="leave one of them out",
+            )
+        if self.n_ubatch is not None and self.n_ubatch < self.parallel:
+            raise UsageError(
+                f"{self.parallel} answers at once need batches of as many tokens",
+                hint=f"use `--ubatch {self.parallel}` or more",
+            )
+
     def _check_no_gpu(self) -> None:
         if self.gpu_experts:
             raise UsageError("`gpu_experts` are for a GPU", hint="name one with `device`")
@@ -142,6 +163,7 @@ class Setup:
             "draft": (self.n_draft != 0, "verifies guessed tokens with all experts"),
             "device": (self.device != "cpu", "has the experts or their weights where they cannot be left out"),
             "prefetch": (self.prefetch == "on", "reads what may be left out"),
+            "parallel": (self.parallel > 1, "computes a token of each answer with all experts"),
         }
         for name, (given, why) in beside.items():
             if given:
@@ -198,6 +220,7 @@ class Setup:
             "n_read_lane": self.read_lanes,
             "lossy_nats": self.lossy,
             "read_bytes_per_s": self.read_bytes_per_s,
+            "n_sequence": self.parallel,
         }
         return NativeSetup(**{**values, **decided}, **_native.expert_list(experts))
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import _native
-from ..errors import UsageError
+from ..errors import UnsupportedError, UsageError
 from ..printable import whole_characters
 from ..runtime.engine.engine import Engine
 from ..runtime.engine.stats import Stats
@@ -75,6 +75,7 @@ class Catalog:
         self._budget_bytes = 0
         self._prefix_share = prefix_share
         self._talk = talk
+        self._single: set[str] = set()  # models that cannot answer several at once
         self.entries: dict[str, Entry] = {}
         for given in paths:
             self._add(os.fspath(given))
@@ -90,7 +91,13 @@ class Catalog:
         name = whole_characters(name)  # clients must be able to send it
         with open_model(file) as model:
             # Refused now rather than at the first request for it.
-            n_ctx = plan(model, self.setup, measure=False).n_ctx
+            try:
+                n_ctx = plan(model, self._setup(name), measure=False).n_ctx
+            except UnsupportedError as error:
+                if self.setup.parallel == 1:
+                    raise
+                n_ctx = plan(model, self.setup.but(parallel=1), measure=False).n_ctx
+                self._one_by_one(name, error)
             info = model.info
         if name in self.entries:
             raise UsageError(f"two models are called `{name}`", hint=f"name one of them: `other={file}`")
@@ -131,7 +138,7 @@ class Catalog:
         self.loading = name
         begin = time.monotonic()
         try:
-            engine = load(self.entries[name].path, self.setup)
+            engine = self._load(name)
         finally:
             self.loading = ""
         engine.keep_prefixes(self._prefix_bytes(engine))
@@ -141,8 +148,29 @@ class Catalog:
         if engine.plan.context_line:
             self._talk(engine.plan.context_line)
         share = f"{engine.plan.fraction:.0%} of its experts fit"
-        self._talk(f"{name} is loaded in {time.monotonic() - begin:.1f} s: {share}, {engine.n_ctx:,} tokens of context")
+        context = f"{engine.n_ctx:,} tokens of context"
+        if len(engine.seats) > 1:
+            context += f" for each of {len(engine.seats)} answers at once"
+        self._talk(f"{name} is loaded in {time.monotonic() - begin:.1f} s: {share}, {context}")
         return engine
+
+    def _load(self, name: str) -> Engine:
+        try:
+            return load(self.entries[name].path, self._setup(name))
+        except UnsupportedError as error:  # seen in the graph, which a plan does not look at
+            if self._setup(name).parallel == 1:
+                raise
+            engine = load(self.entries[name].path, self.setup.but(parallel=1))
+            self._one_by_one(name, error)
+            return engine
+
+    def _setup(self, name: str) -> Setup:
+        """How this model is opened."""
+        return self.setup.but(parallel=1) if name in self._single else self.setup
+
+    def _one_by_one(self, name: str, error: UnsupportedError) -> None:
+        self._single.add(name)
+        self._talk(f"`--parallel {self.setup.parallel}` is not for {name}, which answers one after the other: {error}")
 
     def _prefix_bytes(self, engine: Engine) -> int:
         """Of the budget, for conversations that others take the place of."""
@@ -178,5 +206,6 @@ class Catalog:
             finally:
                 loaded[1].keep_prefixes(self._prefix_bytes(loaded[1]))
         else:
-            plan(self.entries[self.first].path, wanted, measure=False)
+            first = self.first
+            plan(self.entries[first].path, wanted.but(parallel=self._setup(first).parallel), measure=False)
         self.setup = wanted

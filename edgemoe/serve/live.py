@@ -34,6 +34,7 @@ class LiveView:
             "models": list(catalog.entries),
             "model": None,
             "state": "loading" if catalog.loading else "busy" if worker.busy else "idle",
+            "running": len(worker.busy),
             "waiting": worker.n_waiting,
             "queue": worker.max_waiting,
         }
@@ -55,7 +56,10 @@ class LiveView:
         self._seen.append((now, stats))
         recent, seconds = stats.since(first), max(now - begin, 1e-9)
         return {
-            "context": {"n_past": stats.n_past, "n_ctx": stats.n_ctx},
+            "context": {"n_past": max(seat.n_past for seat in engine.seats), "n_ctx": stats.n_ctx},
+            "answers": [
+                {"n_past": seat.n_past, "running": i in self._worker.busy} for i, seat in enumerate(engine.seats)
+            ],
             "recent": {
                 "decode_tok_s": recent.decode_tok_s,
                 "prefill_tok_s": recent.prefill_tok_s,
@@ -165,6 +169,7 @@ def metrics(worker: Worker, counts: RequestCounts) -> str:
     family("tokens", "counter", "tokens of answered requests", (({"kind": k}, n) for k, n in counts.tokens.items()))
     family("requests_refused", "counter", "requests that found the queue full", one(worker.n_refused))
     family("requests_abandoned", "counter", "requests whose client went away", one(counts.n_gone))
+    family("requests_running", "gauge", "requests that are answered now", one(len(worker.busy)))
     family("queue_waiting", "gauge", "requests that wait", one(worker.n_waiting))
     family("queue_size", "gauge", "requests that may wait", one(worker.max_waiting))
     memory = process_memory()
@@ -193,7 +198,8 @@ def metrics(worker: Worker, counts: RequestCounts) -> str:
         family("remembered_bytes", "gauge", "bytes of their states", one(kept_bytes))
         family("lossy_price_nats", "gauge", "what leaving out experts may cost a token, nats", one(stats.lossy_nats))
         family("lossy_spent_nats", "gauge", "what it costs, a mean over 200 tokens, nats", one(stats.spent_nats))
-        family("context_tokens", "gauge", "tokens in the sequence", one(stats.n_past))
+        n_past = sum(seat.n_past for seat in loaded[1].seats)
+        family("context_tokens", "gauge", "tokens in the sequences, one for each answer computed at once", one(n_past))
     return "\n".join(lines) + "\n"
 
 

@@ -112,7 +112,7 @@ class Native:
         entry = catalog.entries[name]
         return json_response({
             "default_generation_settings": {"n_ctx": entry.n_ctx, "params": self._params()},
-            "total_slots": 1,
+            "total_slots": self._flow.worker.n_seat,
             "model_alias": name,
             "model_path": str(entry.path),
             "chat_template": (engine.model.chat_template if engine else None) or "",
@@ -124,10 +124,11 @@ class Native:
     async def slots(self, request: Request) -> Response:
         worker = self._flow.worker
         name, _ = worker.catalog.current or (worker.catalog.first, None)
-        n_ctx = worker.catalog.entries[name].n_ctx
+        n_ctx, busy = worker.catalog.entries[name].n_ctx, worker.busy
         return json_response([
-            {"id": 0, "n_ctx": n_ctx, "speculative": False, "is_processing": worker.busy, "n_waiting": worker.n_waiting,
-             "params": self._params()}
+            {"id": seat, "n_ctx": n_ctx, "speculative": False, "is_processing": seat in busy,
+             "n_waiting": worker.n_waiting, "params": self._params()}
+            for seat in range(worker.n_seat)
         ])  # fmt: skip
 
     def _params(self) -> dict[str, Any]:

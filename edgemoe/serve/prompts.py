@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 
 from ..errors import UsageError
-from ..runtime.engine.engine import ChatPrompt, Engine
+from ..runtime.engine.engine import Engine
 from ..runtime.text.grammar import json_grammar, schema_grammar
-from ..runtime.text.prompt import CHATML_END, RESERVED, first_rendering_bytes
+from ..runtime.text.prompt import CHATML_END, RESERVED, ChatPrompt, first_rendering_bytes
 from ..runtime.text.sampling import Sampling
 from ..runtime.text.thinking import Thinking
 from . import forms

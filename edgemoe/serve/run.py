@@ -99,7 +99,7 @@ def serve(
     with listening(settings) as listener:
         catalog = Catalog(models, setup, talk, prefix_share=settings.prefix_share)
         catalog.engine(catalog.first)  # what cannot be loaded is known before anybody asks
-        worker = Worker(catalog, settings.queue)
+        worker = Worker(catalog, settings.queue, setup.parallel)
         try:
             asyncio.run(_run(worker, settings, defaults, listener, talk, log))
         finally:

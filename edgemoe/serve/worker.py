@@ -1,8 +1,9 @@
-"""The one thread that owns the engine, and the bounded queue in front of it.
+"""The threads that use the engine, one for each answer that is computed at once, and the bounded queue before them.
 
-Jobs run one after another, in the order in which they came. What a job yields goes to the event loop that asked; a job
-whose client has gone is taken out of the queue, or ended within a layer's time when it is running. No lock is held
-while something is computed or sent.
+Jobs begin in the order in which they came, each on a seat of its own; without `--parallel` there is one, and they run
+one after another. A job for another model waits until all that run have ended. What a job yields goes to the event loop
+that asked; a job whose client has gone is taken out of the queue, or ended within a layer's time, or a token's where
+others are computed with it, when it is running. No lock is held while something is computed or sent.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Job:
         self.model = model
         self.work = work
         self.cancelled = False
+        self.engine: Engine | None = None  # its seat, as long as it runs
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
 
@@ -55,34 +57,44 @@ class Job:
 
 
 class Worker:
-    """max_waiting: jobs that may wait beside the one that runs."""
+    """max_waiting: jobs that may wait beside those that run. parallel: jobs that may run, where the model allows it."""
 
-    def __init__(self, catalog: Catalog, max_waiting: int) -> None:
+    def __init__(self, catalog: Catalog, max_waiting: int, parallel: int = 1) -> None:
         self.catalog = catalog
         self.max_waiting = max_waiting
         self.n_refused = 0
         self._waiting: deque[Job] = deque()
-        self._active: Job | None = None
+        self._active: dict[int, Job] = {}  # by seat
         self._closing = False
         self._change = threading.Condition()  # guards the three above
-        self._thread = threading.Thread(target=self._run, name="edgemoe-engine", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"edgemoe-engine-{i}", daemon=True) for i in range(parallel)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def n_waiting(self) -> int:
         return len(self._waiting)
 
     @property
-    def busy(self) -> bool:
-        return self._active is not None
+    def busy(self) -> frozenset[int]:
+        """The seats on which jobs run."""
+        return frozenset(self._active.copy())
+
+    @property
+    def n_seat(self) -> int:
+        """Jobs that may run at once with the model that is loaded."""
+        loaded = self.catalog.current
+        return len(loaded[1].seats) if loaded else 1
 
     def progress(self, job: Job) -> tuple[int, int] | None:
         """Tokens of a job's prompt that are computed, and those that were there already; None while it waits."""
-        loaded = self.catalog.current
-        if job is not self._active or loaded is None:
+        engine = job.engine
+        if engine is None:
             return None
         try:
-            return loaded[1].progress
+            return engine.progress
         except UsageError:  # it was closed in the meantime
             return None
 
@@ -91,7 +103,7 @@ class Worker:
         with self._change:
             if self._closing:
                 raise ApiError(503, "the server is going down", code="shutting_down")
-            if len(self._waiting) >= self.max_waiting + (self._active is None):
+            if len(self._waiting) >= self.max_waiting + max(0, self.n_seat - len(self._active)):
                 self.n_refused += 1
                 raise ApiError(
                     429,
@@ -100,7 +112,7 @@ class Worker:
                     headers={"Retry-After": str(_RETRY_AFTER_S)},
                 )
             self._waiting.append(job)
-            self._change.notify()
+            self._change.notify_all()
 
     def cancel(self, job: Job) -> None:
         """Who asked has gone."""
@@ -108,9 +120,9 @@ class Worker:
             job.cancelled = True
             if job in self._waiting:
                 self._waiting.remove(job)
-            elif job is self._active and self.catalog.current:
+            elif job.engine:
                 # Under the lock, so that it cannot hit the next job.
-                self.catalog.current[1].cancel()
+                job.engine.cancel()
 
     async def events(self, job: Job) -> AsyncGenerator[Event, None]:
         """Submit a job and give what it yields. Leaving the loop, or being cancelled in it, cancels the job.
@@ -139,34 +151,58 @@ class Worker:
             for job in self._waiting:
                 job.put(ApiError(503, "the server is going down", code="shutting_down"))
             self._waiting.clear()
-            active = self._active
-            self._change.notify()
-        if active:
-            self.cancel(active)
-        self._thread.join(timeout_s)
+            active = list(self._active.values())
+            self._change.notify_all()
+        for job in active:
+            self.cancel(job)
+        end = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
 
-    # ---------------------------------------------------------------- the worker's thread
+    # ---------------------------------------------------------------- the worker's threads
 
     def _run(self) -> None:
         while True:
             with self._change:
-                while not self._waiting and not self._closing:
+                while not self._closing and (seat := self._seat()) is None:
                     self._change.wait()
                 if self._closing:
                     break
+                assert seat is not None
                 job = self._waiting.popleft()
-                self._active = job
+                self._active[seat] = job
             try:
-                self._do(job)
+                self._do(job, seat)
             finally:
                 with self._change:
-                    self._active = None
+                    job.engine = None
+                    del self._active[seat]
+                    self._change.notify_all()
                 job.put(_END)
-        self.catalog.close()
+        if threading.current_thread() is self._threads[-1]:
+            for thread in self._threads[:-1]:
+                thread.join()
+            self.catalog.close()
 
-    def _do(self, job: Job) -> None:
+    def _seat(self) -> int | None:
+        """Where the next job may run now: nowhere while another model's run, or its own is being loaded."""
+        if not self._waiting:
+            return None
+        if not self._active:
+            return 0
+        loaded = self.catalog.current
+        if loaded is None or loaded[0] != self._waiting[0].model:
+            return None
+        return next((seat for seat in range(len(loaded[1].seats)) if seat not in self._active), None)
+
+    def _do(self, job: Job, seat: int) -> None:
         try:
-            engine = self.catalog.engine(job.model)
+            engine = self.catalog.engine(job.model).seats[seat]
+            with self._change:
+                job.engine, gone = engine, job.cancelled
+                self._change.notify_all()  # the model is loaded: others may run with it
+            if gone:
+                return
             for event in job.work(engine):
                 if job.cancelled:
                     return

@@ -110,8 +110,11 @@ typedef struct emoe_setup {
                           (KL divergence): EMOE_LEAST_LOSSY or more, 0: never, exact. Needs what `edgemoe calibrate` has
                           learned, in the model's file or in FILE.calibration. On the CPU, without reading ahead in
                           decode; what is left out depends on the budget and on what was computed before */
+    uint32_t n_sequence; /* sequences of tokens side by side, each of n_ctx tokens; 0: 1, at most EMOE_MAX_SEQUENCE */
+    uint32_t reserved;
 } emoe_setup;
 #define EMOE_LEAST_LOSSY 0.01
+#define EMOE_MAX_SEQUENCE 7
 #define EMOE_BUDGET_BYTES 0
 #define EMOE_BUDGET_SHARE 1 /* memory counts millionths of emoe_memory_info.limit_bytes */
 #define EMOE_BUDGET_AUTO 2  /* 85 % of what is available now, or less if every expert fits in less */
@@ -379,6 +382,22 @@ EMOE_API emoe_status emoe_engine_can_verify(const emoe_engine *engine, emoe_erro
 
 /* Its vocabulary and logits: the engine's, valid as long as it is open. */
 EMOE_API emoe_text *emoe_engine_text(const emoe_engine *engine);
+
+/* Several sequences of tokens side by side, numbered from 0: an engine that was opened with n_sequence > 1 has them.
+ * Each has a KV cache of n_ctx tokens and logits of its own. EMOE_ERR_UNSUPPORTED when the engine is opened, and when
+ * it is planned, with a model that cannot verify drafts: see emoe_engine_verify.
+ *
+ * The functions that speak of "the sequence" (decode, verify, n_past, rewind, state_*) mean the one selected last,
+ * at first sequence 0. */
+EMOE_API emoe_status emoe_engine_select(emoe_engine *engine, uint32_t sequence, emoe_error *err);
+/* Appends tokens[i] to sequence sequences[i], for n of them, each once, and computes all in one pass: the experts of a
+ * layer are read once for all. Each is rounded as if it were decoded alone, so the logits equal those of n calls
+ * of emoe_engine_decode. On failure all are as before. n tokens in emoe_stats. */
+EMOE_API emoe_status emoe_engine_step(emoe_engine *engine, const uint32_t *sequences, const int32_t *tokens, uint32_t n,
+                                      emoe_error *err);
+/* The vocabulary, and the logits of what was last computed of one sequence: they stay while others are computed.
+ * NULL when there is no such sequence. emoe_engine_text is that of sequence 0. */
+EMOE_API emoe_text *emoe_engine_sequence_text(const emoe_engine *engine, uint32_t sequence);
 
 /* Tokens that the context holds. */
 EMOE_API uint32_t emoe_engine_n_ctx(const emoe_engine *engine);

@@ -79,6 +79,7 @@ inline std::vector<emoe_setup> garbage_setups() {
     with([](emoe_setup &s) { s.n_threads = k_garbage; });
     with([](emoe_setup &s) { s.n_read_lane = k_garbage; });
     with([](emoe_setup &s) { s.n_gpu_expert = 3; });
+    with([](emoe_setup &s) { s.n_sequence = EMOE_MAX_SEQUENCE + 1; });
     with([](emoe_setup &s) {
         s.memory_kind = EMOE_BUDGET_SHARE;
         s.memory = k_huge;

@@ -227,6 +227,15 @@ void an_engine_stands_garbage(emoe_engine *engine, const char *folder) {
     REFUSED(emoe_engine_verify(engine, nullptr, 1, &g_err));
     REFUSED(emoe_engine_verify(engine, tokens, 0, &g_err));
     REFUSED(emoe_engine_verify(engine, tokens, UINT32_MAX, &g_err));
+    uint32_t const sequences[2] = {0, 1};
+    REFUSED(emoe_engine_select(engine, 1, &g_err));
+    REFUSED(emoe_engine_select(engine, UINT32_MAX, &g_err));
+    REFUSED(emoe_engine_step(engine, nullptr, tokens, 1, &g_err));
+    REFUSED(emoe_engine_step(engine, sequences, nullptr, 1, &g_err));
+    REFUSED(emoe_engine_step(engine, sequences, tokens, 0, &g_err));
+    REFUSED(emoe_engine_step(engine, sequences, tokens, 2, &g_err));
+    CHECK(emoe_engine_sequence_text(engine, 1) == nullptr);
+    CHECK(emoe_engine_sequence_text(engine, 0) == emoe_engine_text(engine));
     REFUSED(emoe_engine_rewind(engine, UINT32_MAX, &g_err));
     std::vector<uint8_t> bytes(256, 0x5a);
     uint64_t n_bytes = 0;
@@ -326,6 +335,9 @@ void a_session(const char *gguf, const char *folder) {
     CHECK(plan.smallest_bytes > 1);
     for (emoe_setup const &s : garbage_setups()) REFUSED(emoe_session_open(gguf, folder, &s, &session, &plan, &g_err));
     CHECK(session == nullptr);
+    setup.n_sequence = 2;
+    REFUSED(emoe_session_open(gguf, folder, &setup, &session, &plan, &g_err));
+    setup.n_sequence = 0;
     setup.memory_kind = EMOE_BUDGET_AUTO;
     setup.n_outputs = 0;
     GIVEN(emoe_session_open(gguf, folder, &setup, &session, nullptr, &g_err));

@@ -136,6 +136,10 @@ void a_null_engine_is_refused() {
     REFUSED(emoe_engine_verify(nullptr, &token, 1, &g_err));
     REFUSED(emoe_engine_can_verify(nullptr, &g_err));
     CHECK(emoe_engine_text(nullptr) == nullptr);
+    CHECK(emoe_engine_sequence_text(nullptr, 0) == nullptr);
+    REFUSED(emoe_engine_select(nullptr, 0, &g_err));
+    uint32_t const sequence = 0;
+    REFUSED(emoe_engine_step(nullptr, &sequence, &token, 1, &g_err));
     CHECK_EQ(emoe_engine_n_ctx(nullptr), 0u);
     CHECK_EQ(emoe_engine_n_past(nullptr), 0u);
     REFUSED(emoe_engine_rewind(nullptr, 0, &g_err));

@@ -118,9 +118,11 @@ def _watch(server: Served, seconds: float) -> tuple[float, list[int]]:
     return awake, rss
 
 
-def test_soak(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parallel", [1, 4])
+def test_soak(tmp_path: Path, parallel: int) -> None:
     path = tinymoe.write(tmp_path / "tiny.gguf", "qwen3moe", n_layer=4, n_expert=32, n_used=4)
-    options = ("--threads", 1, "--ctx", 512, "--memory", f"{BUDGET_MIB}MiB", "--queue", N_CLIENT)
+    memory = f"{BUDGET_MIB}MiB"
+    options = ("--threads", 1, "--ctx", 512, "--memory", memory, "--queue", N_CLIENT, "--parallel", parallel)
     with serving.serve(tmp_path / "cache", path, *options) as server:
         questions = [
             f"what about {word}" for word in ("the", "interior", "other", "theme", "thing", "inner", "era", "ant")
@@ -158,7 +160,8 @@ def test_soak(tmp_path: Path) -> None:
         peak = server.live()["memory"]["peak"]
         middle, last = max(rss[len(rss) // 4 : len(rss) // 2]), max(rss[-len(rss) // 4 :])
         print(
-            f"\n{SECONDS:.0f} s: {good} whole answers, {left} left, {sum(c.n_full for c in clients)} refused; "
+            f"\n--parallel {parallel}, {SECONDS:.0f} s: {good} whole answers, {left} left, "
+            f"{sum(c.n_full for c in clients)} refused; "
             f"{one_client:.0f} tok/s for one client, {many_clients:.0f} for {N_CLIENT}; "
             f"RSS {middle / 2**20:.1f} MiB in the second quarter, {last / 2**20:.1f} in the last, "
             f"peak {peak / 2**20:.1f} of {BUDGET_MIB}"

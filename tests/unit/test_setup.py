@@ -64,7 +64,7 @@ def test_every_number_reaches_the_native_struct() -> None:
 def test_a_lossy_price_goes_with_nothing_that_needs_all_experts() -> None:
     assert Setup(lossy=0.02, draft="off", prefetch="off").native().lossy_nats == 0.02
     assert Setup().native().lossy_nats == 0
-    for name, value in {"draft": "auto", "device": "vulkan", "prefetch": "on"}.items():
+    for name, value in {"draft": "auto", "device": "vulkan", "prefetch": "on", "parallel": 2}.items():
         with pytest.raises(UsageError, match=f"`--{name}`"):
             Setup(lossy=0.02, **{name: value})  # type: ignore[arg-type]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import sys
@@ -9,9 +10,9 @@ import weakref
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ... import _native
 from ..._abi import Stats as NativeStats
@@ -23,14 +24,15 @@ from ..budget.planner import Plan
 from ..model import Model, ModelInfo
 from ..setup import READERS
 from ..text.bounds import Pace
-from ..text.prompt import CHATML_END, Message, first_rendering_bytes, render, rendering_bytes, text_bytes
+from ..text.prompt import CHATML_END, ChatPrompt, Message, first_rendering_bytes, render, rendering_bytes, text_bytes
 from ..text.sampling import Sampling
 from ..text.stream import Step, TextStream
 from ..text.template import resident_bytes as template_bytes
-from ..text.thinking import Piece, Thinking, mark_texts, shown, thinking_of
+from ..text.thinking import Piece, mark_texts, shown, thinking_of
 from .backend import Backend
 from .collected import Collected
 from .draft import COST_RESIDENT, COST_STREAMED, Lookahead, Payoff, allowed
+from .passes import Passes, Sequences
 from .prefixes import Prefixes
 from .scoring import scores
 from .sequence import TokenSequence
@@ -48,14 +50,6 @@ _NATIVE_STATS = frozenset(field.name for field in fields(Stats)) & {field[0] for
 _CHECK_TOKENS = 32  # computed between two looks at the process's memory
 
 
-@dataclass(frozen=True)
-class ChatPrompt:
-    """The tokens of a conversation, and how the answer to it is read."""
-
-    tokens: list[int]
-    thinking: Thinking
-
-
 class Engine:
     """One model, one sequence of tokens. Made by `edgemoe.load`; close it, or use it in a `with` statement.
 
@@ -66,6 +60,8 @@ class Engine:
     finish_reason: why the last answer ended: "stop" (the model or a stop string ended it), "length" (max_tokens, or
     the context is full), "" (it did not end).
     n_reused: tokens of the last answer's prompt that were in the engine already.
+    seats: with `parallel` an engine for each answer that may be computed at once, this one first: each with a sequence
+    of its own, for a thread of its own. Closing one closes all.
     """
 
     def __init__(
@@ -79,13 +75,14 @@ class Engine:
         warm_start: bool = True,
         n_draft: int | None = 0,
         n_row: int = 1,
+        parallel: int = 1,
     ) -> None:
         """backend: the engine's from now on; with the smallest cache, which grows when it is known what is left for it.
 
         host_info: the model without the experts that a GPU has. resolve: bytes of a budget as the user writes it.
         warm_start: see `Setup`.
         n_draft: most tokens drafted at once; None: MAX_DRAFT where the model can verify them.
-        n_row: tokens whose logits one computation keeps, at most.
+        n_row: tokens whose logits one computation keeps, at most. parallel: sequences of a backend that is `Sequences`.
         """
         self.model = model
         self.host_info = host_info
@@ -96,6 +93,10 @@ class Engine:
         self._payoff = Payoff(COST_STREAMED if plan.n_slot < plan.n_expert_total else COST_RESIDENT)
         self._n_drafted = self._n_draft_used = 0
         self._unchecked = 0  # tokens since the last look at the process's memory
+        places: Sequence[Backend] = [backend]
+        if parallel > 1:
+            places = Passes(cast("Sequences", backend), parallel, plan.n_ubatch).seats()
+            backend = places[0]
         self._finalizer = weakref.finalize(self, backend.close)
         self._finalizer.atexit = False  # the process's end frees everything; a daemon thread may still be computing
         # What the headers and loading took is the cache's from here on; what answers need of the model is read first.
@@ -119,11 +120,17 @@ class Engine:
                 untouched_bytes=stats["untouched_bytes"],
                 resident=_resident_bytes,
             )
-            self._sequence = TokenSequence(backend, self._allowance.lock, longest=model.info.n_ctx_train)
+            control, longest = self._allowance.lock, model.info.n_ctx_train
+            sequences = tuple(TokenSequence(place, control, longest=longest) for place in places)
         except BaseException:
             self._finalizer()
             raise
+        self._sequence = sequences[0]
         self.n_vocab, self.n_ctx = self._sequence.n_vocab, self._sequence.n_ctx
+        self.seats: tuple[Engine, ...] = (self, *(copy.copy(self) for _ in sequences[1:]))
+        for seat, sequence in zip(self.seats, sequences, strict=True):
+            seat._sequence, seat.seats = sequence, self.seats
+            sequence.siblings = tuple(other for other in sequences if other is not sequence)
 
     # ---------------------------------------------------------------- budget
 
@@ -276,6 +283,7 @@ class Engine:
         self._sequence.check_prompt(tokens)
         self._sequence.begin()
         self.finish_reason, self.n_reused = "length", self._become(tokens)
+        self._sequence.rest(self._sequence.epoch)
 
     def check(self, tokens: Sequence[int], sampling: Sampling) -> None:
         """Raise what `steps` would raise before it computes: UsageError for a prompt or a grammar that cannot be."""
@@ -309,7 +317,7 @@ class Engine:
         prompt = self.chat_prompt(messages, variables=variables)
         if self.model.chat_template is None:
             stop = (*stop, CHATML_END)
-        return _read(self._answer(prompt.tokens, max_tokens, sampling, stop), prompt.thinking)
+        return prompt.thinking.pieces(self._answer(prompt.tokens, max_tokens, sampling, stop))
 
     def chat_tokens(
         self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None, begun: str = ""
@@ -448,6 +456,7 @@ class Engine:
             _native.sampler_close(sampler)
             if ahead:
                 ahead.close()
+                self._sequence.rest(epoch)
         text = stream.finish()
         if text:
             yield Step(-1, b"", text)
@@ -501,7 +510,9 @@ class Engine:
                 cuts = True
             except UnsupportedError:
                 cuts = False
-        self._sequence.prefixes = Prefixes(max_bytes, self.room, cuts=cuts) if max_bytes else None
+        kept = Prefixes(max_bytes, self.room, cuts=cuts) if max_bytes else None
+        for seat in self.seats:
+            seat._sequence.prefixes = kept
 
     @property
     def prefixes(self) -> tuple[int, int]:
@@ -559,7 +570,8 @@ class Engine:
         """Give everything back, ending what another thread is computing. May be called again."""
         if self._finalizer.alive:
             self._leave()
-        self._sequence.close()
+        for seat in self.seats:
+            seat._sequence.close()
         self._finalizer()
 
     def _leave(self) -> None:
@@ -589,10 +601,3 @@ class Engine:
 def _resident_bytes() -> int:
     """Of this process and of the one that renders templates for it."""
     return _native.rss_bytes() + template_bytes()
-
-
-def _read(texts: Iterator[str], thinking: Thinking) -> Iterator[Piece]:
-    reader = thinking.reader()
-    for text in texts:
-        yield from reader.feed(text)
-    yield from reader.finish()

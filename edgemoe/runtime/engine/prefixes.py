@@ -6,6 +6,7 @@ longest ago goes first. A state that is taken up again leaves: the engine has it
 
 from __future__ import annotations
 
+import threading
 from array import array
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -35,6 +36,7 @@ class Prefixes:
         self._room = room
         self._cuts = cuts
         self._kept: list[Kept] = []  # the one used longest ago first
+        self._lock = threading.Lock()  # several sequences may share what is kept
 
     @property
     def n_bytes(self) -> int:
@@ -47,7 +49,7 @@ class Prefixes:
     def best(self, wanted: array[int]) -> tuple[Kept | None, int]:
         """The state that shares the longest beginning with these tokens, and how many tokens that is."""
         found: tuple[Kept | None, int] = (None, 0)
-        for one in self._kept:
+        for one in tuple(self._kept):
             n = shared(one.tokens, wanted)
             if n > found[1] and (self._cuts or n == len(one.tokens) < len(wanted)):
                 found = (one, n)
@@ -58,19 +60,23 @@ class Prefixes:
         n_bytes = backend.state_bytes()
         if not 0 < n_bytes <= self.max_bytes:
             return
-        if self._cuts:  # what the new one begins with needs no state of its own
-            self._kept = [one for one in self._kept if shared(one.tokens, tokens) < len(one.tokens)]
-        while self._kept and self.n_bytes + n_bytes > self.max_bytes:
-            del self._kept[0]
-        try:
-            with self._room(n_bytes, "the state of a conversation"):
-                self._kept.append(Kept(tokens[:], backend.state(n_bytes)))
-        except BudgetError:  # the experts need the memory more
-            return
+        with self._lock:
+            if self._cuts:  # what the new one begins with needs no state of its own
+                self._kept = [one for one in self._kept if shared(one.tokens, tokens) < len(one.tokens)]
+            while self._kept and self.n_bytes + n_bytes > self.max_bytes:
+                del self._kept[0]
+            try:
+                with self._room(n_bytes, "the state of a conversation"):
+                    self._kept.append(Kept(tokens[:], backend.state(n_bytes)))
+            except BudgetError:  # the experts need the memory more
+                return
 
     def restore(self, backend: Backend, kept: Kept) -> bool:
-        """Make a state the backend's sequence. Whether that went well; the sequence is empty where it did not."""
-        self._kept.remove(kept)
+        """Make a state the backend's sequence. Whether that went well; it is not to be relied on where it did not."""
+        with self._lock:
+            if not any(one is kept for one in self._kept):  # another sequence was faster
+                return False
+            self._kept = [one for one in self._kept if one is not kept]
         try:
             backend.set_state(kept.state)
         except EdgeMoEError:

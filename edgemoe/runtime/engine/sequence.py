@@ -17,7 +17,7 @@ _WAIT_S = 0.05  # how late a signal handler may run during prefill
 
 
 class TokenSequence:
-    """The one sequence of a backend.
+    """The sequence of a backend.
 
     epoch: counts the purposes it has served: continuing an answer keeps it, anything else that changes it begins one.
     """
@@ -39,6 +39,8 @@ class TokenSequence:
         self._busy = threading.Lock()  # held while something is computed, cut or sampled
         self._tokens = array("i")
         self._cancelled = False
+        self.siblings: tuple[TokenSequence, ...] = ()  # of the same engine
+        self._rests = False  # nobody goes on with it without beginning anew: a sibling may take it over
 
     @property
     def backend(self) -> Backend:
@@ -84,6 +86,13 @@ class TokenSequence:
     def begin(self) -> None:
         """Something new is asked for: what was cancelled before is forgotten."""
         self._cancelled = False
+        with self._control:
+            self._rests = False
+
+    def rest(self, epoch: int) -> None:
+        """The answer of that epoch has ended. A sibling may take its tokens, for a prompt that begins with them."""
+        with self._control:
+            self._rests = self.epoch == epoch
 
     def cancel(self) -> None:
         """End what is being computed soon, with Cancelled in the thread that computes; or what is computed next."""
@@ -140,6 +149,8 @@ class TokenSequence:
         Returns how many tokens that was. anew: compute all of them.
         """
         wanted = array("i", tokens)
+        if self.siblings and not anew:
+            self._trade(wanted)
         common = 0 if anew else shared(self._tokens, wanted)
         if self.prefixes:
             common = self._exchange(self.prefixes, wanted, common, anew=anew)
@@ -152,6 +163,19 @@ class TokenSequence:
         n_reused = self.n_kept = len(self._tokens)
         self.append(wanted[n_reused:])
         return n_reused
+
+    def _trade(self, wanted: array[int]) -> None:
+        """Change places with a sibling that rests and has more of these tokens."""
+        with self._exclusive() as backend, self._control:
+            self._synchronize(backend)
+            resting = [one for one in self.siblings if one._rests]
+            best = max(resting, key=lambda one: shared(one._tokens, wanted), default=None)
+            if best is None or shared(best._tokens, wanted) < shared(self._tokens, wanted) + MIN_TOKENS:
+                return
+            self._backend, best._backend = best._backend, self._backend
+            self._tokens, best._tokens = best._tokens, self._tokens
+            self._n_prompt, best._n_prompt = best._n_prompt, self._n_prompt
+            best.epoch += 1
 
     def _exchange(self, prefixes: Prefixes, wanted: array[int], common: int, *, anew: bool) -> int:
         """Set a conversation aside whose prompt would be lost, and take up the one that goes on. Tokens shared then."""

@@ -12,7 +12,10 @@ from ..model import ModelInfo
 
 
 class NativeBackend:
-    """See `Backend`. handle: the backend's from now on. compare: told the native statistics of the whole run."""
+    """See `Backend` and `Sequences`. handle: the backend's from now on.
+
+    compare: told the native statistics of the whole run.
+    """
 
     def __init__(self, handle: _native.EngineHandle, compare: Callable[[Mapping[str, Any]], None]) -> None:
         self.engine = handle
@@ -24,6 +27,15 @@ class NativeBackend:
     @property
     def n_past(self) -> int:
         return _native.engine_n_past(self.engine)
+
+    def select(self, sequence: int) -> None:
+        _native.engine_select(self.engine, sequence)
+
+    def step(self, sequences: Sequence[int], tokens: Sequence[int]) -> None:
+        _native.engine_step(self.engine, sequences, tokens)
+
+    def text_of(self, sequence: int) -> _native.TextHandle:
+        return _native.engine_sequence_text(self.engine, sequence)
 
     def decode(self, tokens: Sequence[int], *, want_all: bool) -> None:
         _native.engine_decode(self.engine, tokens, want_all=want_all)

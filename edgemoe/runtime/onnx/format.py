@@ -28,7 +28,11 @@ def open(path: Path) -> Model | None:
 
 
 def check(model: Model, setup: Setup) -> None:
-    """Raise UsageError for options that only the GGUF path has."""
+    """Raise UsageError or UnsupportedError for options that only the GGUF path has."""
+    if setup.parallel > 1:
+        raise UnsupportedError(
+            "an ONNX export answers one after the other", hint="leave `--parallel` out, or use the GGUF file"
+        )
     given = {
         "prefetch": setup.prefetch == "on",
         "reader": setup.reader == "uring",

@@ -6,6 +6,7 @@ Templates run in a process of their own (`template.py`); ChatML, for models with
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ...errors import UsageError
@@ -13,12 +14,21 @@ from . import messages as conversations
 from .chatml import END as CHATML_END
 from .chatml import ChatML
 from .template import Refused, first_rendering_bytes, rendering_bytes
+from .thinking import Thinking
 
 Message = Mapping[str, Any]
 """{"role": "user", "content": "..."}; further keys reach the template."""
 
 RESERVED = frozenset(("messages", "tools", "documents", "bos_token", "eos_token", "add_generation_prompt"))
 """Names in a template that a caller's own may not take."""
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """The tokens of a conversation, and how the answer to it is read."""
+
+    tokens: list[int]
+    thinking: Thinking
 
 
 def render(
@@ -78,4 +88,13 @@ def _check(messages: Sequence[Message]) -> None:
             )
 
 
-__all__ = ["CHATML_END", "RESERVED", "Message", "first_rendering_bytes", "render", "rendering_bytes", "text_bytes"]
+__all__ = [
+    "CHATML_END",
+    "RESERVED",
+    "ChatPrompt",
+    "Message",
+    "first_rendering_bytes",
+    "render",
+    "rendering_bytes",
+    "text_bytes",
+]

@@ -7,7 +7,7 @@ gpt-oss' channels, whose calls of tools are told apart here too.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -59,6 +59,13 @@ class Thinking:
         if self.channels:
             return ChannelReader()
         return MarkReader(self.marks, opened=self.opened) if self.marks else PlainReader()
+
+    def pieces(self, texts: Iterable[str]) -> Iterator[Piece]:
+        """An answer that comes in these texts."""
+        reader = self.reader()
+        for text in texts:
+            yield from reader.feed(text)
+        yield from reader.finish()
 
 
 def thinking_of(template: str | None, prompt: str = "") -> Thinking:

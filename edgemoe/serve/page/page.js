@@ -359,7 +359,7 @@ function drawModels(names, current) {
 function draw(live) {
   drawModels(live.models, live.model);
   const waiting = live.waiting ? `, ${live.waiting} waiting` : "";
-  $("state").textContent = live.state === "busy" ? `answering${waiting}` : `${live.state}${waiting}`;
+  $("state").textContent = live.state === "busy" ? `answering${live.running > 1 ? ` ${live.running} at once` : ""}${waiting}` : `${live.state}${waiting}`;
   if (!live.memory) return;
   const { recent, total, context } = live;
   const speed = recent.decode_tok_s || null;

@@ -15,7 +15,8 @@ emoe_status emoe_engine_open(const emoe_model *model, const char *shell_path, co
         emoe_setup const s = read_setup(setup, true);
         auto engine = std::make_unique<emoe_engine>();
         engine->engine = std::make_unique<Engine>(*model->index, shell_path ? shell_path : "", s, cache_bytes);
-        engine->text.model = engine->engine.get();
+        engine->texts.resize(engine->engine->n_sequence());
+        for (uint32_t i = 0; i < engine->texts.size(); i++) engine->texts[i].model = &engine->engine->text(i);
         *out = engine.release();
     });
 }
@@ -45,6 +46,19 @@ emoe_status emoe_engine_can_verify(const emoe_engine *engine, emoe_error *err) {
     return guarded(err, [&] {
         std::string const why = engine_of(engine).no_verify();
         if (!why.empty()) fail(EMOE_ERR_UNSUPPORTED, "this model cannot verify drafts: %s", why.c_str());
+    });
+}
+
+emoe_status emoe_engine_select(emoe_engine *engine, uint32_t sequence, emoe_error *err) {
+    return guarded(err, [&] { engine_of(engine).select(sequence); });
+}
+
+emoe_status emoe_engine_step(emoe_engine *engine, const uint32_t *sequences, const int32_t *tokens, uint32_t n,
+                             emoe_error *err) {
+    return guarded(err, [&] {
+        check_pointer(sequences, "sequences");
+        check_pointer(tokens, "tokens");
+        engine_of(engine).step(sequences, tokens, n);
     });
 }
 
@@ -146,6 +160,10 @@ void emoe_engine_inject_fault(emoe_engine *engine, uint32_t kind, uint64_t n) {
     faults.countdown.store(n);
 }
 
-emoe_text *emoe_engine_text(const emoe_engine *engine) { return engine ? &engine->text : nullptr; }
+emoe_text *emoe_engine_text(const emoe_engine *engine) { return emoe_engine_sequence_text(engine, 0); }
+
+emoe_text *emoe_engine_sequence_text(const emoe_engine *engine, uint32_t sequence) {
+    return engine && sequence < engine->texts.size() ? &engine->texts[sequence] : nullptr;
+}
 
 uint32_t emoe_engine_n_ctx(const emoe_engine *engine) { return engine ? engine_of(engine).n_ctx() : 0; }

@@ -10,6 +10,7 @@
 #include <edgemoe.h>
 
 #include <memory>
+#include <vector>
 
 struct emoe_model {
     std::unique_ptr<emoe::ModelIndex> index;
@@ -25,7 +26,7 @@ struct emoe_engine {
     std::unique_ptr<emoe::Collector> collector; // outlives the engine, which may be told of it
     std::unique_ptr<emoe::SkipTrial> trial;     // likewise
     std::unique_ptr<emoe::Engine> engine;
-    mutable emoe_text text;
+    mutable std::vector<emoe_text> texts; // by sequence
 };
 
 namespace emoe {

@@ -19,6 +19,8 @@ void check_shape(const emoe_setup &s) {
     if (s.n_ubatch == 0 || s.n_ubatch > s.n_ctx)
         fail(EMOE_ERR_ARGUMENT, "batches of %u tokens in a context of %u", s.n_ubatch, s.n_ctx);
     if (s.n_threads == 0) fail(EMOE_ERR_ARGUMENT, "0 threads");
+    if (s.n_sequence > s.n_ubatch)
+        fail(EMOE_ERR_ARGUMENT, "%u sequences in batches of %u tokens", s.n_sequence, s.n_ubatch);
 }
 
 void check_lossy(const emoe_setup &s) {
@@ -29,6 +31,7 @@ void check_lossy(const emoe_setup &s) {
              "above %g little is left of the model; 0 is exact",
              s.lossy_nats, k_least_price, k_most_price);
     if (s.device != 0) fail(EMOE_ERR_UNSUPPORTED, "experts are left out at a price on the CPU alone, without a GPU");
+    if (s.n_sequence > 1) fail(EMOE_ERR_UNSUPPORTED, "experts are left out at a price of one sequence alone");
     if (s.prefetch == EMOE_PREFETCH_ON)
         fail(EMOE_ERR_ARGUMENT, "what is left out at a price is not read ahead: leave prefetch on automatic, or off");
 }
@@ -51,6 +54,8 @@ emoe_setup read_setup(const emoe_setup *setup, bool shaped) {
     if (s.policy >= k_n_policy) fail(EMOE_ERR_ARGUMENT, "unknown eviction policy %u", s.policy);
     if (s.prefetch > EMOE_PREFETCH_ON) fail(EMOE_ERR_ARGUMENT, "unknown prefetch mode %u", s.prefetch);
     if (s.reader > EMOE_READER_URING) fail(EMOE_ERR_ARGUMENT, "unknown reader %u", s.reader);
+    if (s.n_sequence > EMOE_MAX_SEQUENCE)
+        fail(EMOE_ERR_ARGUMENT, "%u sequences: at most %u", s.n_sequence, EMOE_MAX_SEQUENCE);
     if (s.n_read_lane > k_max_lanes)
         fail(EMOE_ERR_ARGUMENT, "%u reads at once: at most %u", s.n_read_lane, k_max_lanes);
     check_lossy(s);

@@ -130,6 +130,7 @@ void Engine::load_model(const ModelIndex &index, const Loading &loading) {
     model_.reset(llama_model_load_from_file(loading.path.c_str(), mp));
     if (!model_) fail(EMOE_ERR_FORMAT, "llama.cpp refuses the model: %s", loading.why().c_str());
     check_model(model_.get());
+    if (emoe::n_sequence(setup_) > 1) check_sequences(model_.get(), setup_.device != 0);
     vocab_ = llama_model_get_vocab(model_.get());
     dense_->set_mapping(index, loading.mapping(), loading.extent);
     gpu_ = std::make_unique<GpuExperts>(index, gpu_parts_);
@@ -150,7 +151,12 @@ void Engine::make_context(const Loading &loading) {
         fail(EMOE_ERR_MEMORY, "llama.cpp cannot make a context of %u tokens: %s", setup_.n_ctx, loading.why().c_str());
     check_context(ctx_.get());
     if (setup_.device == 0) interposer_->set_context(ctx_.get());
-    n_ctx_ = llama_n_ctx(ctx_.get());
+    n_ctx_ = llama_n_ctx_seq(ctx_.get());
+    sequences_.resize(emoe::n_sequence(setup_));
+    for (uint32_t i = 0; i < sequences_.size(); i++) {
+        sequences_[i].words = vocab_;
+        sequences_[i].place = i;
+    }
 }
 
 // Before the first answer. On this thread alone, where a failed assertion of ggml is an error; on one of its own it would
@@ -162,6 +168,7 @@ void Engine::look_at_graph() {
     try {
         dry_run();
         if (on_cpu) probe();
+        if (n_sequence() > 1) dry_step();
     } catch (const Error &) {
         // What was seen of the graph says more than an assertion.
         if (interposer_->failure()) interposer_->failure().raise();
@@ -241,14 +248,7 @@ void Engine::check_files() {
 
 void Engine::decode(const int32_t *tokens, uint32_t n, bool want_all) { run(tokens, n, want_all, Rounding::batch); }
 
-std::string Engine::no_verify() const {
-    if (llama_model_is_recurrent(model_.get()) || llama_model_is_hybrid(model_.get()))
-        return "its recurrent state cannot be taken back";
-    if (setup_.device != 0) return "a GPU rounds several tokens at once differently from one";
-    // A window's cells are used again: which cell a token gets depends on how many come at once.
-    if (llama_model_n_swa(model_.get()) != 0) return "it attends to a sliding window";
-    return "";
-}
+std::string Engine::no_verify() const { return no_columns(model_.get(), setup_.device != 0); }
 
 void Engine::verify(const int32_t *tokens, uint32_t n) {
     if (n > k_max_columns) fail(EMOE_ERR_ARGUMENT, "%u tokens at once: at most %u can be verified", n, k_max_columns);
@@ -259,19 +259,43 @@ void Engine::verify(const int32_t *tokens, uint32_t n) {
 
 void Engine::run(const int32_t *tokens, uint32_t n, bool want_all, Rounding rounding) {
     uint32_t const n_ubatch = setup_.n_ubatch;
-    uint32_t const n_vocab = static_cast<uint32_t>(llama_vocab_n_tokens(vocab_));
-    if (stale_) stale_.raise();
-    if (n == 0) fail(EMOE_ERR_ARGUMENT, "no tokens to compute");
     if (want_all && (n > setup_.n_outputs || n > n_ubatch))
         fail(EMOE_ERR_ARGUMENT, "logits of %u tokens were asked for, but the engine was opened for %u at a time", n,
              std::min(setup_.n_outputs, n_ubatch));
-    if (n > n_ctx_ - n_past_)
-        fail(EMOE_ERR_CONTEXT, "%u tokens do not fit: the context holds %u and has %u", n, n_ctx_, n_past_);
+    Sequence &sequence = selected();
+    uint32_t const begin = sequence.n_past;
+    if (n > n_ctx_ - begin)
+        fail(EMOE_ERR_CONTEXT, "%u tokens do not fit: the context holds %u and has %u", n, n_ctx_, begin);
+    check_tokens(tokens, n);
+    sequence.n_row = 0;
+    auto const pieces = [&] {
+        for (uint32_t done = 0; done < n; done += n_ubatch) {
+            uint32_t const piece = std::min(n_ubatch, n - done);
+            wanted_.assign(piece, want_all ? 1 : 0);
+            if (done + piece == n) wanted_.back() = 1;
+            compute(tokens + done, piece, {&sequence}, rounding);
+        }
+    };
+    uint64_t const took = attempt(n, pieces, [&] { forget_after(sequence, begin); });
+    bool const decodes = n == 1 || rounding == Rounding::columns;
+    (decodes ? decode_ns_ : prefill_ns_) += took;
+    (decodes ? n_decode_ : n_prefill_) += decodes ? 1 : n; // of verified tokens the host knows how many it keeps
+    all_outputs_ = want_all;
+    n_output_ = want_all ? n : 1;
+    if (n_sequence() > 1) keep_logits(sequence, 0, n_output_);
+}
+
+void Engine::check_tokens(const int32_t *tokens, uint32_t n) const {
+    auto const n_vocab = static_cast<uint32_t>(llama_vocab_n_tokens(vocab_));
+    if (stale_) stale_.raise();
+    if (n == 0) fail(EMOE_ERR_ARGUMENT, "no tokens to compute");
     for (uint32_t i = 0; i < n; i++)
         if (tokens[i] < 0 || static_cast<uint32_t>(tokens[i]) >= n_vocab)
             fail(EMOE_ERR_ARGUMENT, "token %d is not in the vocabulary of %u", tokens[i], n_vocab);
+}
 
-    uint32_t const begin = n_past_;
+// A call that computes n tokens, and how long it took, ns. undo: what makes the sequences what they were, on failure.
+uint64_t Engine::attempt(uint32_t n, const std::function<void()> &computing, const std::function<void()> &undo) {
     if (!keeps_cancel_) cancelled_.store(false);
     n_output_ = 0;
     if (uint64_t const extra = work_.extra_bytes(n); extra > lent_bytes_) lend(extra);
@@ -279,38 +303,33 @@ void Engine::run(const int32_t *tokens, uint32_t n, bool want_all, Rounding roun
     if (cancelled_.load()) streamer_->fail_visit(cancelled()); // between the last call and this one's begin_batch
     uint64_t const t0 = now_ns();
     try {
-        for (uint32_t done = 0; done < n; done += n_ubatch) {
-            uint32_t const piece = std::min(n_ubatch, n - done);
-            compute(tokens + done, piece, want_all, done + piece == n, rounding);
-        }
+        computing();
         check_files();
     } catch (...) {
         streamer_->end_batch();
         take_back();
-        forget_after(begin);
+        undo();
         throw;
     }
     streamer_->end_batch();
     take_back();
-    uint64_t const took = now_ns() - t0;
-    bool const decodes = n == 1 || rounding == Rounding::columns;
-    (decodes ? decode_ns_ : prefill_ns_) += took;
-    (decodes ? n_decode_ : n_prefill_) += decodes ? 1 : n; // of verified tokens the host knows how many it keeps
-    all_outputs_ = want_all;
-    n_output_ = want_all ? n : 1;
+    return now_ns() - t0;
 }
 
 void Engine::set_cache_bytes(uint64_t bytes) {
     require_cache_bytes(bytes, streamer_->min_bytes() + work_.extra_bytes(work_.n_ubatch()));
     std::lock_guard<std::mutex> const lock(cache_mutex_);
     cache_bytes_ = bytes;
-    streamer_->set_cache_bytes(bytes - lent_bytes_);
+    // States under way (exchange) may be more than a batch's work space: what is lent then is back in a moment.
+    streamer_->set_cache_bytes(std::max(bytes - std::min(bytes, lent_bytes_), streamer_->min_bytes()));
 }
 
-void Engine::lend(uint64_t bytes) {
+bool Engine::lend(uint64_t bytes) {
     std::lock_guard<std::mutex> const lock(cache_mutex_);
+    if (cache_bytes_ < streamer_->min_bytes() + bytes) return false;
     lent_bytes_ = bytes;
     streamer_->set_cache_bytes(cache_bytes_ - bytes);
+    return true;
 }
 
 // Not while every expert has a slot all the same: the next batch would only have to touch its pages anew. The tokens are
@@ -326,17 +345,28 @@ void Engine::take_back() {
     }
 }
 
-void Engine::compute(const int32_t *tokens, uint32_t n, bool want_all, bool want_last, Rounding rounding) {
-    wanted_.assign(n, want_all ? 1 : 0);
-    if (want_last) wanted_.back() = 1;
+void Engine::compute(const int32_t *tokens, uint32_t n, const std::vector<Sequence *> &members, Rounding rounding) {
+    places_.resize(n);
+    place_of_.resize(n);
+    n_place_.assign(n, 1);
+    for (uint32_t i = 0; i < n; i++) {
+        places_[i] = static_cast<llama_seq_id>(members[members.size() == 1 ? 0 : i]->place);
+        place_of_[i] = &places_[i];
+    }
     llama_batch batch = {};
     batch.n_tokens = static_cast<int32_t>(n);
     batch.token = const_cast<int32_t *>(tokens);
+    batch.n_seq_id = n_place_.data();
+    batch.seq_id = place_of_.data();
     batch.logits = wanted_.data();
     LogCapture const log;
     streamer_->begin_graph();
     interposer_->begin_graph();
-    if (rounding == Rounding::columns) interposer_->columns().begin(n_past_);
+    if (rounding == Rounding::columns) {
+        std::vector<uint32_t> n_past;
+        for (Sequence const *member : members) n_past.push_back(member->n_past);
+        interposer_->columns().begin(std::move(n_past));
+    }
     waiting_.begin();
     int const rc = llama_decode(ctx_.get(), batch);
     waiting_.end();
@@ -344,42 +374,13 @@ void Engine::compute(const int32_t *tokens, uint32_t n, bool want_all, bool want
     if (Failure const failure = streamer_->failure()) failure.raise();
     if (interposer_->failure()) interposer_->failure().raise();
     if (!interposer_->column_violation().empty())
-        fail(EMOE_ERR_UNSUPPORTED, "this model cannot verify drafts: %s", interposer_->column_violation().c_str());
+        fail(EMOE_ERR_UNSUPPORTED, "this model cannot compute %s: %s",
+             members.size() == 1 ? "drafts token by token" : "several answers at once",
+             interposer_->column_violation().c_str());
     if (rc == 1) fail(EMOE_ERR_CONTEXT, "no room for %u tokens in the KV cache of %u", n, n_ctx_);
     if (rc != 0)
         fail(EMOE_ERR_INTERNAL, "llama.cpp failed to compute (%d): %s", rc, log.last_error("no reason given").c_str());
-    n_past_ += n;
-}
-
-void Engine::forget_after(uint32_t n) {
-    llama_memory_t const memory = llama_get_memory(ctx_.get());
-    if (llama_memory_seq_rm(memory, 0, static_cast<llama_pos>(n), -1)) {
-        n_past_ = n;
-        return;
-    }
-    llama_memory_clear(memory, true); // recurrent state cannot be cut: the caller computes it again
-    n_past_ = 0;
-}
-
-void Engine::rewind(uint32_t n) {
-    if (n >= n_past_) {
-        if (n > n_past_) fail(EMOE_ERR_ARGUMENT, "cannot rewind to %u tokens: there are %u", n, n_past_);
-        return;
-    }
-    n_output_ = 0;
-    forget_after(n);
-    if (n_past_ != n)
-        fail(EMOE_ERR_UNSUPPORTED, "the state of this model cannot be cut at token %u: it was emptied", n);
-}
-
-int32_t Engine::output_index(uint32_t i) const {
-    if (i >= n_output_) return -2;
-    return all_outputs_ ? static_cast<int32_t>(i) : -1;
-}
-
-const float *Engine::logits(uint32_t i) const {
-    int32_t const index = output_index(i);
-    return index == -2 ? nullptr : llama_get_logits_ith(ctx_.get(), index);
+    for (Sequence *member : members) member->n_past += members.size() == 1 ? n : 1;
 }
 
 void Engine::cancel() {

@@ -19,8 +19,10 @@
 #include <llama.h>
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 namespace emoe {
 
@@ -32,10 +34,17 @@ public:
     void decode(const int32_t *tokens, uint32_t n, bool want_all);
     // At most k_max_columns tokens in one graph, each rounded as if decoded alone; logits of all.
     void verify(const int32_t *tokens, uint32_t n);
+    // One token each of n sequences in one graph, each rounded as if decoded alone.
+    void step(const uint32_t *sequences, const int32_t *tokens, uint32_t n);
+    // The sequence that all calls that name none are about.
+    void select(uint32_t sequence);
+    uint32_t n_sequence() const { return static_cast<uint32_t>(sequences_.size()); }
+    // Vocabulary and logits of a sequence: those of its last computation.
+    const TextModel &text(uint32_t sequence) const;
     // Why `verify` cannot be used with this model, empty when it can.
     std::string no_verify() const;
     const float *logits(uint32_t i) const override;
-    uint32_t n_past() const { return n_past_; }
+    uint32_t n_past() const { return sequences_[selected_].n_past; }
     void rewind(uint32_t n);
     uint64_t state_bytes();
     uint64_t get_state(uint8_t *buf, uint64_t cap);
@@ -57,20 +66,39 @@ public:
 
 private:
     struct Loading;
+    // Of several, each keeps its logits while others are computed; those of one alone are llama.cpp's.
+    struct Sequence : TextModel {
+        const llama_vocab *vocab() const override { return words; }
+        const float *logits(uint32_t i) const override;
+        const llama_vocab *words = nullptr;
+        uint32_t place = 0; // llama.cpp's number for it, hence its part of the KV cache
+        uint32_t n_past = 0;
+        uint32_t n_row = 0; // of kept
+        std::vector<float> kept;
+    };
     void load(const ModelIndex &index, const std::string &shell_path, uint64_t cache_bytes);
     void load_model(const ModelIndex &index, const Loading &loading);
     void make_context(const Loading &loading);
     void look_at_graph();
     void dry_run();
+    void dry_step();
     void probe();
     void check_files(); // throws, now and ever after, when a file was written to
     enum class Rounding { batch, columns };
     void run(const int32_t *tokens, uint32_t n, bool want_all, Rounding rounding);
-    void compute(const int32_t *tokens, uint32_t n, bool want_all, bool want_last, Rounding rounding);
-    void forget_after(uint32_t n);
+    uint64_t attempt(uint32_t n, const std::function<void()> &computing, const std::function<void()> &undo);
+    void check_tokens(const int32_t *tokens, uint32_t n) const;
+    // members: the sequence of all tokens, or of each one.
+    void compute(const int32_t *tokens, uint32_t n, const std::vector<Sequence *> &members, Rounding rounding);
+    void forget_after(Sequence &sequence, uint32_t n);
+    void keep_logits(Sequence &sequence, uint32_t first_row, uint32_t n_row);
+    void make_neighbours(const std::vector<Sequence *> &members);
+    bool exchange(Sequence &a, Sequence &b);
+    Sequence &selected() { return sequences_[selected_]; }
     uint64_t state_key() const;
-    void lend(uint64_t bytes); // cache bytes to the work space of a large batch
-    void take_back();          // after it
+    // Cache bytes to the work space of a large batch, or to states. False where there are not as many.
+    bool lend(uint64_t bytes);
+    void take_back(); // after it
 
     emoe_setup const setup_; // but its pointers, which were valid while it was made
     GpuParts gpu_parts_;
@@ -86,8 +114,9 @@ private:
     ContextBuffers buffers_;
     WorkSpace work_;
     Waiting waiting_;
-    uint32_t n_ctx_ = 0;
-    uint32_t n_past_ = 0;
+    uint32_t n_ctx_ = 0; // of each sequence
+    std::vector<Sequence> sequences_;
+    uint32_t selected_ = 0;
     uint32_t n_output_ = 0; // rows of logits of the last call
     bool all_outputs_ = false;
     bool dry_ = false; // the graph is only looked at
@@ -97,7 +126,10 @@ private:
     std::mutex cache_mutex_; // guards the next two
     uint64_t cache_bytes_ = 0;
     uint64_t lent_bytes_ = 0;
-    std::vector<int8_t> wanted_; // scratch: which tokens' logits
+    std::vector<int8_t> wanted_; // scratch of a batch: which tokens' logits
+    std::vector<llama_seq_id> places_;
+    std::vector<llama_seq_id *> place_of_;
+    std::vector<int32_t> n_place_;
     std::atomic<uint64_t> n_decode_{0}, n_prefill_{0}, decode_ns_{0}, prefill_ns_{0};
 };
 

@@ -43,9 +43,9 @@ uint64_t Engine::state_key() const {
 }
 
 uint64_t Engine::state_bytes() {
-    if (n_past_ == 0) return 0;
+    if (selected().n_past == 0) return 0;
     AssertionGuard const guard;
-    uint64_t const n = llama_state_seq_get_size(ctx_.get(), 0);
+    uint64_t const n = llama_state_seq_get_size(ctx_.get(), static_cast<llama_seq_id>(selected().place));
     return n == 0 ? 0 : n + sizeof(StateHead);
 }
 
@@ -56,9 +56,11 @@ uint64_t Engine::get_state(uint8_t *buf, uint64_t cap) {
         fail(EMOE_ERR_ARGUMENT, "the state takes %llu bytes, there is room for %llu",
              static_cast<unsigned long long>(need), static_cast<unsigned long long>(cap));
     AssertionGuard const guard;
-    uint64_t const n = llama_state_seq_get_data(ctx_.get(), buf + sizeof(StateHead), need - sizeof(StateHead), 0);
-    if (n == 0) fail(EMOE_ERR_INTERNAL, "llama.cpp gives no state of %u tokens", n_past_);
-    StateHead const head = {k_magic, state_key(), n, n_past_, sum_of(buf + sizeof(StateHead), n)};
+    Sequence const &sequence = selected();
+    uint64_t const n = llama_state_seq_get_data(ctx_.get(), buf + sizeof(StateHead), need - sizeof(StateHead),
+                                                static_cast<llama_seq_id>(sequence.place));
+    if (n == 0) fail(EMOE_ERR_INTERNAL, "llama.cpp gives no state of %u tokens", sequence.n_past);
+    StateHead const head = {k_magic, state_key(), n, sequence.n_past, sum_of(buf + sizeof(StateHead), n)};
     memcpy(buf, &head, sizeof head);
     return n + sizeof head;
 }
@@ -75,13 +77,14 @@ void Engine::set_state(const uint8_t *buf, uint64_t n_bytes) {
     AssertionGuard const guard;
     LogCapture const log;
     n_output_ = 0;
-    n_past_ = 0;
-    llama_memory_clear(llama_get_memory(ctx_.get()), true);
-    if (llama_state_seq_set_data(ctx_.get(), buf + sizeof head, head.n_bytes, 0) != head.n_bytes) {
-        llama_memory_clear(llama_get_memory(ctx_.get()), true);
+    Sequence &sequence = selected();
+    forget_after(sequence, 0);
+    auto const place = static_cast<llama_seq_id>(sequence.place);
+    if (llama_state_seq_set_data(ctx_.get(), buf + sizeof head, head.n_bytes, place) != head.n_bytes) {
+        forget_after(sequence, 0);
         fail(EMOE_ERR_INTERNAL, "llama.cpp refuses the state: %s", log.last_error("no reason given").c_str());
     }
-    n_past_ = static_cast<uint32_t>(head.n_past);
+    sequence.n_past = static_cast<uint32_t>(head.n_past);
 }
 
 } // namespace emoe

@@ -82,11 +82,11 @@ public:
         ggml_free(ctx_);
     }
     // By every thread of the pool.
-    void compute(Work *work, uint32_t n_past, int ith, int nth);
+    void compute(Work *work, const std::vector<uint32_t> &n_past, int ith, int nth);
 
 private:
     void run();
-    void query(int64_t i);
+    void query(int64_t i, int64_t s);
     static void shape(ggml_tensor *to, const ggml_tensor *from) {
         to->type = from->type;
         std::copy_n(from->ne, GGML_MAX_DIMS, to->ne);
@@ -102,7 +102,7 @@ private:
     std::mutex mutex_; // guards what follows
     std::condition_variable changed_;
     Work *asked_ = nullptr;
-    uint32_t n_past_ = 0;
+    const uint32_t *n_past_ = nullptr;
     int n_thread_ = 1;
     bool stop_ = false;
     std::thread thread_;
@@ -129,11 +129,11 @@ struct Columns::Work {
     bool done = false; // of an attention node, guarded by Attention::mutex_
 };
 
-void Columns::Attention::compute(Work *work, uint32_t n_past, int ith, int nth) {
+void Columns::Attention::compute(Work *work, const std::vector<uint32_t> &n_past, int ith, int nth) {
     std::unique_lock<std::mutex> lock(mutex_);
     if (ith == 0) {
         asked_ = work;
-        n_past_ = n_past;
+        n_past_ = n_past.data();
         n_thread_ = nth;
         changed_.notify_all();
     }
@@ -146,7 +146,9 @@ void Columns::Attention::run() {
         changed_.wait(lock, [this] { return stop_ || asked_; });
         if (stop_) return;
         lock.unlock(); // the pool's threads wait: nobody changes what was asked
-        for (int64_t i = 0; i < asked_->node->src[0]->ne[1]; i++) query(i);
+        ggml_tensor const *queries = asked_->node->src[0];
+        for (int64_t s = 0; s < queries->ne[3]; s++)
+            for (int64_t i = 0; i < queries->ne[1]; i++) query(i, s);
         lock.lock();
         asked_->done = true;
         asked_ = nullptr;
@@ -154,20 +156,26 @@ void Columns::Attention::run() {
     }
 }
 
-void Columns::Attention::query(int64_t i) {
+// Query i of sequence s.
+void Columns::Attention::query(int64_t i, int64_t s) {
     ggml_tensor *node = asked_->node;
-    for (int s = 0; s < 4; s++) shape(source_[s], node->src[s]);
+    for (int j = 0; j < 4; j++) {
+        shape(source_[j], node->src[j]);
+        source_[j]->ne[3] = 1;
+    }
     shape(out_, node);
     memcpy(out_->op_params, asked_->original, sizeof asked_->original);
     out_->src[4] = node->src[4]; // sinks: a value a head
     // Of the cells those that this token's own graph would show.
-    int64_t const n_cell = std::min(node->src[1]->ne[1], (n_past_ + i + k_cell_pad) / k_cell_pad * k_cell_pad);
+    int64_t const n_cell = std::min(node->src[1]->ne[1], (n_past_[s] + i + k_cell_pad) / k_cell_pad * k_cell_pad);
     source_[0]->ne[1] = source_[3]->ne[1] = 1;
-    source_[0]->data = at<void>(node->src[0], i, 0, 0);
+    source_[0]->data = at<void>(node->src[0], i, 0, s);
+    source_[1]->data = at<void>(node->src[1], 0, 0, s);
+    source_[2]->data = at<void>(node->src[2], 0, 0, s);
     source_[1]->ne[1] = source_[2]->ne[1] = source_[3]->ne[0] = n_cell;
-    source_[3]->data = at<void>(node->src[3], i, 0, 0);
-    out_->ne[2] = 1;
-    out_->data = at<void>(node, 0, i, 0);
+    source_[3]->data = at<void>(node->src[3], i, 0, s);
+    out_->ne[2] = out_->ne[3] = 1;
+    out_->data = at<void>(node, 0, i, s);
     ggml_cplan plan = cpu().graph_plan(graph_, n_thread_, nullptr);
     plan.work_data = work_.reserve(plan.work_size);
     cpu().graph_compute(graph_, &plan);
@@ -182,9 +190,9 @@ void Columns::begin_learning() {
     ops_.clear();
 }
 
-void Columns::begin(uint32_t n_past) {
+void Columns::begin(std::vector<uint32_t> n_past) {
     mode_ = Mode::columns;
-    n_past_ = n_past;
+    n_past_ = std::move(n_past);
     n_product_ = 0;
     n_node_ = 0;
     n_work_ = 0;
@@ -238,11 +246,13 @@ void Columns::see(ggml_tensor *node, std::string *violation) {
             rewrite(node);
         else if (violation->empty())
             *violation = std::string("the product `") + ggml_get_name(node) + "` cannot be computed token by token";
-    } else if (node->op == GGML_OP_FLASH_ATTN_EXT && mode_ == Mode::columns && node->src[0]->ne[1] > 1) {
+    } else if (node->op == GGML_OP_FLASH_ATTN_EXT && mode_ == Mode::columns &&
+               (node->src[0]->ne[1] > 1 || node->src[0]->ne[3] > 1)) {
         bool const splits = (node->src[1]->type == GGML_TYPE_F16 || node->src[1]->type == GGML_TYPE_F32) &&
                             node->src[1]->ne[1] >= k_split_cells;
         if (!splits) return; // query by query already, and cells that are masked change nothing
-        bool const fits = node->src[0]->ne[3] == 1 && node->src[3] && node->src[0]->ne[1] <= k_max_columns;
+        bool const fits = node->src[0]->ne[3] == static_cast<int64_t>(n_past_.size()) && node->src[3] &&
+                          node->src[3]->ne[3] == node->src[0]->ne[3] && node->src[0]->ne[1] <= k_max_columns;
         if (fits) {
             try { // llama.cpp is between us and who asked
                 if (!attention_) attention_ = std::make_unique<Attention>();

@@ -1,9 +1,9 @@
-// Several tokens in one graph, each rounded as if it were decoded alone.
+// Several tokens in one graph, of one sequence or of several, each rounded as if it were decoded alone.
 //
 // ggml's products take other kernels for two columns than for one, and its attention divides a long KV cache among
 // the threads for one query only. Everything else treats tokens one by one. In a graph of this kind the dense
 // products go column by column through the kernel that a single column meets (a row of weights is loaded once for all
-// of them), and long attention runs query by query; so the logits equal those of decoding the tokens one at a time.
+// of them), and long attention runs query by query, each over the cells that its token's own graph would show; so the logits equal those of decoding the tokens one at a time.
 #pragma once
 
 #include <ggml.h>
@@ -25,8 +25,8 @@ public:
 
     // Before a graph of one token: it is noted what its nodes do, and which of its products have one column.
     void begin_learning();
-    // Before a graph of a few tokens after n_past others.
-    void begin(uint32_t n_past);
+    // Before a graph of a few tokens of one sequence after n_past[0] others, or of one token each of several sequences.
+    void begin(std::vector<uint32_t> n_past);
     // Every node in turn. What cannot be computed so leaves its reason in `violation`.
     void see(ggml_tensor *node, std::string *violation);
     // After it is computed: the nodes get back what they were, since llama.cpp uses a graph again.
@@ -41,7 +41,7 @@ private:
     void rewrite(ggml_tensor *node);
 
     Mode mode_ = Mode::off;
-    uint32_t n_past_ = 0;
+    std::vector<uint32_t> n_past_;             // by sequence of this graph
     uint32_t n_product_ = 0;                   // MUL_MAT nodes of this graph so far
     std::vector<char> single_;                 // by MUL_MAT node of a graph of one token: it has one column
     std::vector<ggml_op> ops_;                 // by node of such a graph

@@ -26,6 +26,11 @@ namespace {
 // beginning is aligned.
 constexpr int64_t k_row_padding = 512;
 
+// llama.cpp rounds contexts up to it: of the whole, so that it must be of each sequence's part already.
+constexpr uint32_t k_ctx_pad = 256;
+
+uint32_t padded_ctx(uint32_t n_ctx) { return (n_ctx + k_ctx_pad - 1) / k_ctx_pad * k_ctx_pad; }
+
 std::atomic<bool> g_loaded{false};
 
 } // namespace
@@ -53,13 +58,17 @@ uint32_t kv_type_of(uint32_t asked) {
     return asked;
 }
 
+uint32_t n_sequence(const emoe_setup &setup) { return std::max(1u, setup.n_sequence); }
+
+uint32_t n_rows(const emoe_setup &setup) { return std::max(setup.n_outputs, n_sequence(setup)); }
+
 llama_context_params context_params(const emoe_setup &setup) {
     llama_context_params p = llama_context_default_params();
-    p.n_ctx = setup.n_ctx;
+    p.n_ctx = n_sequence(setup) * padded_ctx(setup.n_ctx);
     p.n_batch = setup.n_ubatch;
     p.n_ubatch = setup.n_ubatch;
-    p.n_seq_max = 1;
-    p.n_outputs_max = setup.n_outputs;
+    p.n_seq_max = n_sequence(setup);
+    p.n_outputs_max = n_rows(setup);
     p.n_threads = static_cast<int32_t>(setup.n_threads);
     p.n_threads_batch = static_cast<int32_t>(setup.n_threads);
     p.type_k = static_cast<ggml_type>(setup.kv_type);
@@ -110,12 +119,16 @@ ContextBuffers parse_buffers(const std::string &log, const char *gpu) {
 }
 
 uint64_t output_bytes(const ContextBuffers &buffers, const ModelIndex &index, const emoe_setup &setup) {
-    uint64_t const rows = std::min(setup.n_outputs, setup.n_ubatch);
-    return std::max<uint64_t>(buffers.output_bytes, rows * index.n_vocab() * sizeof(float));
+    // llama.cpp begins with one row of logits, and takes the others when they are first asked for.
+    uint64_t const row_bytes = index.n_vocab() * sizeof(float);
+    uint64_t const rows = std::min(n_rows(setup), setup.n_ubatch);
+    uint64_t const bytes = std::max<uint64_t>(buffers.output_bytes, rows * row_bytes);
+    // Of several sequences each keeps its own.
+    return n_sequence(setup) > 1 ? bytes + uint64_t{n_sequence(setup)} * setup.n_outputs * row_bytes : bytes;
 }
 
 WorkSpace::WorkSpace(const ModelIndex &index, const emoe_setup &setup, uint64_t compute_bytes)
-    : n_ubatch_(setup.n_ubatch), compute_bytes_(compute_bytes), n_outputs_(setup.n_outputs) {
+    : n_ubatch_(setup.n_ubatch), compute_bytes_(compute_bytes), n_outputs_(n_rows(setup)) {
     logits_row_bytes_ = index.n_vocab() * sizeof(float);
     uint64_t widest = 0;
     for (TensorInfo const &t : index.dense)
@@ -167,6 +180,7 @@ emoe_context_sizes measure_context(const ModelIndex &index, const std::string &s
     LlamaModelPtr model(llama_model_load_from_file(path.c_str(), mp));
     if (!model) fail(EMOE_ERR_FORMAT, "llama.cpp refuses the model: %s", log.last_error("no reason given").c_str());
     check_model(model.get());
+    if (n_sequence(setup) > 1) check_sequences(model.get(), setup.device != 0);
     LlamaContextPtr ctx(llama_init_from_model(model.get(), context_params(setup)));
     if (!ctx)
         fail(EMOE_ERR_UNSUPPORTED, "llama.cpp cannot make a context of %u tokens: %s", setup.n_ctx,

@@ -16,6 +16,8 @@ void note_loaded();
 // The parameters common to measuring and opening.
 llama_model_params model_params();
 llama_context_params context_params(const emoe_setup &setup);
+uint32_t n_sequence(const emoe_setup &setup); // 1 or more
+uint32_t n_rows(const emoe_setup &setup);     // of logits that one graph gives, at most
 // The ggml_type of the KV cache that emoe_setup asks for, 0 for the default. Throws EMOE_ERR_ARGUMENT.
 uint32_t kv_type_of(uint32_t asked);
 

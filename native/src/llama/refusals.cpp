@@ -71,6 +71,20 @@ void check_context(const llama_context *ctx) {
              "this model keeps no context: it makes embeddings, or fills in what is masked, but writes no text");
 }
 
+std::string no_columns(const llama_model *model, bool on_gpu) {
+    if (llama_model_is_recurrent(model) || llama_model_is_hybrid(model))
+        return "its recurrent state cannot be taken back";
+    if (on_gpu) return "a GPU rounds several tokens at once differently from one";
+    // A window's cells are used again: which cell a token gets depends on how many come at once.
+    if (llama_model_n_swa(model) != 0) return "it attends to a sliding window";
+    return "";
+}
+
+void check_sequences(const llama_model *model, bool on_gpu) {
+    std::string const why = no_columns(model, on_gpu);
+    if (!why.empty()) fail(EMOE_ERR_UNSUPPORTED, "this model cannot answer several at once: %s", why.c_str());
+}
+
 std::string cannot_compute(const ggml_tensor *node) {
     ggml_tensor const *first = weight_of(node->src[0]), *second = weight_of(node->src[1]);
     switch (node->op) {

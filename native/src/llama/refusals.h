@@ -24,4 +24,9 @@ void check_context(const llama_context *ctx);
 // Why the CPU cannot compute this node: a weight of a type that has no kernel in this role. Empty when it can.
 std::string cannot_compute(const ggml_tensor *node);
 
+// Why several tokens in one graph of this model cannot each be rounded as if decoded alone, empty when they can.
+std::string no_columns(const llama_model *model, bool on_gpu);
+// Throws EMOE_ERR_UNSUPPORTED where that rules out several sequences side by side.
+void check_sequences(const llama_model *model, bool on_gpu);
+
 } // namespace emoe

@@ -51,6 +51,8 @@ struct Session::Answer {
 };
 
 Session::Session(const std::string &path, const std::string &cache_dir, const emoe_setup &setup, emoe_plan *known) {
+    if (setup.n_sequence > 1)
+        fail(EMOE_ERR_ARGUMENT, "a session has one conversation, not %u sequences", setup.n_sequence);
     emoe_model *opened = nullptr;
     call([&](emoe_error *err) { return emoe_model_open(path.c_str(), &opened, err); });
     ModelPtr model(opened);

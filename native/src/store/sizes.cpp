@@ -90,10 +90,12 @@ std::string SizeBook::shape(uint32_t n_ctx, uint32_t n_ubatch) const {
     char text[160];
     snprintf(text, sizeof text, "ctx %u ubatch %u threads %u outputs %u kv %u%s", n_ctx, n_ubatch, setup_.n_threads,
              setup_.n_outputs, setup_.kv_type, setup_.prefetch == EMOE_PREFETCH_OFF ? " prefetch off" : "");
-    if (setup_.device == 0) return text;
+    std::string shape = text;
+    if (n_sequence(setup_) > 1) shape += " sequences " + std::to_string(n_sequence(setup_));
+    if (setup_.device == 0) return shape;
     std::string name = gpu_description(setup_.device);
     std::replace(name.begin(), name.end(), ':', ' ');
-    return text + std::string(" gpu-layers ") + std::to_string(setup_.n_gpu_layer) + " on " + name;
+    return shape + " gpu-layers " + std::to_string(setup_.n_gpu_layer) + " on " + name;
 }
 
 SizeBook::Known SizeBook::measure(uint32_t n_ctx, uint32_t n_ubatch) {
