@@ -164,6 +164,25 @@ class ModelInfo(Struct):
     ]
 
 
+class Recommendation(Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("given", c_uint32),
+        ("temp", c_float),
+        ("top_p", c_float),
+        ("min_p", c_float),
+        ("xtc_probability", c_float),
+        ("xtc_threshold", c_float),
+        ("repeat_penalty", c_float),
+        ("mirostat_tau", c_float),
+        ("mirostat_eta", c_float),
+        ("top_k", c_int32),
+        ("repeat_last_n", c_int32),
+        ("mirostat", c_uint32),
+        ("sequence", c_char * 128),
+    ]
+
+
 class LayerInfo(Struct):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -353,6 +372,8 @@ class Constraint(Struct):
         ("dynatemp_range", c_float),
         ("dynatemp_exponent", c_float),
         ("ignore_eos", c_uint32),
+        ("reserved", c_uint32),
+        ("sequence", c_char_p),
     ]
 
 
@@ -397,6 +418,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "emoe_setup": Setup,
     "emoe_memory_info": MemoryInfo,
     "emoe_model_info": ModelInfo,
+    "emoe_recommendation": Recommendation,
     "emoe_layer_info": LayerInfo,
     "emoe_context_sizes": ContextSizes,
     "emoe_plan": Plan,
@@ -438,6 +460,7 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "emoe_model_close": (None, [_model]),
     "emoe_model_get_info": (_status, [_model, POINTER(ModelInfo), _err]),
     "emoe_model_get_host_info": (_status, [_model, _setup, POINTER(ModelInfo), _err]),
+    "emoe_model_get_recommendation": (_status, [_model, POINTER(Recommendation), _err]),
     "emoe_model_get_layer": (_status, [_model, c_uint32, POINTER(LayerInfo), _err]),
     "emoe_model_meta": (c_int64, [_model, c_char_p, c_char_p, c_uint64]),
     "emoe_shell_write": (_status, [_model, c_char_p, c_uint32, _err]),

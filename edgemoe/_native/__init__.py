@@ -183,6 +183,9 @@ from .model import (
     model_open as model_open,
 )
 from .model import (
+    model_recommendation as model_recommendation,
+)
+from .model import (
     shell_check as shell_check,
 )
 from .model import (

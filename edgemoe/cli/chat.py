@@ -60,7 +60,7 @@ def chat(
     verbose: VerboseOption = False,
 ) -> None:
     """Talk with a model. Without MODEL: with the built-in one, in a third of the memory that its experts take."""
-    chosen = sampling.sampling()
+    said = sampling.said()
     interactive = is_interactive()
     prepare(interactive)
     path = find(model, verbose=verbose)
@@ -72,6 +72,7 @@ def chat(
             from ..runtime.budget.share import hold_share
 
             hold_share(opened, _BUILTIN_SHARE)
+        chosen = opened.model.recommended.but(**said)
         _Chat(opened, chosen, sampling.max_tokens, Conversation(system), interactive, verbose or interactive).run()
 
 
@@ -93,7 +94,7 @@ def _has_gpu(options: EngineOptions) -> bool:
     return choose(device) is not None
 
 
-def greeting(plan: Plan) -> str:
+def greeting(plan: Plan, temp: float) -> str:
     """One line on the model, the budget and what streams."""
     budget = f"{plan.model} in {format_size(plan.budget_bytes)}"
     if not plan.n_expert_total:
@@ -102,7 +103,7 @@ def greeting(plan: Plan) -> str:
         experts = f"all {plan.n_expert_total:,} experts fit, each is read once"
     else:
         experts = f"{plan.fraction:.0%} of the experts fit, the others stream from storage when a word needs them"
-    return f"{budget}: {experts}; {plan.n_ctx:,} tokens of context; /help"
+    return f"{budget}: {experts}; {plan.n_ctx:,} tokens of context; temp {temp:g}; /help"
 
 
 def _is_command(question: Question) -> bool:
@@ -136,7 +137,7 @@ class _Chat:
 
     def run(self) -> None:
         if self._interactive:
-            note(greeting(self._engine.plan))
+            note(greeting(self._engine.plan, self._sampling.temp))
         interrupted = False
         while True:
             try:

@@ -66,7 +66,7 @@ def serve(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="A line for each request on stderr.")] = False,
 ) -> None:
     """Serve models to OpenAI clients, with a page to look at. Sampling options are for requests that name none."""
-    chosen = sampling.sampling()
+    said = sampling.said()
     setup = engine.setup()
     try:
         from ..serve.prompts import Defaults
@@ -82,4 +82,4 @@ def serve(
         host, port, api_key, tuple(cors_origin or ()), queue, tuple(allow_host or ()), strict, remember / 100
     )
     log = note if verbose else None
-    serve(models or [BUILTIN], setup, settings, Defaults(chosen, sampling.max_tokens), talk=note, log=log)
+    serve(models or [BUILTIN], setup, settings, Defaults(said, sampling.max_tokens), talk=note, log=log)

@@ -23,6 +23,7 @@ from ..runtime.find.names import resolve
 from ..runtime.formats import open_model
 from ..runtime.load import load, plan
 from ..runtime.setup import Setup
+from ..runtime.text.sampling import Recommended
 from .failures import ApiError
 
 Talk = Callable[[str], None]
@@ -44,6 +45,7 @@ class Entry:
     size_bytes: int
     kind: str
     n_expert: int
+    recommended: Recommended
 
 
 @dataclass
@@ -91,13 +93,14 @@ class Catalog:
         with open_model(file) as model:
             # Refused now rather than at the first request for it.
             n_ctx = plan(model, self.setup, measure=False).n_ctx
-            info = model.info
+            info, recommended = model.info, model.recommended
         if name in self.entries:
             raise UsageError(f"two models are called `{name}`", hint=f"name one of them: `other={file}`")
         found = file.stat()
         self.entries[name] = Entry(
-            name, file, int(found.st_mtime), info.n_ctx_train, n_ctx, found.st_size, info.architecture, info.n_expert
-        )
+            name, file, int(found.st_mtime), info.n_ctx_train, n_ctx, found.st_size, info.architecture, info.n_expert,
+            recommended,
+        )  # fmt: skip
 
     @property
     def first(self) -> str:

@@ -13,6 +13,7 @@ from .. import __version__
 from ..runtime.engine.engine import Engine
 from . import prompts, sampled
 from .answers import completion_work
+from .catalog import Entry
 from .failures import invalid
 from .flow import Flow
 from .native_shape import NativeShape
@@ -111,7 +112,7 @@ class Native:
         name, engine = catalog.current or (catalog.first, None)
         entry = catalog.entries[name]
         return json_response({
-            "default_generation_settings": {"n_ctx": entry.n_ctx, "params": self._params()},
+            "default_generation_settings": {"n_ctx": entry.n_ctx, "params": self._params(entry)},
             "total_slots": 1,
             "model_alias": name,
             "model_path": str(entry.path),
@@ -124,18 +125,19 @@ class Native:
     async def slots(self, request: Request) -> Response:
         worker = self._flow.worker
         name, _ = worker.catalog.current or (worker.catalog.first, None)
-        n_ctx = worker.catalog.entries[name].n_ctx
+        entry = worker.catalog.entries[name]
         return json_response([
-            {"id": 0, "n_ctx": n_ctx, "speculative": False, "is_processing": worker.busy, "n_waiting": worker.n_waiting,
-             "params": self._params()}
+            {"id": 0, "n_ctx": entry.n_ctx, "speculative": False, "is_processing": worker.busy,
+             "n_waiting": worker.n_waiting, "params": self._params(entry)}
         ])  # fmt: skip
 
-    def _params(self) -> dict[str, Any]:
+    def _params(self, entry: Entry) -> dict[str, Any]:
         """What a request gets that names nothing."""
-        chosen = self._defaults.sampling
+        chosen = entry.recommended.but(**self._defaults.said)
         names = (
             "top_k", "top_p", "min_p", "typical_p", "repeat_penalty", "repeat_last_n", "presence_penalty",
             "frequency_penalty", "mirostat", "mirostat_tau", "mirostat_eta", "dry_multiplier", "xtc_probability",
+            "xtc_threshold",
         )  # fmt: skip
         found = {name: getattr(chosen, name) for name in names}
         return {**found, "temperature": chosen.temp, "seed": chosen.seed, "n_predict": self._defaults.max_tokens or -1}

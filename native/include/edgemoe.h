@@ -176,6 +176,28 @@ EMOE_API emoe_status emoe_model_get_info(const emoe_model *model, emoe_model_inf
 EMOE_API emoe_status emoe_model_get_host_info(const emoe_model *model, const emoe_setup *setup, emoe_model_info *info,
                                               emoe_error *err);
 
+/* How tokens are picked where nobody says otherwise: what the file's maker recommends (its general.sampling.*), and
+ * llama.cpp's own values where the file says nothing, or nothing that makes sense. */
+typedef struct emoe_recommendation {
+    uint32_t struct_size;
+    uint32_t given; /* bit i: the i-th field from here on is the file's */
+    float temp;
+    float top_p;
+    float min_p;
+    float xtc_probability;
+    float xtc_threshold;
+    float repeat_penalty;
+    float mirostat_tau;
+    float mirostat_eta;
+    int32_t top_k;
+    int32_t repeat_last_n;
+    uint32_t mirostat;
+    char sequence[128]; /* of samplers, see emoe_constraint; "": llama.cpp's own */
+} emoe_recommendation;
+/* model: NULL for llama.cpp's own values. */
+EMOE_API emoe_status emoe_model_get_recommendation(const emoe_model *model, emoe_recommendation *recommendation,
+                                                   emoe_error *err);
+
 typedef struct emoe_layer_info {
     uint32_t struct_size;
     uint32_t layer; /* block number in the model */
@@ -585,6 +607,9 @@ typedef struct emoe_constraint {
     float dynatemp_range; /* the temperature moves by up to that with the entropy; 0: it does not */
     float dynatemp_exponent;
     uint32_t ignore_eos; /* 1: tokens that end an answer are never picked */
+    uint32_t reserved;
+    const char *sequence; /* samplers in the order in which they act, "top_k;temperature", others off; NULL or "": all,
+                             in llama.cpp's own order. The names are llama.cpp's; those that are none are left out */
 } emoe_constraint;
 
 /* For a sampler that has picked nothing yet. EMOE_ERR_ARGUMENT for a grammar that llama.cpp does not take. */

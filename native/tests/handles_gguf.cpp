@@ -100,6 +100,8 @@ void facts_of_a_model(const emoe_model *model) {
     no_gpu.device = k_garbage;
     no_gpu.n_gpu_layer = 1;
     REFUSED(emoe_model_get_host_info(model, &no_gpu, &info, &g_err));
+    wrong_sizes<emoe_recommendation>(
+        [&](emoe_recommendation *r) { return emoe_model_get_recommendation(model, r, &g_err); });
     wrong_sizes<emoe_layer_info>([&](emoe_layer_info *i) { return emoe_model_get_layer(model, 0, i, &g_err); });
     auto layer = zeros<emoe_layer_info>();
     REFUSED(emoe_model_get_layer(model, UINT32_MAX, &layer, &g_err));

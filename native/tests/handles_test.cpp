@@ -108,6 +108,11 @@ void a_null_model_is_refused() {
     emoe_model_close(nullptr);
     REFUSED(emoe_model_get_info(nullptr, &info, &g_err));
     REFUSED(emoe_model_get_host_info(nullptr, &setup, &info, &g_err));
+    auto recommendation = zeros<emoe_recommendation>();
+    CHECK_EQ(emoe_model_get_recommendation(nullptr, &recommendation, &g_err), EMOE_OK); // llama.cpp's own values
+    CHECK_EQ(recommendation.given, 0u);
+    CHECK_EQ(recommendation.top_k, 40);
+    REFUSED(emoe_model_get_recommendation(nullptr, nullptr, &g_err));
     REFUSED(emoe_model_get_layer(nullptr, 0, &layer, &g_err));
     CHECK_EQ(emoe_model_meta(nullptr, "general.name", path, sizeof path), -1);
     REFUSED(emoe_shell_write(nullptr, k_nowhere, 1, &g_err));
