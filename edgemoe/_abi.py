@@ -121,6 +121,16 @@ class Setup(Struct):
         ("n_gpu_layer", c_uint32),
         ("gpu_experts", POINTER(c_uint32)),
         ("n_gpu_expert", c_uint64),
+        ("rope_given", c_uint32),
+        ("rope_scaling", c_uint32),
+        ("rope_freq_base", c_float),
+        ("rope_freq_scale", c_float),
+        ("yarn_ext_factor", c_float),
+        ("yarn_attn_factor", c_float),
+        ("yarn_beta_fast", c_float),
+        ("yarn_beta_slow", c_float),
+        ("yarn_orig_ctx", c_uint32),
+        ("rope_reserved", c_uint32),
     ]
 
 
@@ -498,6 +508,8 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "emoe_engine_n_ctx": (c_uint32, [_engine]),
     "emoe_engine_n_past": (c_uint32, [_engine]),
     "emoe_engine_rewind": (_status, [_engine, c_uint32, _err]),
+    "emoe_engine_can_cut": (c_uint32, [_engine]),
+    "emoe_engine_state_key": (c_uint64, [_engine]),
     "emoe_engine_state_bytes": (c_uint64, [_engine]),
     "emoe_engine_state_get": (_status, [_engine, c_void_p, c_uint64, POINTER(c_uint64), _err]),
     "emoe_engine_state_set": (_status, [_engine, c_void_p, c_uint64, _err]),

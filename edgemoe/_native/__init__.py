@@ -30,6 +30,9 @@ from .engine import (
     engine_accuracy as engine_accuracy,
 )
 from .engine import (
+    engine_can_cut as engine_can_cut,
+)
+from .engine import (
     engine_can_verify as engine_can_verify,
 )
 from .engine import (
@@ -76,6 +79,9 @@ from .engine import (
 )
 from .engine import (
     engine_state_bytes as engine_state_bytes,
+)
+from .engine import (
+    engine_state_key as engine_state_key,
 )
 from .engine import (
     engine_stats as engine_stats,

@@ -48,8 +48,29 @@ PrefetchOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
+def _rope(metavar: str, text: str) -> Any:
+    return typer.Option(metavar=metavar, help=text, show_default="as the model says", rich_help_panel="RoPE scaling")
+
+
 @dataclasses.dataclass(frozen=True)
-class BudgetOptions:
+class RopeOptions:
+    """How positions are scaled: llama.cpp's options. With them `--ctx` goes beyond the trained context."""
+
+    rope_scaling: Annotated[str | None, _rope("NAME", "`none`, `linear` or `yarn`.")] = None
+    rope_scale: Annotated[float | None, _rope("N", "The factor by which the context grows.")] = None
+    rope_freq_base: Annotated[float | None, _rope("N", "Base of the frequencies.")] = None
+    rope_freq_scale: Annotated[float | None, _rope("N", "Scale of the frequencies: 1 / the factor.")] = None
+    yarn_orig_ctx: Annotated[int | None, _rope("N", "Tokens that the model was trained for before it was scaled.")] = (
+        None
+    )
+    yarn_ext_factor: Annotated[float | None, _rope("N", "Extrapolation mix; 0 interpolates fully.")] = None
+    yarn_attn_factor: Annotated[float | None, _rope("N", "Scale of attention's magnitude.")] = None
+    yarn_beta_slow: Annotated[float | None, _rope("N", "Rotations below which frequencies are scaled.")] = None
+    yarn_beta_fast: Annotated[float | None, _rope("N", "Rotations above which frequencies stay.")] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class BudgetOptions(RopeOptions):
     """What a plan is made from."""
 
     memory: Annotated[

@@ -103,7 +103,26 @@ typedef struct emoe_setup {
     const uint32_t *gpu_experts; /* experts that the GPU holds and computes beside the CPU, in layers that are not its
                                     own: numbered through all layers, ascending. Only read during the call */
     uint64_t n_gpu_expert;
+    uint32_t rope_given;      /* EMOE_ROPE_*: which of the fields below are given; what is not is the model's. Where any
+                                 but yarn_orig_ctx is, n_ctx may be above what the model was trained for */
+    uint32_t rope_scaling;    /* 0: none, 1: linear, 2: YaRN; 3: LongRoPE, as llama_rope_scaling_type */
+    float rope_freq_base;     /* above 0 */
+    float rope_freq_scale;    /* above 0: 1 / the factor by which the context grows */
+    float yarn_ext_factor;    /* 0: interpolate fully, 1: extrapolate as YaRN does */
+    float yarn_attn_factor;   /* scale of attention's magnitude */
+    float yarn_beta_fast;     /* rotations above which frequencies stay */
+    float yarn_beta_slow;     /* rotations below which they are scaled */
+    uint32_t yarn_orig_ctx;   /* tokens that the model was trained for before it was scaled */
+    uint32_t rope_reserved;
 } emoe_setup;
+#define EMOE_ROPE_SCALING 1
+#define EMOE_ROPE_FREQ_BASE 2
+#define EMOE_ROPE_FREQ_SCALE 4
+#define EMOE_YARN_EXT_FACTOR 8
+#define EMOE_YARN_ATTN_FACTOR 16
+#define EMOE_YARN_BETA_FAST 32
+#define EMOE_YARN_BETA_SLOW 64
+#define EMOE_YARN_ORIG_CTX 128
 #define EMOE_BUDGET_BYTES 0
 #define EMOE_BUDGET_SHARE 1 /* memory counts millionths of emoe_memory_info.limit_bytes */
 #define EMOE_BUDGET_AUTO 2  /* 85 % of what is available now, or less if every expert fits in less */
@@ -396,9 +415,17 @@ EMOE_API uint32_t emoe_engine_n_ctx(const emoe_engine *engine);
 /* Tokens in the sequence. */
 EMOE_API uint32_t emoe_engine_n_past(const emoe_engine *engine);
 
-/* Cuts the sequence to its first n tokens. A recurrent model can only be cut to 0; EMOE_ERR_UNSUPPORTED then. */
+/* Cuts the sequence to its first n tokens. A recurrent model can only be cut to 0, and so can one with a sliding window
+ * behind a state that was taken up again: the sequence is emptied and EMOE_ERR_UNSUPPORTED. */
 EMOE_API emoe_status emoe_engine_rewind(emoe_engine *engine, uint32_t n, emoe_error *err);
 
+/* 1: a state that was taken up again (emoe_engine_state_set) can be cut at any token. 0: it can go on or be emptied, as
+ * those of recurrent models and of sliding windows, of which a state has no more than the next token sees. */
+EMOE_API uint32_t emoe_engine_can_cut(const emoe_engine *engine);
+
+/* What a state belongs to: the model's file, the setup as far as it matters, this library. One of another key is refused.
+ */
+EMOE_API uint64_t emoe_engine_state_key(const emoe_engine *engine);
 /* The sequence's state (its KV cache), to be kept and taken up again without computing its tokens anew: logits are then
  * what they would have been. Bytes that emoe_engine_state_get would write now; 0 when there are none to write. */
 EMOE_API uint64_t emoe_engine_state_bytes(emoe_engine *engine);

@@ -137,6 +137,8 @@ void a_null_engine_is_refused() {
     REFUSED(emoe_engine_decode(nullptr, nullptr, 1, 0, &g_err));
     REFUSED(emoe_engine_verify(nullptr, &token, 1, &g_err));
     REFUSED(emoe_engine_can_verify(nullptr, &g_err));
+    CHECK_EQ(emoe_engine_can_cut(nullptr), 0u);
+    CHECK_EQ(emoe_engine_state_key(nullptr), 0u);
     CHECK(emoe_engine_text(nullptr) == nullptr);
     CHECK_EQ(emoe_engine_n_ctx(nullptr), 0u);
     CHECK_EQ(emoe_engine_n_past(nullptr), 0u);

@@ -36,6 +36,7 @@ def check(model: Model, setup: Setup) -> None:
         "kv-type": setup.kv_type != "f16",
         "draft": setup.n_draft or 0,
         "device": setup.device != "cpu",
+        **{name.replace("_", "-"): True for name in setup.rope},
     }
     for name, value in given.items():
         if value:

@@ -20,6 +20,7 @@ struct Budget {
     uint32_t n_threads = 1;
     uint32_t n_ctx = 0;    // 0: chosen
     uint32_t n_ubatch = 0; // 0: chosen
+    bool scaled = false;   // RoPE is: n_ctx may be above what the model was trained for
 };
 
 // The budget is too small.

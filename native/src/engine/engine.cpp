@@ -36,7 +36,8 @@ Streamer::Params streamer_params(const ModelIndex &index, const emoe_setup &p, u
 } // namespace
 
 Engine::Engine(const ModelIndex &index, const std::string &shell_path, const emoe_setup &setup, uint64_t cache_bytes)
-    : setup_(setup), gpu_parts_(index, setup.device, setup.n_gpu_layer,
+    : identity_(index.identity), setup_(setup),
+      gpu_parts_(index, setup.device, setup.n_gpu_layer,
                                 std::vector<uint32_t>(setup.gpu_experts, setup.gpu_experts + setup.n_gpu_expert)),
       streamer_(std::make_unique<Streamer>(index.layout, streamer_params(index, setup, cache_bytes, gpu_parts_))),
       waiting_(setup.n_threads) {
@@ -333,11 +334,11 @@ void Engine::compute(const int32_t *tokens, uint32_t n, bool want_all, bool want
 
 void Engine::forget_after(uint32_t n) {
     llama_memory_t const memory = llama_get_memory(ctx_.get());
-    if (llama_memory_seq_rm(memory, 0, static_cast<llama_pos>(n), -1)) {
+    if (sees_before(n) && llama_memory_seq_rm(memory, 0, static_cast<llama_pos>(n), -1)) {
         n_past_ = n;
         return;
     }
-    llama_memory_clear(memory, true); // recurrent state cannot be cut: the caller computes it again
+    llama_memory_clear(memory, true); // it cannot be cut there: the caller computes it again
     n_past_ = 0;
 }
 

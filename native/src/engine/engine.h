@@ -36,6 +36,8 @@ public:
     const float *logits(uint32_t i) const override;
     uint32_t n_past() const { return n_past_; }
     void rewind(uint32_t n);
+    bool can_cut() const; // a state that was taken up again
+    uint64_t state_key() const; // of the model's file, the setup and this library
     uint64_t state_bytes();
     uint64_t get_state(uint8_t *buf, uint64_t cap);
     void set_state(const uint8_t *buf, uint64_t n_bytes);
@@ -65,10 +67,11 @@ private:
     void run(const int32_t *tokens, uint32_t n, bool want_all, Rounding rounding);
     void compute(const int32_t *tokens, uint32_t n, bool want_all, bool want_last, Rounding rounding);
     void forget_after(uint32_t n);
-    uint64_t state_key() const;
-    void lend(uint64_t bytes); // cache bytes to the work space of a large batch
-    void take_back();          // after it
+    bool sees_before(uint32_t n) const; // all that token n attends to is there
+    void lend(uint64_t bytes);          // cache bytes to the work space of a large batch
+    void take_back();                   // after it
 
+    uint64_t const identity_; // of the model's files
     emoe_setup const setup_; // but its pointers, which were valid while it was made
     GpuParts gpu_parts_;
     std::unique_ptr<GpuExperts> gpu_;

@@ -15,6 +15,7 @@ void note_loaded();
 
 // The parameters common to measuring and opening.
 llama_model_params model_params();
+constexpr uint32_t k_max_rope_scaling = LLAMA_ROPE_SCALING_TYPE_MAX_VALUE;
 llama_context_params context_params(const emoe_setup &setup);
 // The ggml_type of the KV cache that emoe_setup asks for, 0 for the default. Throws EMOE_ERR_ARGUMENT.
 uint32_t kv_type_of(uint32_t asked);
