@@ -8,6 +8,7 @@ import typer
 
 from ..errors import NativeError
 from ..places import BUILTIN
+from ..units import parse_size
 from .options import EngineOptions, SamplingOptions
 from .status import note
 
@@ -60,6 +61,14 @@ def serve(
             metavar="PERCENT", help="Of the budget, at most, for conversations that others took the place of; 0: none."
         ),
     ] = 6.0,
+    keep_states: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="On disk, at most, for conversations: what memory has no room for, and all when the server ends. "
+            "The next start takes them up; 0: none.",
+        ),
+    ] = "1GiB",
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse requests with parameters that are not known, not ignore these.")
     ] = False,
@@ -79,7 +88,8 @@ def serve(
             hint=f"`pip install {error.name}` in this Python environment",
         ) from None
     settings = Settings(
-        host, port, api_key, tuple(cors_origin or ()), queue, tuple(allow_host or ()), strict, remember / 100
-    )
+        host, port, api_key, tuple(cors_origin or ()), queue, tuple(allow_host or ()), strict, remember / 100,
+        parse_size(keep_states),
+    )  # fmt: skip
     log = note if verbose else None
     serve(models or [BUILTIN], setup, settings, Defaults(said, sampling.max_tokens), talk=note, log=log)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .. import _native
 from ..errors import UsageError
+from ..paths import cache_dir
 from ..printable import whole_characters
 from ..runtime.engine.engine import Engine
 from ..runtime.engine.stats import Stats
@@ -64,9 +65,15 @@ class Catalog:
     """Names to models. setup: how each of them is opened; its memory is the budget now."""
 
     def __init__(
-        self, paths: Sequence[str | os.PathLike[str]], setup: Setup, talk: Talk, *, prefix_share: float = 1 / 16
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        setup: Setup,
+        talk: Talk,
+        *,
+        prefix_share: float = 1 / 16,
+        state_bytes: int = 0,
     ) -> None:
-        """Reads headers. prefix_share: of the budget, for `Prefixes`.
+        """Reads headers. prefix_share: of the budget, for `Prefixes`. state_bytes: on disk, for `StateStore`.
 
         Raises UsageError for two models of one name, and what `open_model` and `plan` raise.
         """
@@ -75,7 +82,7 @@ class Catalog:
         self.loading = ""
         self.totals = Totals()
         self._budget_bytes = 0
-        self._prefix_share = prefix_share
+        self._prefix_share, self._state_bytes = prefix_share, state_bytes
         self._talk = talk
         self.entries: dict[str, Entry] = {}
         for given in paths:
@@ -138,6 +145,8 @@ class Catalog:
         finally:
             self.loading = ""
         engine.keep_prefixes(self._prefix_bytes(engine))
+        if self._state_bytes:
+            engine.keep_states(cache_dir() / "states", self._state_bytes, self._talk)
         self.current = (name, engine)
         if self.setup.device == "auto":
             self._talk(engine.plan.device_line)

@@ -10,13 +10,14 @@ from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ... import _native
 from ..._abi import Stats as NativeStats
 from ...devices.memory import process_memory
-from ...errors import UnsupportedError, UsageError
+from ...errors import UsageError
 from ...units import KIB, MIB, format_size
 from ..budget.allowance import Allowance
 from ..budget.planner import Plan
@@ -34,6 +35,7 @@ from .draft import COST_RESIDENT, COST_STREAMED, Lookahead, Payoff, allowed
 from .prefixes import Prefixes
 from .scoring import scores
 from .sequence import TokenSequence
+from .states import StateStore
 from .stats import Stats
 
 if TYPE_CHECKING:
@@ -96,6 +98,7 @@ class Engine:
         self._n_row = min(n_row, plan.n_ubatch)
         self._payoff = Payoff(COST_STREAMED if plan.n_slot < plan.n_expert_total else COST_RESIDENT)
         self._n_drafted = self._n_draft_used = 0
+        self._states: StateStore | None = None
         self._unchecked = 0  # tokens since the last look at the process's memory
         self._finalizer = weakref.finalize(self, backend.close)
         self._finalizer.atexit = False  # the process's end frees everything; a daemon thread may still be computing
@@ -117,7 +120,9 @@ class Engine:
             self._allowance = Allowance(
                 plan, host_info, backend.set_cache_bytes, untouched_bytes=untouched, resident=_resident_bytes
             )
-            self._sequence = TokenSequence(backend, self._allowance.lock, longest=model.info.n_ctx_train)
+            self._sequence = TokenSequence(
+                backend, self._allowance.lock, longest=max(model.info.n_ctx_train, plan.n_ctx)
+            )
         except BaseException:
             self._finalizer()
             raise
@@ -480,13 +485,20 @@ class Engine:
 
     def keep_prefixes(self, max_bytes: int) -> None:
         """Remember conversations that others take the place of, in up to so many bytes of the budget; 0: none."""
+        store = self._states
         with self._control() as backend:
-            try:
-                backend.check_verify()
-                cuts = True
-            except UnsupportedError:
-                cuts = False
-        self._sequence.prefixes = Prefixes(max_bytes, self.room, cuts=cuts) if max_bytes else None
+            cuts = backend.can_cut()
+        wanted = max_bytes or store
+        self._sequence.prefixes = Prefixes(max_bytes, self.room, cuts=cuts, store=store) if wanted else None
+
+    def keep_states(self, folder: Path, max_bytes: int, talk: Callable[[str], None]) -> None:
+        """Keep conversations on disk, those that memory has no room for and at the end all; take up those of before.
+
+        max_bytes: of all files in the folder, which several engines may share. talk: gets a line for what fails.
+        """
+        with self._control() as backend:
+            self._states = StateStore(folder, max_bytes, backend.state_key(), talk)
+        self.keep_prefixes(self._sequence.prefixes.max_bytes if self._sequence.prefixes else 0)
 
     @property
     def prefixes(self) -> tuple[int, int]:
