@@ -541,6 +541,7 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "emoe_text_is_eog": (c_uint32, [_text, c_int32]),
     "emoe_text_bos": (c_int32, [_text]),
     "emoe_text_eos": (c_int32, [_text]),
+    "emoe_text_fim": (c_int32, [_text, c_uint32]),
     "emoe_text_n_vocab": (c_uint32, [_text]),
     "emoe_sampler_open": (_status, [POINTER(SamplerParams), _out, _err]),
     "emoe_sampler_close": (None, [_sampler]),

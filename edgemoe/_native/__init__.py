@@ -282,6 +282,9 @@ from .text import (
     text_eos as text_eos,
 )
 from .text import (
+    text_fim as text_fim,
+)
+from .text import (
     text_is_eog as text_is_eog,
 )
 from .text import (

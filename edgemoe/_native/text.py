@@ -49,6 +49,11 @@ def text_eos(text: TextHandle) -> int:
     return int(library().emoe_text_eos(text))
 
 
+def text_fim(text: TextHandle) -> list[int]:
+    """Marks for filling in: of prefix, suffix, middle, repository, file; -1 for those that the model has not."""
+    return [int(library().emoe_text_fim(text, mark)) for mark in range(5)]
+
+
 def text_n_vocab(text: TextHandle) -> int:
     return int(library().emoe_text_n_vocab(text))
 

@@ -101,6 +101,7 @@ class Server:
             self._route("/api/version", lines.version, "GET", ollama_shape.failure),
             self._route("/api/ps", lines.ps, "GET", ollama_shape.failure),
             self._route("/completion", own.completion, "POST"),
+            self._route("/infill", own.infill, "POST"),
             self._route("/tokenize", own.tokenize, "POST"),
             self._route("/detokenize", own.detokenize, "POST"),
             self._route("/apply-template", own.apply_template, "POST"),

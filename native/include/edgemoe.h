@@ -588,6 +588,14 @@ EMOE_API uint32_t emoe_text_is_eog(const emoe_text *text, int32_t token);
 EMOE_API int32_t emoe_text_bos(const emoe_text *text);
 EMOE_API int32_t emoe_text_eos(const emoe_text *text);
 EMOE_API uint32_t emoe_text_n_vocab(const emoe_text *text);
+/* Marks for filling in the middle of a text: before what comes first, before what comes last, before what is to be written,
+ * before the name of a repository, before the name of a file. -1 when the model has none. */
+#define EMOE_FIM_PREFIX 0
+#define EMOE_FIM_SUFFIX 1
+#define EMOE_FIM_MIDDLE 2
+#define EMOE_FIM_REPOSITORY 3
+#define EMOE_FIM_FILE 4
+EMOE_API int32_t emoe_text_fim(const emoe_text *text, uint32_t mark);
 
 /* ------------------------------------------------------------------ sampling */
 

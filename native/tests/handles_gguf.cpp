@@ -26,6 +26,7 @@ void a_text_stands_garbage(emoe_text *text, bool own) {
     }
     CHECK(emoe_text_piece(text, 300, k_garbage, nullptr, k_huge) > 0);
     (void)emoe_text_bos(text);
+    CHECK_EQ(emoe_text_fim(text, k_garbage), -1);
     CHECK(emoe_text_eos(text) < static_cast<int32_t>(n_vocab));
     CHECK(emoe_text_logits(text, 0) == nullptr);
     CHECK(emoe_text_logits(text, UINT32_MAX) == nullptr);

@@ -178,6 +178,7 @@ void a_null_text_is_refused() {
     CHECK_EQ(emoe_text_bos(nullptr), -1);
     CHECK_EQ(emoe_text_eos(nullptr), -1);
     CHECK_EQ(emoe_text_n_vocab(nullptr), 0u);
+    CHECK_EQ(emoe_text_fim(nullptr, EMOE_FIM_PREFIX), -1);
     REFUSED(emoe_text_logprobs(nullptr, 0, 0, &number, 0, nullptr, nullptr, &g_err));
     auto const constraint = zeros<emoe_constraint>();
     REFUSED(emoe_sampler_constrain(nullptr, nullptr, &constraint, &g_err));

@@ -238,6 +238,10 @@ class Engine:
         self._sequence.check((token,))
         return _native.text_piece(self._sequence.text, token, special=True)
 
+    def fim_marks(self) -> list[int]:
+        """The tokens that mark prefix, suffix, middle, repository and file where the middle is filled in; -1: none."""
+        return _native.text_fim(self._sequence.text)
+
     def generate(
         self,
         prompt: str | Sequence[int],
