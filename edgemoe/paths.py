@@ -1,4 +1,4 @@
-"""Where derived data lives. What is here can always be made again, so losing it costs time and nothing else."""
+"""Where derived data lives, which can always be made again: losing it costs time and nothing else; and what cannot."""
 
 from __future__ import annotations
 
@@ -29,6 +29,24 @@ def cache_dir() -> Path:
     except OSError as error:
         raise StorageError(
             f"cannot make the cache folder `{folder}`: {error.strerror}", hint="set `EDGEMOE_CACHE` to a folder you own"
+        ) from None
+    return folder
+
+
+def state_dir() -> Path:
+    """`$EDGEMOE_STATE`, else `$XDG_STATE_HOME/edgemoe`, else `~/.local/state/edgemoe`; made if it is missing.
+
+    For what a person made, which is lost where it is lost. Raises StorageError when it cannot be made.
+    """
+    base = os.environ.get("XDG_STATE_HOME")
+    otherwise = (Path(base) if base else Path(os.path.expanduser("~"), ".local", "state")) / "edgemoe"
+    chosen = os.environ.get("EDGEMOE_STATE")
+    folder = Path(chosen).expanduser() if chosen else otherwise
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"cannot make the folder `{folder}`: {error.strerror}", hint="set `EDGEMOE_STATE` to a folder you own"
         ) from None
     return folder
 
