@@ -46,11 +46,11 @@ def test_regen_replaces_the_answer(cli: Cli, good: Path, tmp_path: Path) -> None
 
 
 def test_regen_says_when_it_changes_nothing(cli: Cli, good: Path) -> None:
-    done = cli("chat", good, "-n", "8", stdin="hello\n/regen\n")
+    done = cli("chat", good, "-n", "8", "--temp", "0", stdin="hello\n/regen\n")
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert first == second
-    assert "`--temp 0.7`" in done.stderr
+    assert "`/set temp 0.7`" in done.stderr
 
 
 def test_a_small_budget_knows_the_capital_of_france(cli: Cli, smolmoe: Path) -> None:
