@@ -54,7 +54,7 @@ def test_regen_says_when_it_changes_nothing(cli: Cli, good: Path) -> None:
 
 
 def test_a_small_budget_knows_the_capital_of_france(cli: Cli, smolmoe: Path) -> None:
-    done = cli("chat", smolmoe, "--memory", "160M", stdin="What is the capital of France?\n")
+    done = cli("chat", smolmoe, "--memory", "160M", "--temp", "0", stdin="What is the capital of France?\n")
     assert done.returncode == 0, done.stderr
     assert "Paris" in done.stdout
 
