@@ -79,14 +79,15 @@ def write_whole(name: str, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BufferedWriter]:
+def whole_file(path: Path, *, private: bool = False) -> Iterator[BufferedWriter]:
     """A stream into a file that is there whole or not at all: a temporary name beside it, synced, renamed.
 
-    Raises StorageError.
+    private: nobody but its owner may read it. Raises StorageError.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as stream:
+        mode = 0o600 if private else 0o666
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())

@@ -60,8 +60,7 @@ def remember(model: Path, messages: Sequence[Message]) -> None:
     path = of_model(model)
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        with whole_file(path) as stream:
-            os.fchmod(stream.fileno(), 0o600)
+        with whole_file(path, private=True) as stream:
             stream.write(written(messages))
     except OSError as error:
         raise StorageError(f"cannot keep the conversation in `{path.parent}`: {error.strerror}") from None

@@ -103,16 +103,16 @@ typedef struct emoe_setup {
     const uint32_t *gpu_experts; /* experts that the GPU holds and computes beside the CPU, in layers that are not its
                                     own: numbered through all layers, ascending. Only read during the call */
     uint64_t n_gpu_expert;
-    uint32_t rope_given;      /* EMOE_ROPE_*: which of the fields below are given; what is not is the model's. Where any
+    uint32_t rope_given;    /* EMOE_ROPE_*: which of the fields below are given; what is not is the model's. Where any
                                  but yarn_orig_ctx is, n_ctx may be above what the model was trained for */
-    uint32_t rope_scaling;    /* 0: none, 1: linear, 2: YaRN; 3: LongRoPE, as llama_rope_scaling_type */
-    float rope_freq_base;     /* above 0 */
-    float rope_freq_scale;    /* above 0: 1 / the factor by which the context grows */
-    float yarn_ext_factor;    /* 0: interpolate fully, 1: extrapolate as YaRN does */
-    float yarn_attn_factor;   /* scale of attention's magnitude */
-    float yarn_beta_fast;     /* rotations above which frequencies stay */
-    float yarn_beta_slow;     /* rotations below which they are scaled */
-    uint32_t yarn_orig_ctx;   /* tokens that the model was trained for before it was scaled */
+    uint32_t rope_scaling;  /* 0: none, 1: linear, 2: YaRN; 3: LongRoPE, as llama_rope_scaling_type */
+    float rope_freq_base;   /* above 0 */
+    float rope_freq_scale;  /* above 0: 1 / the factor by which the context grows */
+    float yarn_ext_factor;  /* 0: interpolate fully, 1: extrapolate as YaRN does */
+    float yarn_attn_factor; /* scale of attention's magnitude */
+    float yarn_beta_fast;   /* rotations above which frequencies stay */
+    float yarn_beta_slow;   /* rotations below which they are scaled */
+    uint32_t yarn_orig_ctx; /* tokens that the model was trained for before it was scaled */
     uint32_t rope_reserved;
 } emoe_setup;
 #define EMOE_ROPE_SCALING 1

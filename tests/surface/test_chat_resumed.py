@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -71,9 +72,9 @@ def test_nothing_is_left_where_that_is_asked(good: Path, alone: dict[str, str], 
     assert not (tmp_path / "state").exists() and not (tmp_path / "cache" / "states").exists()
 
 
-def test_without_a_past_resume_is_refused_in_words(cli: Cli, good: Path) -> None:
-    done = cli("chat", good, *SMALL, "--resume", stdin="hello\n")
-    assert done.returncode == 2 and "there is no conversation with `good.gguf` to resume" in done.stderr
+def test_without_a_past_resume_is_refused_in_words(cli: Cli, good: Path, tmp_path: Path) -> None:
+    done = cli("chat", shutil.copy(good, tmp_path / "new.gguf"), *SMALL, "--resume", stdin="hello\n")
+    assert done.returncode == 2 and "there is no conversation with `new.gguf` to resume" in done.stderr
 
 
 def test_a_saved_conversation_is_loaded(cli: Cli, good: Path, tmp_path: Path) -> None:

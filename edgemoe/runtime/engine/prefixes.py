@@ -58,15 +58,15 @@ class Prefixes:
                 found = (one, n)
         return found
 
-    def keep(self, backend: Backend, tokens: array[int]) -> None:
-        """Remember the state of a backend's sequence, if there is room for it."""
+    def keep(self, backend: Backend, tokens: array[int], *, to_disk: bool = True) -> None:
+        """Remember the state of a backend's sequence, if there is room for it. to_disk: if there is none in memory."""
         same = [one for one in self._kept if one.tokens == tokens]
         if same:
             self._kept = [*(one for one in self._kept if one is not same[0]), same[0]]
             return
         n_bytes = backend.state_bytes()
         fits = 0 < n_bytes <= self.max_bytes
-        if not fits and not (n_bytes and self._store):
+        if not fits and not (n_bytes and to_disk and self._store):
             return
         if fits:
             self._make_room(n_bytes, tokens)

@@ -158,7 +158,7 @@ class TokenSequence:
         self.append(wanted[n_reused:])
         if self.prefixes and not self.prefixes.cuts and len(wanted) >= MIN_TOKENS:
             with self._exclusive() as backend:  # the answer that follows may be told otherwise in the next prompt
-                self.prefixes.keep(backend, self._tokens)
+                self.prefixes.keep(backend, self._tokens, to_disk=False)
         return n_reused
 
     def _exchange(self, prefixes: Prefixes, wanted: array[int], common: int, *, anew: bool) -> int:

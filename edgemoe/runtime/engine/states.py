@@ -93,8 +93,7 @@ class StateStore:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._make_room(n_bytes)
-            with whole_file(path) as stream:
-                os.fchmod(stream.fileno(), 0o600)
+            with whole_file(path, private=True) as stream:
                 stream.write(_MAGIC + _digest(tokens, state) + _COUNT.pack(len(tokens)))
                 stream.write(tokens.tobytes())
                 stream.write(state)

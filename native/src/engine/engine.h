@@ -36,7 +36,7 @@ public:
     const float *logits(uint32_t i) const override;
     uint32_t n_past() const { return n_past_; }
     void rewind(uint32_t n);
-    bool can_cut() const; // a state that was taken up again
+    bool can_cut() const;       // a state that was taken up again
     uint64_t state_key() const; // of the model's file, the setup and this library
     uint64_t state_bytes();
     uint64_t get_state(uint8_t *buf, uint64_t cap);
@@ -72,7 +72,7 @@ private:
     void take_back();                   // after it
 
     uint64_t const identity_; // of the model's files
-    emoe_setup const setup_; // but its pointers, which were valid while it was made
+    emoe_setup const setup_;  // but its pointers, which were valid while it was made
     GpuParts gpu_parts_;
     std::unique_ptr<GpuExperts> gpu_;
     std::unique_ptr<GpuTier> tier_;

@@ -42,8 +42,8 @@ uint64_t Engine::state_key() const {
     llama_context_params const p = context_params(setup_);
     float const rope[] = {p.rope_freq_base,   p.rope_freq_scale, p.yarn_ext_factor,
                           p.yarn_attn_factor, p.yarn_beta_fast,  p.yarn_beta_slow};
-    uint64_t const whole[] = {identity_,      n_ctx_,          setup_.kv_type,
-                              setup_.device,  p.yarn_orig_ctx, static_cast<uint64_t>(p.rope_scaling_type + 1)};
+    uint64_t const whole[] = {identity_,     n_ctx_,          setup_.kv_type,
+                              setup_.device, p.yarn_orig_ctx, static_cast<uint64_t>(p.rope_scaling_type + 1)};
     std::string const library = build_stamp();
     std::string bytes(reinterpret_cast<const char *>(rope), sizeof rope);
     bytes.append(reinterpret_cast<const char *>(whole), sizeof whole).append(library);
