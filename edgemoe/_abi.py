@@ -1,6 +1,7 @@
-"""Mirror of native/include/edgemoe.h: structs and function signatures, in the header's order.
+"""Mirror of native/include/edgemoe.h: numbers, structs and callbacks, in the header's order.
 
-tests/test_abi.py asks a C compiler whether every size and offset is right. What the fields mean is said in the header.
+`_native/signatures.py` has the functions. tests/test_abi.py asks a C compiler whether every size and offset is right.
+What the fields mean is said in the header.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from ctypes import (
     c_double,
     c_float,
     c_int32,
-    c_int64,
-    c_uint8,
     c_uint32,
     c_uint64,
     c_void_p,
@@ -130,6 +129,16 @@ class Setup(Struct):
         ("lossy_nats", c_double),
         ("n_sequence", c_uint32),
         ("reserved", c_uint32),
+        ("rope_given", c_uint32),
+        ("rope_scaling", c_uint32),
+        ("rope_freq_base", c_float),
+        ("rope_freq_scale", c_float),
+        ("yarn_ext_factor", c_float),
+        ("yarn_attn_factor", c_float),
+        ("yarn_beta_fast", c_float),
+        ("yarn_beta_slow", c_float),
+        ("yarn_orig_ctx", c_uint32),
+        ("rope_reserved", c_uint32),
     ]
 
 
@@ -171,6 +180,25 @@ class ModelInfo(Struct):
         ("architecture", c_char * 64),
         ("name", c_char * 192),
         ("table_bytes", c_uint64),
+    ]
+
+
+class Recommendation(Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("given", c_uint32),
+        ("temp", c_float),
+        ("top_p", c_float),
+        ("min_p", c_float),
+        ("xtc_probability", c_float),
+        ("xtc_threshold", c_float),
+        ("repeat_penalty", c_float),
+        ("mirostat_tau", c_float),
+        ("mirostat_eta", c_float),
+        ("top_k", c_int32),
+        ("repeat_last_n", c_int32),
+        ("mirostat", c_uint32),
+        ("sequence", c_char * 128),
     ]
 
 
@@ -374,6 +402,8 @@ class Constraint(Struct):
         ("dynatemp_range", c_float),
         ("dynatemp_exponent", c_float),
         ("ignore_eos", c_uint32),
+        ("reserved", c_uint32),
+        ("sequence", c_char_p),
     ]
 
 
@@ -418,6 +448,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "emoe_setup": Setup,
     "emoe_memory_info": MemoryInfo,
     "emoe_model_info": ModelInfo,
+    "emoe_recommendation": Recommendation,
     "emoe_layer_info": LayerInfo,
     "emoe_context_sizes": ContextSizes,
     "emoe_plan": Plan,
@@ -434,153 +465,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "emoe_answer_params": AnswerParams,
 }
 
-_status = c_int32
-_err = POINTER(Error)
-_model = _engine = _text = _sampler = _stream = _allowance = _session = _policy = c_void_p
-_out = POINTER(c_void_p)
-_setup = POINTER(Setup)
-_bytes = POINTER(c_uint64)
-
 # Functions of ours that the library calls; the first argument is what `user` was.
-SizesFunction = CFUNCTYPE(_status, c_void_p, c_uint32, c_uint32, POINTER(ContextSizes))
-ResizeFunction = CFUNCTYPE(_status, c_void_p, c_uint64)
+SizesFunction = CFUNCTYPE(c_int32, c_void_p, c_uint32, c_uint32, POINTER(ContextSizes))
+ResizeFunction = CFUNCTYPE(c_int32, c_void_p, c_uint64)
 ResidentFunction = CFUNCTYPE(c_uint64, c_void_p)
-
-FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
-    "emoe_abi_version": (c_uint32, []),
-    "emoe_build_info": (c_char_p, []),
-    "emoe_build_stamp": (c_char_p, []),
-    "emoe_processor_check": (_status, [_err]),
-    "emoe_set_log_level": (None, [c_uint32]),
-    "emoe_memory_get": (_status, [c_char_p, POINTER(MemoryInfo), _err]),
-    "emoe_memory_rss": (c_uint64, []),
-    "emoe_memory_trim": (None, []),
-    "emoe_model_open": (_status, [c_char_p, _out, _err]),
-    "emoe_model_close": (None, [_model]),
-    "emoe_model_get_info": (_status, [_model, POINTER(ModelInfo), _err]),
-    "emoe_model_get_host_info": (_status, [_model, _setup, POINTER(ModelInfo), _err]),
-    "emoe_model_get_layer": (_status, [_model, c_uint32, POINTER(LayerInfo), _err]),
-    "emoe_model_meta": (c_int64, [_model, c_char_p, c_char_p, c_uint64]),
-    "emoe_shell_write": (_status, [_model, c_char_p, c_uint32, _err]),
-    "emoe_shell_check": (_status, [_model, c_char_p, _err]),
-    "emoe_shell_find": (_status, [_model, c_char_p, _setup, c_char_p, c_uint64, POINTER(c_uint32), _err]),
-    "emoe_shell_make": (_status, [_model, c_char_p, _setup, c_char_p, c_uint64, _err]),
-    "emoe_context_measure": (_status, [_model, c_char_p, _setup, POINTER(ContextSizes), _err]),
-    "emoe_gpu_experts_measure": (
-        _status,
-        [_model, POINTER(c_uint32), c_uint64, c_uint32, POINTER(c_uint64), POINTER(c_uint64), _err],
-    ),
-    "emoe_gpu_experts_speed": (_status, [_model, c_uint32, c_uint32, c_uint32, POINTER(c_uint64), _err]),
-    "emoe_plan_make": (_status, [_model, c_char_p, _setup, POINTER(Plan), _err]),
-    "emoe_plan_choose": (_status, [POINTER(ModelInfo), SizesFunction, c_void_p, _setup, POINTER(Plan), _err]),
-    "emoe_budget_bytes": (_status, [c_uint32, c_uint64, c_uint64, _bytes, _err]),
-    "emoe_margin_bytes": (c_uint64, [c_uint64]),
-    "emoe_plan_predict": (_status, [POINTER(ModelInfo), c_double, POINTER(Speeds), POINTER(Prediction), _err]),
-    "emoe_plan_hit_rate": (c_double, [c_double]),
-    "emoe_allowance_open": (
-        _status,
-        [POINTER(Plan), POINTER(ModelInfo), c_uint64, ResizeFunction, ResidentFunction, c_void_p, _out, _bytes, _err],
-    ),
-    "emoe_allowance_close": (None, [_allowance]),
-    "emoe_allowance_get_plan": (_status, [_allowance, POINTER(Plan), _err]),
-    "emoe_allowance_spend": (_status, [_allowance, c_uint64, _bytes, _err]),
-    "emoe_allowance_check": (_status, [_allowance, _err]),
-    "emoe_allowance_give_way": (_status, [_allowance, c_uint64, c_char_p, _bytes, _bytes, _err]),
-    "emoe_allowance_take_back": (_status, [_allowance, c_uint64, c_uint64, _err]),
-    "emoe_engine_open": (_status, [_model, c_char_p, _setup, c_uint64, _out, _err]),
-    "emoe_engine_close": (None, [_engine]),
-    "emoe_engine_decode": (_status, [_engine, POINTER(c_int32), c_uint32, c_uint32, _err]),
-    "emoe_engine_verify": (_status, [_engine, POINTER(c_int32), c_uint32, _err]),
-    "emoe_engine_can_verify": (_status, [_engine, _err]),
-    "emoe_engine_text": (_text, [_engine]),
-    "emoe_engine_select": (_status, [_engine, c_uint32, _err]),
-    "emoe_engine_step": (_status, [_engine, POINTER(c_uint32), POINTER(c_int32), c_uint32, _err]),
-    "emoe_engine_sequence_text": (_text, [_engine, c_uint32]),
-    "emoe_engine_n_ctx": (c_uint32, [_engine]),
-    "emoe_engine_n_past": (c_uint32, [_engine]),
-    "emoe_engine_rewind": (_status, [_engine, c_uint32, _err]),
-    "emoe_engine_state_bytes": (c_uint64, [_engine]),
-    "emoe_engine_state_get": (_status, [_engine, c_void_p, c_uint64, POINTER(c_uint64), _err]),
-    "emoe_engine_state_set": (_status, [_engine, c_void_p, c_uint64, _err]),
-    "emoe_engine_cancel": (None, [_engine]),
-    "emoe_engine_set_cache_bytes": (_status, [_engine, c_uint64, _err]),
-    "emoe_engine_get_stats": (_status, [_engine, POINTER(Stats), _err]),
-    "emoe_engine_resident": (c_uint32, [_engine, c_uint32]),
-    "emoe_engine_experts": (c_uint32, [_engine, c_uint32, POINTER(c_uint8), c_uint32]),
-    "emoe_engine_accuracy": (_status, [_engine, c_uint32, POINTER(Accuracy), _err]),
-    "emoe_engine_rates": (c_uint64, [_engine, POINTER(c_float), c_uint64]),
-    "emoe_engine_warm_start": (None, [_engine, POINTER(c_float), c_uint64]),
-    "emoe_engine_trace": (_status, [_engine, c_char_p, c_char_p, _err]),
-    "emoe_replay": (_status, [POINTER(ReplayParams), POINTER(c_uint64), POINTER(c_uint64), _err]),
-    "emoe_engine_inject_fault": (None, [_engine, c_uint32, c_uint64]),
-    "emoe_collect_bytes": (c_uint64, [_engine, c_uint32]),
-    "emoe_collect_begin": (_status, [_engine, c_uint32, c_uint32, _err]),
-    "emoe_collect_end": (None, [_engine]),
-    "emoe_collect_noise": (_status, [_engine, c_uint32, c_float, c_float, _err]),
-    "emoe_collect_skip": (_status, [_engine, POINTER(c_float), POINTER(c_uint8), c_uint64, c_double, _err]),
-    "emoe_collect_skipped": (c_double, [_engine]),
-    "emoe_collect_read": (_status, [_engine, c_uint32, c_uint32, POINTER(c_float), c_uint64, _err]),
-    "emoe_text_open": (_status, [c_char_p, _out, _err]),
-    "emoe_text_close": (None, [_text]),
-    "emoe_text_set_logits": (_status, [_text, POINTER(c_float), c_uint32, _err]),
-    "emoe_text_logits": (POINTER(c_float), [_text, c_uint32]),
-    "emoe_text_tokenize": (
-        c_int64,
-        [_text, c_char_p, c_uint64, c_uint32, c_uint32, POINTER(c_int32), c_uint64],
-    ),
-    "emoe_text_piece": (c_int64, [_text, c_int32, c_uint32, c_char_p, c_uint64]),
-    "emoe_text_is_eog": (c_uint32, [_text, c_int32]),
-    "emoe_text_bos": (c_int32, [_text]),
-    "emoe_text_eos": (c_int32, [_text]),
-    "emoe_text_n_vocab": (c_uint32, [_text]),
-    "emoe_sampler_open": (_status, [POINTER(SamplerParams), _out, _err]),
-    "emoe_sampler_close": (None, [_sampler]),
-    "emoe_sampler_sample": (c_int32, [_sampler, _text, c_uint32]),
-    "emoe_sampler_constrain": (_status, [_sampler, _text, POINTER(Constraint), _err]),
-    "emoe_text_logprobs": (
-        _status,
-        [_text, c_uint32, c_int32, POINTER(c_float), c_uint32, POINTER(c_int32), POINTER(c_float), _err],
-    ),
-    "emoe_stream_open": (_status, [POINTER(c_char_p), POINTER(c_uint64), c_uint32, _out, _err]),
-    "emoe_stream_close": (None, [_stream]),
-    "emoe_stream_feed": (_status, [_stream, c_char_p, c_uint64, POINTER(c_char_p), _bytes, _err]),
-    "emoe_stream_finish": (_status, [_stream, POINTER(c_char_p), _bytes, _err]),
-    "emoe_stream_stopped": (c_uint32, [_stream]),
-    "emoe_device_count": (c_uint32, []),
-    "emoe_device_get": (_status, [c_uint32, POINTER(DeviceInfo), _err]),
-    "emoe_backend_load": (_status, [c_char_p, _err]),
-    "emoe_policy_open": (_status, [c_uint32, POINTER(c_uint32), c_uint32, c_uint32, _out, _err]),
-    "emoe_policy_close": (None, [_policy]),
-    "emoe_policy_visit": (
-        _status,
-        [_policy, c_uint32, c_uint32, POINTER(c_uint32), POINTER(c_uint32), POINTER(c_float), c_uint32, _err],
-    ),
-    "emoe_policy_badness": (_status, [_policy, POINTER(c_float), c_uint64, _err]),
-    "emoe_policy_rates": (c_uint64, [_policy, POINTER(c_float), c_uint64]),
-    "emoe_policy_warm_start": (None, [_policy, POINTER(c_float), c_uint64]),
-    "emoe_storage_measure": (
-        _status,
-        [c_char_p, c_uint64, c_uint32, c_uint64, c_uint64, POINTER(StorageSpeed), _err],
-    ),
-    "emoe_compute_measure": (_status, [c_char_p, c_uint32, c_uint64, POINTER(c_uint64), _err]),
-    "emoe_session_open": (_status, [c_char_p, c_char_p, _setup, _out, POINTER(Plan), _err]),
-    "emoe_session_close": (None, [_session]),
-    "emoe_chat_render": (
-        _status,
-        [c_char_p, POINTER(Message), c_uint32, c_char_p, c_uint64, POINTER(c_uint64), _err],
-    ),
-    "emoe_session_chat": (
-        _status,
-        [_session, POINTER(Message), c_uint32, c_char_p, POINTER(AnswerParams), _err],
-    ),
-    "emoe_session_prompt": (_status, [_session, c_char_p, c_uint64, POINTER(AnswerParams), _err]),
-    "emoe_session_next": (_status, [_session, POINTER(c_char_p), POINTER(c_uint64), _err]),
-    "emoe_session_finish": (c_uint32, [_session]),
-    "emoe_session_tokens": (c_uint64, [_session, POINTER(c_int32), c_uint64]),
-    "emoe_session_cancel": (None, [_session]),
-    "emoe_session_set_budget": (_status, [_session, c_uint64, _err]),
-    "emoe_session_memory_warning": (_status, [_session, c_uint32, _err]),
-    "emoe_session_get_plan": (_status, [_session, POINTER(Plan), _err]),
-    "emoe_session_engine": (_engine, [_session]),
-    "emoe_engine_clear_cancel": (None, [_engine]),
-}

@@ -1,4 +1,4 @@
-"""Where derived data lives. What is here can always be made again, so losing it costs time and nothing else."""
+"""Where derived data lives, which can always be made again: losing it costs time and nothing else; and what cannot."""
 
 from __future__ import annotations
 
@@ -46,6 +46,24 @@ def xdg_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path(os.path.expanduser("~"), ".cache"))
 
 
+def state_dir() -> Path:
+    """`$EDGEMOE_STATE`, else `$XDG_STATE_HOME/edgemoe`, else `~/.local/state/edgemoe`; made if it is missing.
+
+    For what a person made, which is lost where it is lost. Raises StorageError when it cannot be made.
+    """
+    base = os.environ.get("XDG_STATE_HOME")
+    otherwise = (Path(base) if base else Path(os.path.expanduser("~"), ".local", "state")) / "edgemoe"
+    chosen = os.environ.get("EDGEMOE_STATE")
+    folder = Path(chosen).expanduser() if chosen else otherwise
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"cannot make the folder `{folder}`: {error.strerror}", hint="set `EDGEMOE_STATE` to a folder you own"
+        ) from None
+    return folder
+
+
 def read_cached(name: str) -> dict[str, Any]:
     """The JSON object stored under `name` in the cache folder, {} when there is none that can be read."""
     with contextlib.suppress(OSError, ValueError, RecursionError, StorageError):
@@ -74,10 +92,11 @@ def write_whole(name: str, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BufferedWriter]:
+def whole_file(path: Path, *, private: bool = False) -> Iterator[BufferedWriter]:
     """A stream into a file that is there whole or not at all: a temporary name beside it, synced, renamed.
 
-    A pipe or a device is written to as it is, and never replaced. Raises StorageError.
+    A pipe or a device is written to as it is, and never replaced. private: nobody but its owner may read it.
+    Raises StorageError.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -85,7 +104,8 @@ def whole_file(path: Path) -> Iterator[BufferedWriter]:
             with path.open("wb") as stream:
                 yield stream
             return
-        with temporary.open("wb") as stream:
+        mode = 0o600 if private else 0o666
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())

@@ -49,9 +49,18 @@ class OnGpu:
 
 
 def stock(
-    path: Path, steps: Sequence[Sequence[int]], *, threads: int = 1, n_ubatch: int = 64, gpu: OnGpu | None = None
+    path: Path,
+    steps: Sequence[Sequence[int]],
+    *,
+    threads: int = 1,
+    n_ubatch: int = 64,
+    gpu: OnGpu | None = None,
+    **context_params: Any,
 ) -> list[bytes]:
-    """Logits of stock llama.cpp (mapped, not repacked) after each step, as bytes of float32."""
+    """Logits of stock llama.cpp (mapped, not repacked) after each step, as bytes of float32.
+
+    context_params: other fields of llama_context_params.
+    """
     import llama_cpp.llama_cpp as llama
 
     llama.llama_backend_init()
@@ -68,6 +77,8 @@ def stock(
     params.n_threads = params.n_threads_batch = threads
     if gpu:
         params.offload_kqv, params.op_offload = True, False
+    for name, value in context_params.items():
+        setattr(params, name, value)
     context = llama.llama_init_from_model(model, params)
     n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
     rows = []
@@ -145,11 +156,13 @@ def streamed(
     row_cache_bytes: int = 0,
     lossy: float = 0.0,
     n_sequence: int = 1,
+    **more: Any,
 ) -> Iterator[Streamed]:
     """The engine with slots for `share` of all experts, at least the smallest cache that works.
 
     device: 0 for the CPU, else 1 + index of a GPU. gpu_experts: that it has besides those of whole layers.
-    row_cache_bytes: 0, or tables stay in the file and so many bytes are for their rows.
+    row_cache_bytes: 0, or tables stay in the file and so many bytes are for their rows. more: other fields of
+    `emoe_setup`.
     """
     model = _native.model_open(str(path))
     shell = path.with_name(path.name + ".shell")
@@ -165,6 +178,7 @@ def streamed(
         device=device,
         n_gpu_layer=n_gpu_layer,
         n_read_lane=lanes,
+        **more,
         policy=policy,
         buffered=int(buffered),
         reader=reader,

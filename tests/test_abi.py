@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from edgemoe import _abi
+from edgemoe._native.signatures import FUNCTIONS
 
 HEADER = Path(__file__).parent.parent / "native" / "include" / "edgemoe.h"
 TEXT = re.sub(r"/\*.*?\*/|^#.*?$", "", HEADER.read_text(), flags=re.DOTALL | re.MULTILINE)
@@ -80,9 +81,9 @@ def mirrored(kind: object) -> str:
 def test_every_function_of_the_header_is_bound_with_its_types() -> None:
     declared = declared_functions()
     assert len(declared) > 30
-    assert set(declared) == set(_abi.FUNCTIONS)
+    assert set(declared) == set(FUNCTIONS)
     for name, (returns, args) in declared.items():
-        restype, argtypes = _abi.FUNCTIONS[name]
+        restype, argtypes = FUNCTIONS[name]
         assert c_type(returns) == mirrored(restype), name
         assert [c_type(arg) for arg in args] == [mirrored(kind) for kind in argtypes], name
 

@@ -106,7 +106,7 @@ class Recorder(NativeBackend):
     """Writes down what is computed; `fails` is called before it is."""
 
     def __init__(self, backend: NativeBackend) -> None:
-        super().__init__(backend.engine)
+        super().__init__(backend.engine, backend._compare)
         self.log: list[tuple[int, ...]] = []  # (n_tokens, sequence) of decodes, (-1, sequences...) of passes
         self.selected = 0
         self.fails: Callable[[tuple[int, ...]], None] = lambda what: None

@@ -36,6 +36,9 @@ from .engine import (
     engine_accuracy as engine_accuracy,
 )
 from .engine import (
+    engine_can_cut as engine_can_cut,
+)
+from .engine import (
     engine_can_verify as engine_can_verify,
 )
 from .engine import (
@@ -88,6 +91,9 @@ from .engine import (
 )
 from .engine import (
     engine_state_bytes as engine_state_bytes,
+)
+from .engine import (
+    engine_state_key as engine_state_key,
 )
 from .engine import (
     engine_stats as engine_stats,
@@ -198,6 +204,9 @@ from .model import (
     model_open as model_open,
 )
 from .model import (
+    model_recommendation as model_recommendation,
+)
+from .model import (
     shell_check as shell_check,
 )
 from .model import (
@@ -286,6 +295,9 @@ from .text import (
 )
 from .text import (
     text_eos as text_eos,
+)
+from .text import (
+    text_fim as text_fim,
 )
 from .text import (
     text_is_eog as text_is_eog,

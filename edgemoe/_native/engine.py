@@ -116,6 +116,15 @@ def engine_rewind(engine: EngineHandle, n: int) -> None:
     check(library().emoe_engine_rewind(engine, n, ctypes.byref(error)), error)
 
 
+def engine_can_cut(engine: EngineHandle) -> bool:
+    return bool(library().emoe_engine_can_cut(engine))
+
+
+def engine_state_key(engine: EngineHandle) -> int:
+    """What a state belongs to: model, setup, library."""
+    return int(library().emoe_engine_state_key(engine))
+
+
 def engine_state_bytes(engine: EngineHandle) -> int:
     return int(library().emoe_engine_state_bytes(engine))
 

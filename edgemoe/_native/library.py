@@ -28,6 +28,7 @@ from ..errors import (
     UnsupportedError,
     UsageError,
 )
+from .signatures import FUNCTIONS
 
 LLAMA_VERSION = "0.3.36"  # of llama-cpp-python; the same pin as in pyproject.toml: its C structs are no stable ABI
 
@@ -129,7 +130,7 @@ def library() -> ctypes.CDLL:
             f"`{ours}` has interface version {version}, this package needs {abi.ABI_VERSION}",
             hint="reinstall edgemoe; in a checkout, `pip install -e .` builds it anew",
         )
-    for name, (restype, argtypes) in abi.FUNCTIONS.items():
+    for name, (restype, argtypes) in FUNCTIONS.items():
         function = getattr(loaded, name)
         function.restype, function.argtypes = restype, argtypes
     _check_processor(loaded)

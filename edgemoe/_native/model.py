@@ -36,6 +36,13 @@ def model_host_info(model: ModelHandle, setup: abi.Setup) -> dict[str, Any]:
     return values(info)
 
 
+def model_recommendation(model: ModelHandle | None) -> dict[str, Any]:
+    """Fields of `emoe_recommendation`; None for llama.cpp's own values."""
+    found, error = abi.Recommendation(), abi.Error()
+    check(library().emoe_model_get_recommendation(model, ctypes.byref(found), ctypes.byref(error)), error)
+    return values(found)
+
+
 def model_layer(model: ModelHandle, index: int) -> dict[str, Any]:
     info, error = abi.LayerInfo(), abi.Error()
     check(library().emoe_model_get_layer(model, index, ctypes.byref(info), ctypes.byref(error)), error)

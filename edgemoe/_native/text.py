@@ -49,6 +49,11 @@ def text_eos(text: TextHandle) -> int:
     return int(library().emoe_text_eos(text))
 
 
+def text_fim(text: TextHandle) -> list[int]:
+    """Marks for filling in: of prefix, suffix, middle, repository, file; -1 for those that the model has not."""
+    return [int(library().emoe_text_fim(text, mark)) for mark in range(5)]
+
+
 def text_n_vocab(text: TextHandle) -> int:
     return int(library().emoe_text_n_vocab(text))
 
@@ -107,6 +112,7 @@ def sampler_constrain(
     grammar: str,
     grammar_trigger: str,
     dry_breakers: Sequence[str] | None,
+    sequence: str,
     **numbers: float | int,
 ) -> None:
     """numbers: fields of `emoe_constraint`. dry_breakers: None for llama.cpp's own."""
@@ -119,6 +125,7 @@ def sampler_constrain(
         bias_values=float_pointer(values),
         grammar=grammar.encode("utf-8", "replace") or None,
         grammar_trigger=grammar_trigger.encode("utf-8", "replace") or None,
+        sequence=sequence.encode("utf-8", "replace") or None,
         n_dry_breaker=len(breakers),
         dry_breakers=None if dry_breakers is None else (ctypes.c_char_p * (len(breakers) + 1))(*breakers),
         **numbers,

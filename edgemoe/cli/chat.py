@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import EdgeMoEError, UsageError
+from ..errors import EdgeMoEError, StorageError, UsageError
+from ..paths import cache_dir
 from ..places import BUILTIN
-from ..printable import whole_characters
+from ..printable import plain
 from ..units import format_size
-from .conversation import Conversation, fit
+from . import past, settings
+from .conversation import Conversation, Message, fit
 from .generate import find, load, stream, told, write
 from .options import EngineOptions, ModelArgument, SamplingOptions, VerboseOption
 from .panel import lines, look, memory_rows
@@ -35,13 +36,14 @@ COMMANDS = {
     "/stats": "hits, reads, memory and experts in it since the model was loaded",
     "/stats live": "the same under each answer while it comes, on or off",
     "/regen": "answer the last question again",
+    "/set NAME VALUE": "change how answers are picked: `/set temp 0.7`; without NAME show it",
     "/save FILE": "write the conversation as JSON messages",
+    "/load FILE": "go on with a conversation that was saved",
+    "/resume": "go on with the last conversation with this model",
     "/exit": "leave; Ctrl-D does too",
 }
 # What users of Ollama and llama.cpp type.
 _ELSEWHERE = {
-    "/set": "options are given at the start: `edgemoe chat --help`; `/system TEXT` and `/memory SIZE` work here",
-    "/load": "start again with the other model: `edgemoe chat MODEL`",
     "/show": "`edgemoe inspect MODEL` shows what is in a model; `/stats` what it does",
     "/reset": "it is `/clear`",
     "/read": "`edgemoe run -f FILE` asks a file; here, paste it",
@@ -49,6 +51,7 @@ _ELSEWHERE = {
 _HELP_TAIL = 'Three quotes """ begin and end a message of several lines. Ctrl-C stops an answer.'
 _BUILTIN_SHARE = 1 / 3  # of the built-in model's experts, where no budget is given
 _BUILTIN_CTX = 2048
+_STATE_BYTES = 1 << 30  # of the folder in which states of conversations are kept
 _ANSWER_SHARE = 4  # a quarter of the context is kept free for an answer
 
 
@@ -57,13 +60,19 @@ def chat(
     sampling: SamplingOptions,
     model: ModelArgument = BUILTIN,
     system: Annotated[str, typer.Option(metavar="TEXT", show_default=False, help="System prompt.")] = "",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the last conversation with this model.")] = False,
+    no_history: Annotated[
+        bool, typer.Option("--no-history", help="Leave nothing behind: no conversation, no typed lines.")
+    ] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Talk with a model. Without MODEL: with the built-in one, in a third of the memory that its experts take."""
-    chosen = sampling.sampling()
+    said = sampling.said()
     interactive = is_interactive()
     prepare(interactive)
     path = find(model, verbose=verbose)
+    conversation = Conversation.of(past.recall(path), system) if resume else Conversation(system)
+    keeps = (interactive or resume) and not no_history
     is_small = model == BUILTIN and engine.memory is None and not _has_gpu(engine)
     if is_small:
         engine = _small(path, engine)
@@ -72,7 +81,19 @@ def chat(
             from ..runtime.budget.share import hold_share
 
             hold_share(opened, _BUILTIN_SHARE)
-        _Chat(opened, chosen, sampling.max_tokens, Conversation(system), interactive, verbose or interactive).run()
+        if keeps:
+            opened.keep_states(cache_dir() / "states", _STATE_BYTES, note)
+        chosen = opened.model.recommended.but(**said)
+        talk = _Chat(
+            opened, chosen, sampling.max_tokens, conversation, interactive, verbose or interactive, path, keeps=keeps
+        )
+        if not (interactive and keeps):
+            return talk.run()
+        past.load_lines()
+        try:
+            talk.run()
+        finally:
+            past.save_lines()
 
 
 def _small(path: Path, options: EngineOptions) -> EngineOptions:
@@ -93,7 +114,7 @@ def _has_gpu(options: EngineOptions) -> bool:
     return choose(device) is not None
 
 
-def greeting(plan: Plan, lossy_nats: float = 0) -> str:
+def greeting(plan: Plan, temp: float, lossy_nats: float = 0) -> str:
     """One line on the model, the budget and what streams; what it may cost."""
     budget = f"{plan.model} in {format_size(plan.budget_bytes)}"
     if not plan.n_expert_total:
@@ -103,7 +124,7 @@ def greeting(plan: Plan, lossy_nats: float = 0) -> str:
     else:
         experts = f"{plan.fraction:.0%} of the experts fit, the others stream from storage when a word needs them"
     price = f"LOSSY: at most {lossy_nats:g} nats a token, exact where experts are in memory; " if lossy_nats else ""
-    return f"{budget}: {experts}; {price}{plan.n_ctx:,} tokens of context; /help"
+    return f"{budget}: {experts}; {price}{plan.n_ctx:,} tokens of context; temp {temp:g}; /help"
 
 
 def _is_command(question: Question) -> bool:
@@ -125,7 +146,14 @@ class _Chat:
         conversation: Conversation,
         interactive: bool,
         with_status: bool,
+        path: Path,
+        *,
+        keeps: bool,
     ) -> None:
+        """path: the model's. keeps: the conversation, for the next chat."""
+        self._path = path
+        self._keeps = keeps
+        self._last = past.last(path) if keeps else []  # this one takes its place with its first answer
         self._engine = engine
         self._sampling = sampling
         self._max_tokens = max_tokens
@@ -137,7 +165,9 @@ class _Chat:
 
     def run(self) -> None:
         if self._interactive:
-            note(greeting(self._engine.plan, self._engine.stats().lossy_nats))
+            note(greeting(self._engine.plan, self._sampling.temp, self._engine.stats().lossy_nats))
+        if self._conversation.turns:
+            self._tell_taken_up()
         interrupted = False
         while True:
             try:
@@ -185,11 +215,50 @@ class _Chat:
             conversation.answer(parts.get("text", ""), parts.get("thinking", ""))
         else:
             conversation.take_back("user")
+        self._remember()
         after = engine.stats()
         if after.n_past >= after.n_ctx and not interrupted:
             note("the context is full: the answer ends here")
         if self._with_status:
             note(status_line(after.since(before)))
+
+    def _remember(self) -> None:
+        """For the next chat's `--resume`, after each answer: who knows how this one ends."""
+        if not self._keeps:
+            return
+        try:
+            past.remember(self._path, self._conversation.messages())
+        except StorageError as error:
+            self._keeps = False
+            note(f"{error.message}; this conversation cannot be resumed")
+
+    def _tell_taken_up(self) -> None:
+        questions = [turn["content"] for turn in self._conversation.turns if turn["role"] == "user"]
+        last = plain(" ".join(questions[-1].split())[:60]) if questions else ""
+        note(f"{len(questions)} questions taken up; the last was: {last}" if last else "an empty conversation")
+
+    def _go_on(self, messages: Sequence[Message]) -> None:
+        self._conversation = Conversation.of(messages)
+        self._tell_taken_up()
+
+    def _resume(self) -> None:
+        if not self._last:
+            raise UsageError("there is no earlier conversation with this model", hint="`/load FILE` takes a saved one")
+        self._go_on(self._last)
+
+    def _set(self, text: str) -> None:
+        if text:
+            self._sampling, self._max_tokens = settings.changed(self._sampling, self._max_tokens, text)
+        else:
+            print("\n".join(settings.lines(self._sampling, self._max_tokens)))
+
+    def _load(self, name: str) -> None:
+        if not name:
+            raise UsageError("`/load` needs a file name", hint="write `/load chat.json`")
+        path = Path(name).expanduser()
+        if not path.exists():
+            raise UsageError(f"there is no file `{path}`", hint="for another model start again: `edgemoe chat MODEL`")
+        self._go_on(past.read(path))
 
     def _show(self, pieces: Iterator[str]) -> tuple[str, bool]:
         if not self._live:
@@ -214,7 +283,7 @@ class _Chat:
         rest = rest.strip()
         if name in ("/help", "/?"):
             for usage, meaning in COMMANDS.items():
-                print(f"{usage:<14}{meaning}")
+                print(f"{usage:<17}{meaning}")
             print(_HELP_TAIL)
         elif name == "/clear":
             self._conversation.clear()
@@ -226,6 +295,12 @@ class _Chat:
             self._stats(rest)
         elif name == "/regen":
             self._regen()
+        elif name == "/set":
+            self._set(rest)
+        elif name == "/load":
+            self._load(rest)
+        elif name == "/resume":
+            self._resume()
         elif name == "/save":
             self._save(rest)
         else:
@@ -270,7 +345,7 @@ class _Chat:
         if not self._conversation.take_back("assistant"):
             raise UsageError("there is no answer to make again")
         if self._sampling.temp == 0:
-            note("the temperature is 0: every answer is the same; `--temp 0.7` gives others")
+            note("the temperature is 0: every answer is the same; `/set temp 0.7` gives others")
         from ..runtime.text.sampling import MAX_SEED
 
         seed = self._sampling.seed
@@ -287,8 +362,7 @@ class _Chat:
         if path.exists() and path not in self._saved:
             raise UsageError(f"`{path}` exists already", hint="choose another name")
         try:
-            text = whole_characters(json.dumps(self._conversation.messages(), ensure_ascii=False, indent=2))
-            path.write_text(text + "\n", encoding="utf-8")
+            path.write_bytes(past.written(self._conversation.messages()))
         except OSError as error:
             raise UsageError(f"cannot write `{path}`: {error.strerror}", hint="choose another place") from None
         self._saved.add(path)

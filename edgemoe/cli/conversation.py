@@ -34,6 +34,14 @@ class Conversation:
         """What the model's template takes."""
         return ([{"role": "system", "content": self.system}] if self.system else []) + self.turns
 
+    @classmethod
+    def of(cls, messages: Sequence[Message], system: str = "") -> Conversation:
+        """One that goes on. system: in place of the messages' own."""
+        own = next((message["content"] for message in messages if message["role"] == "system"), "")
+        made = cls(system or own)
+        made.replace_turns(messages)
+        return made
+
     def ask(self, text: str) -> None:
         self.turns.append({"role": "user", "content": text})
 

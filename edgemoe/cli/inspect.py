@@ -45,6 +45,7 @@ def _to_dict(model: Model, smallest: int) -> dict[str, Any]:
     return {
         **dataclasses.asdict(model.info),
         "smallest_budget_bytes": smallest,
+        "sampling": {name: model.recommended.values[name] for name in model.recommended.given},
         "layers": [dataclasses.asdict(layer) for layer in model.layers],
     }
 
@@ -65,6 +66,7 @@ def _print(model: Model, smallest: int) -> None:
         ("dense weights", format_size(info.dense_bytes) + tables),
         ("per token", f"{format_size(info.token_bytes)} of experts, {format_size(info.dense_token_bytes)} dense"),
         ("trained context", f"{info.n_ctx_train:,} tokens"),
+        ("sampling", model.recommended.line()),
         ("storage", "reads past the page cache" if info.direct_io else "no O_DIRECT here: bounded buffered reads"),
         ("smallest budget", f"--memory {format_exact(smallest)}"),
     ):

@@ -56,8 +56,29 @@ LossyOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
+def _rope(metavar: str, text: str) -> Any:
+    return typer.Option(metavar=metavar, help=text, show_default="as the model says", rich_help_panel="RoPE scaling")
+
+
 @dataclasses.dataclass(frozen=True)
-class BudgetOptions:
+class RopeOptions:
+    """How positions are scaled: llama.cpp's options. With them `--ctx` goes beyond the trained context."""
+
+    rope_scaling: Annotated[str | None, _rope("NAME", "`none`, `linear` or `yarn`.")] = None
+    rope_scale: Annotated[float | None, _rope("N", "The factor by which the context grows.")] = None
+    rope_freq_base: Annotated[float | None, _rope("N", "Base of the frequencies.")] = None
+    rope_freq_scale: Annotated[float | None, _rope("N", "Scale of the frequencies: 1 / the factor.")] = None
+    yarn_orig_ctx: Annotated[int | None, _rope("N", "Tokens that the model was trained for before it was scaled.")] = (
+        None
+    )
+    yarn_ext_factor: Annotated[float | None, _rope("N", "Extrapolation mix; 0 interpolates fully.")] = None
+    yarn_attn_factor: Annotated[float | None, _rope("N", "Scale of attention's magnitude.")] = None
+    yarn_beta_slow: Annotated[float | None, _rope("N", "Rotations below which frequencies are scaled.")] = None
+    yarn_beta_fast: Annotated[float | None, _rope("N", "Rotations above which frequencies stay.")] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class BudgetOptions(RopeOptions):
     """What a plan is made from."""
 
     memory: Annotated[
@@ -128,31 +149,52 @@ class EngineOptions(BudgetOptions):
     ] = None
 
 
+_MODELS = "as the model's maker says, else llama.cpp's"
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplingOptions:
     """How the next token is chosen, and when to stop."""
 
     temp: Annotated[
-        float,
-        typer.Option(metavar="T", help="Temperature; 0 always takes the likeliest token; try 0.7 for variety."),
-    ] = 0.0
-    top_k: Annotated[int, typer.Option(metavar="N", help="Choose among the N likeliest; 0 is off.")] = 40
-    top_p: Annotated[float, typer.Option(metavar="P", help="Choose among the likeliest of mass P; 1 is off.")] = 0.95
-    min_p: Annotated[float, typer.Option(metavar="P", help="Drop what is below P of the likeliest; 0 is off.")] = 0.05
-    repeat_penalty: Annotated[float, typer.Option(metavar="X", help="Penalty for repeated tokens; 1 is off.")] = 1.0
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Same seed, same answer.", show_default="random")] = None
+        float | None,
+        typer.Option(metavar="T", help="Temperature; 0 always takes the likeliest token.", show_default=_MODELS),
+    ] = None
+    top_k: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Choose among the N likeliest; 0 is off.", show_default=_MODELS),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        typer.Option(metavar="P", help="Choose among the likeliest of mass P; 1 is off.", show_default=_MODELS),
+    ] = None
+    min_p: Annotated[
+        float | None,
+        typer.Option(metavar="P", help="Drop what is below P of the likeliest; 0 is off.", show_default=_MODELS),
+    ] = None
+    repeat_penalty: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Penalty for repeated tokens; 1 is off.", show_default=_MODELS),
+    ] = None
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Same seed, same answer; -1 draws one.", show_default="1234"),
+    ] = None
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", "-n", metavar="N", help="Longest answer.", show_default="no limit")
     ] = None
 
-    def sampling(self) -> Any:
-        """The library's Sampling. Raises UsageError."""
+    def said(self) -> dict[str, Any]:
+        """What is said, by the names of the library's Sampling; the rest is the model's. Raises UsageError."""
         from ..runtime.text.sampling import Sampling
 
         at_least("--max-tokens", self.max_tokens, 1)
-        fields = dataclasses.asdict(self)
-        del fields["max_tokens"]
-        return Sampling(**fields)
+        said = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        said.pop("max_tokens", None)
+        if said.get("seed") == -1:
+            said["seed"] = None
+        Sampling(**said)  # refused before a model is loaded
+        return said
 
 
 def expand(function: Callable[..., None]) -> Callable[..., None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -53,11 +53,11 @@ def run(
     """
     if raw and system:
         raise UsageError("`--raw` uses no chat template, so `--system` has no place", hint="leave out one of the two")
-    chosen = sampling.sampling()
+    said = sampling.said()
     text = _prompt(prompt, file)
     with load(model, engine, verbose=verbose) as opened:
         before = opened.stats()
-        limits = {"max_tokens": sampling.max_tokens, "sampling": chosen}
+        limits: dict[str, Any] = {"max_tokens": sampling.max_tokens, "sampling": opened.model.recommended.but(**said)}
         if raw:
             pieces = opened.generate(text, **limits)
         else:

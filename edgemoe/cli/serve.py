@@ -8,6 +8,7 @@ import typer
 
 from ..errors import NativeError
 from ..places import BUILTIN
+from ..units import parse_size
 from .options import EngineOptions, SamplingOptions
 from .status import note
 
@@ -66,13 +67,21 @@ def serve(
             metavar="PERCENT", help="Of the budget, at most, for conversations that others took the place of; 0: none."
         ),
     ] = 6.0,
+    keep_states: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="On disk, at most, for conversations: what memory has no room for, and all when the server ends. "
+            "The next start takes them up; 0: none.",
+        ),
+    ] = "1GiB",
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse requests with parameters that are not known, not ignore these.")
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="A line for each request on stderr.")] = False,
 ) -> None:
     """Serve models to OpenAI clients, with a page to look at. Sampling options are for requests that name none."""
-    chosen = sampling.sampling()
+    said = sampling.said()
     setup = engine.setup().but(parallel=parallel)
     try:
         from ..serve.prompts import Defaults
@@ -85,7 +94,8 @@ def serve(
             hint=f"`pip install {error.name}` in this Python environment",
         ) from None
     settings = Settings(
-        host, port, api_key, tuple(cors_origin or ()), queue, tuple(allow_host or ()), strict, remember / 100
-    )
+        host, port, api_key, tuple(cors_origin or ()), queue, tuple(allow_host or ()), strict, remember / 100,
+        parse_size(keep_states),
+    )  # fmt: skip
     log = note if verbose else None
-    serve(models or [BUILTIN], setup, settings, Defaults(chosen, sampling.max_tokens), talk=note, log=log)
+    serve(models or [BUILTIN], setup, settings, Defaults(said, sampling.max_tokens), talk=note, log=log)

@@ -13,6 +13,7 @@ from typing import ClassVar
 from .. import _native
 from .._abi import ModelInfo as NativeInfo
 from ..errors import UnsupportedError
+from .text.sampling import Recommended
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,11 @@ class Model(ABC):
         """The model's own Jinja template, None when it has none (ChatML is used then)."""
         return self.meta("tokenizer.chat_template")
 
+    @cached_property
+    def recommended(self) -> Recommended:
+        """How tokens are picked where nobody says otherwise."""
+        return Recommended.read(None)
+
     @property
     def block_bytes(self) -> int:
         """Size of one expert matrix, the unit of reading (mean over the model)."""
@@ -136,7 +142,7 @@ class Model(ABC):
         return count.most_common(1)[0][0] if count else ""
 
     def close(self) -> None:  # noqa: B027  # a format that holds nothing has nothing to do
-        """Give the headers' memory back. `info` stays, so do `layers` and `chat_template` if they were ever read."""
+        """Give the headers' memory back. `info` stays, so do `layers`, `chat_template` and `recommended` once read."""
 
     def __enter__(self) -> Model:
         return self

@@ -13,6 +13,7 @@ from ..devices.cpu import physical_cores
 from ..devices.gpu import DEVICES
 from ..errors import UsageError
 from ..units import Memory, parse_memory, parse_size
+from . import rope
 
 Progress = Callable[[str], None]
 """Receives one line of text at the beginning of each step that takes time."""
@@ -69,6 +70,10 @@ class Setup:
         None: 85 % of what is free there), or single experts of more layers, the most used first, where earlier runs
         have shown which they are and that measures faster. It rounds otherwise than the CPU.
     gpu_experts: single experts for the GPU, numbered through all layers; None: decided as said, once, and kept.
+    rope_scaling ("none", "linear", "yarn"), rope_scale (the factor by which the context grows), rope_freq_base,
+        rope_freq_scale (1 / rope_scale), yarn_orig_ctx (tokens), yarn_ext_factor, yarn_attn_factor, yarn_beta_slow,
+        yarn_beta_fast: as llama.cpp's options of these names; None: as the model says. With any of them but
+        yarn_orig_ctx, ctx may be above what the model was trained for.
     """
 
     memory: str | int = "auto"
@@ -90,6 +95,15 @@ class Setup:
     device: str = "cpu"
     gpu_memory: str | int | None = None
     gpu_experts: Sequence[int] | None = None
+    rope_scaling: str | None = None
+    rope_scale: float | None = None
+    rope_freq_base: float | None = None
+    rope_freq_scale: float | None = None
+    yarn_orig_ctx: int | None = None
+    yarn_ext_factor: float | None = None
+    yarn_attn_factor: float | None = None
+    yarn_beta_slow: float | None = None
+    yarn_beta_fast: float | None = None
 
     def __post_init__(self) -> None:
         parse_memory(self.memory)
@@ -102,6 +116,7 @@ class Setup:
         _one_of(self.device, DEVICES, "a device")
         parse_draft(self.draft)
         self._check_parallel()
+        rope.check(self.rope)
         self._check_numbers()
         limited = self.read_bytes_per_s > 0
         if self.reader == "uring" and (self.buffered or limited):
@@ -179,6 +194,11 @@ class Setup:
         return parse_memory(self.memory)
 
     @property
+    def rope(self) -> dict[str, Any]:
+        """What is said of RoPE and YaRN, by the fields' names."""
+        return {name: value for name in rope.FIELDS if (value := getattr(self, name)) is not None}
+
+    @property
     def n_threads(self) -> int:
         return physical_cores() if self.threads is None else self.threads
 
@@ -221,6 +241,7 @@ class Setup:
             "lossy_nats": self.lossy,
             "read_bytes_per_s": self.read_bytes_per_s,
             "n_sequence": self.parallel,
+            **rope.native(self.rope),
         }
         return NativeSetup(**{**values, **decided}, **_native.expert_list(experts))
 

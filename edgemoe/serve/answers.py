@@ -11,6 +11,7 @@ from ..runtime.text.stream import Step
 from . import prompts, sampled
 from .events import Event, Finished, Scored, Started, Used
 from .failures import invalid
+from .infill import Middle, prompt_of
 from .lossy import lossy_of
 from .prompts import Defaults
 from .protocol import ChatRequest, CompletionRequest, Sampled
@@ -63,13 +64,15 @@ def chat_work(request: ChatRequest, defaults: Defaults) -> Work:
     return work
 
 
-def completion_work(request: CompletionRequest, defaults: Defaults) -> Work:
-    """Raises ApiError for what can be seen without a model."""
+def completion_work(request: CompletionRequest, defaults: Defaults, middle: Middle | None = None) -> Work:
+    """middle: what the answer is put into, in place of a prompt. Raises ApiError for what is seen without a model."""
     given = prompts.texts_or_tokens(request.prompt, "prompt")
     if len(given) * (request.n or 1) > _MAX_PROMPTS:
         raise invalid(f"more than {_MAX_PROMPTS} answers at once", "prompt")
-    if request.suffix:
-        raise invalid("`suffix` is not supported", "suffix")
+    if request.suffix and not middle:
+        if len(given) != 1 or not isinstance(given[0], str):
+            raise invalid("`suffix` needs one prompt, and that as a text", "suffix")
+        middle = Middle(given[0], request.suffix)
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise invalid("`best_of` other than `n` is not supported", "best_of")
     stop = prompts.stops(request)
@@ -77,6 +80,8 @@ def completion_work(request: CompletionRequest, defaults: Defaults) -> Work:
 
     def work(engine: Engine) -> Iterator[Event]:
         tokens = [prompts.tokens_of(engine, prompt, "prompt") for prompt in given]
+        if middle:
+            tokens = [prompt_of(engine, middle, limit)]
         if any(not one for one in tokens):
             raise invalid("a prompt is empty", "prompt")
         chosen = sampled.sampling(request, defaults, engine)

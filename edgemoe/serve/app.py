@@ -20,7 +20,7 @@ from .. import _native
 from . import anthropic, anthropic_shape, ollama, ollama_shape
 from .failures import ApiError, of_engine
 from .flow import Flow
-from .guard import Access, Guard
+from .guard import PAGE, Access, Guard
 from .intake import Front, Intake, Log, drained
 from .live import INTERVAL_S, LiveView, RequestCounts, metrics
 from .native_api import Native
@@ -69,7 +69,7 @@ class Server:
             self._route("/openapi.json", self.openapi, "GET"),
             self._route("/api/live", self.live, "GET"),
             self._route("/api/budget", self.budget, "POST"),
-            *(self._route(path, functools.partial(_static, name), "GET") for path, name in _FILES.items()),
+            *(self._route(path, functools.partial(_static, name), "GET") for path, name in PAGE.items()),
         ]
         middleware = [
             Middleware(Front, intake=self._intake, log=self._log),
@@ -101,6 +101,7 @@ class Server:
             self._route("/api/version", lines.version, "GET", ollama_shape.failure),
             self._route("/api/ps", lines.ps, "GET", ollama_shape.failure),
             self._route("/completion", own.completion, "POST"),
+            self._route("/infill", own.infill, "POST"),
             self._route("/tokenize", own.tokenize, "POST"),
             self._route("/detokenize", own.detokenize, "POST"),
             self._route("/apply-template", own.apply_template, "POST"),
@@ -154,9 +155,6 @@ class Server:
         except Exception as error:
             raise of_engine(error) from None
         return json_response(LiveView(self.worker).snapshot())
-
-
-_FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
 
 
 async def _static(name: str, request: Request) -> Response:

@@ -14,7 +14,7 @@ from ..errors import UsageError
 from ..runtime.text.gbnf import JSON_RULES, in_class, literal, rules_text
 from ..runtime.text.grammar import Converter
 from ..runtime.text.schema import find, plain, types_of
-from ..runtime.text.thinking import Thinking
+from ..runtime.text.thinking import Thinking, begun_mark
 from .forms import HERMES, Form, parts_of, pattern, piece, value_end
 
 _MAX_LITERAL = 20_000
@@ -245,7 +245,7 @@ class CallReader:
             if before.strip():
                 yield before
             return
-        keep = next((n for n in range(len(trigger) - 1, 0, -1) if self._held.endswith(trigger[:n])), 0)
+        keep = begun_mark(self._held, trigger)
         ready = self._held[: len(self._held) - keep]
         if ready and (ready.strip() or not self.n_call):  # blanks between calls are no words
             self._held = self._held[len(ready) :]

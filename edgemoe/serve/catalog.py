@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .. import _native
 from ..errors import UnsupportedError, UsageError
+from ..paths import cache_dir
 from ..printable import whole_characters
 from ..runtime.engine.engine import Engine
 from ..runtime.engine.stats import Stats
@@ -23,6 +24,7 @@ from ..runtime.find.names import resolve
 from ..runtime.formats import open_model
 from ..runtime.load import load, plan
 from ..runtime.setup import Setup
+from ..runtime.text.sampling import Recommended
 from .failures import ApiError
 
 Talk = Callable[[str], None]
@@ -44,6 +46,7 @@ class Entry:
     size_bytes: int
     kind: str
     n_expert: int
+    recommended: Recommended
 
 
 @dataclass
@@ -62,9 +65,15 @@ class Catalog:
     """Names to models. setup: how each of them is opened; its memory is the budget now."""
 
     def __init__(
-        self, paths: Sequence[str | os.PathLike[str]], setup: Setup, talk: Talk, *, prefix_share: float = 1 / 16
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        setup: Setup,
+        talk: Talk,
+        *,
+        prefix_share: float = 1 / 16,
+        state_bytes: int = 0,
     ) -> None:
-        """Reads headers. prefix_share: of the budget, for `Prefixes`.
+        """Reads headers. prefix_share: of the budget, for `Prefixes`. state_bytes: on disk, for `StateStore`.
 
         Raises UsageError for two models of one name, and what `open_model` and `plan` raise.
         """
@@ -73,7 +82,7 @@ class Catalog:
         self.loading = ""
         self.totals = Totals()
         self._budget_bytes = 0
-        self._prefix_share = prefix_share
+        self._prefix_share, self._state_bytes = prefix_share, state_bytes
         self._talk = talk
         self._single: set[str] = set()  # models that cannot answer several at once
         self.entries: dict[str, Entry] = {}
@@ -98,13 +107,14 @@ class Catalog:
                     raise
                 n_ctx = plan(model, self.setup.but(parallel=1), measure=False).n_ctx
                 self._one_by_one(name, error)
-            info = model.info
+            info, recommended = model.info, model.recommended
         if name in self.entries:
             raise UsageError(f"two models are called `{name}`", hint=f"name one of them: `other={file}`")
         found = file.stat()
         self.entries[name] = Entry(
-            name, file, int(found.st_mtime), info.n_ctx_train, n_ctx, found.st_size, info.architecture, info.n_expert
-        )
+            name, file, int(found.st_mtime), info.n_ctx_train, n_ctx, found.st_size, info.architecture, info.n_expert,
+            recommended,
+        )  # fmt: skip
 
     @property
     def first(self) -> str:
@@ -142,6 +152,8 @@ class Catalog:
         finally:
             self.loading = ""
         engine.keep_prefixes(self._prefix_bytes(engine))
+        if self._state_bytes:
+            engine.keep_states(cache_dir() / "states", self._state_bytes, self._talk)
         self.current = (name, engine)
         if self.setup.device == "auto":
             self._talk(engine.plan.device_line)

@@ -145,7 +145,11 @@ class Ollama:
     async def generate(self, request: Request) -> Response:
         def build(one: OllamaGenerate) -> Any:
             _check(one)
-            return completion_work(_raw(one), self._defaults) if one.raw else chat_work(_prompt(one), self._defaults)
+            return (
+                completion_work(_raw(one), self._defaults)
+                if one.raw or one.suffix
+                else chat_work(_prompt(one), self._defaults)
+            )
 
         return await self._answered(request, OllamaGenerate, build)
 
@@ -255,8 +259,6 @@ def _chat(one: OllamaChat) -> ChatRequest:
 
 
 def _check(one: OllamaGenerate) -> None:
-    if one.suffix:
-        raise invalid("`suffix` is not supported", "suffix")
     if one.images:
         raise invalid("this server reads text only, no images", "images")
 
@@ -271,7 +273,9 @@ def _prompt(one: OllamaGenerate) -> ChatRequest:
 def _raw(one: OllamaGenerate) -> CompletionRequest:
     schema = {"type": "object"} if one.format == "json" else one.format or None
     limit = -1 if one.options is None or one.options.num_predict is None else one.options.num_predict
-    return CompletionRequest(prompt=one.prompt or "", json_schema=schema, **_sampled(one) | {"max_tokens": limit})
+    return CompletionRequest(
+        prompt=one.prompt or "", suffix=one.suffix, json_schema=schema, **_sampled(one) | {"max_tokens": limit}
+    )
 
 
 def _message(message: OllamaMessage, i: int) -> Message:

@@ -10,7 +10,7 @@ import msgspec
 from .. import __version__
 from . import protocol, responses
 from .anthropic import CountRequest, MessageRequest
-from .native_api import DetokenizeRequest, NativeRequest, TokenizeRequest
+from .native_api import DetokenizeRequest, InfillRequest, NativeRequest, TokenizeRequest
 from .ollama import OllamaChat, OllamaGenerate, OllamaShow
 from .responses_api import ResponseRequest
 
@@ -61,7 +61,7 @@ def _model(models: Sequence[str]) -> dict[str, Any]:
 _TAKEN: tuple[type[msgspec.Struct], ...] = (
     protocol.ChatRequest, protocol.CompletionRequest, protocol.EmbeddingRequest, protocol.BudgetRequest,
     ResponseRequest, MessageRequest, CountRequest, OllamaChat, OllamaGenerate, OllamaShow, NativeRequest,
-    TokenizeRequest, DetokenizeRequest,
+    InfillRequest, TokenizeRequest, DetokenizeRequest,
 )  # fmt: skip
 _GIVEN: tuple[type[msgspec.Struct], ...] = (
     responses.ChatCompletion, responses.ChatChunk, responses.Completion, responses.ModelList, responses.ModelCard,
@@ -94,6 +94,7 @@ def _other_paths() -> dict[str, Any]:
         "/api/ps": _get("The model in memory, as Ollama", _content("application/json", _ANY)),
         "/api/version": _get("The version, as Ollama", _content("application/json", _ANY)),
         "/completion": _post("Continue a text, as llama.cpp", "NativeRequest", None, "the same"),
+        "/infill": _post("Fill in the middle of a text, as llama.cpp", "InfillRequest", None, "the same"),
         "/tokenize": _post("A text's tokens", "TokenizeRequest", None),
         "/detokenize": _post("Tokens' text", "DetokenizeRequest", None),
         "/apply-template": _post("What a model is shown of a conversation", "ChatRequest", None),

@@ -26,9 +26,12 @@ _PLAIN = Thinking()
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a request gets that names nothing: the server's command line."""
+    """What a request gets that names nothing: the server's command line says it, else the model.
 
-    sampling: Sampling
+    said: fields of `Sampling`.
+    """
+
+    said: Mapping[str, Any]
     max_tokens: int | None = None
 
 

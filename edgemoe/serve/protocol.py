@@ -190,7 +190,7 @@ class CompletionRequest(Sampled, kw_only=True):
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     echo: bool | None = None
     best_of: Annotated[int, Meta(ge=1, le=MAX_CHOICES, description="the same as `n`")] | None = None
-    suffix: Annotated[str, Meta(extra_json_schema={"maxLength": 0})] | None = None
+    suffix: Annotated[str, Meta(description="what comes after the answer, of models that fill in")] | None = None
 
 
 class EmbeddingRequest(Struct, kw_only=True):

@@ -31,7 +31,7 @@ class Settings:
     """Where to listen and whom to answer. port 0: any that is free. queue: requests that may wait.
 
     names: what the server may be called beside its address: a proxy's name. strict: refuse unknown parameters.
-    prefix_share: of the budget, most that goes to conversations that others take the place of.
+    prefix_share: of the budget, most that goes to conversations that others take the place of. state_bytes: on disk.
     """
 
     host: str = "127.0.0.1"
@@ -42,6 +42,7 @@ class Settings:
     names: tuple[str, ...] = ()
     strict: bool = False
     prefix_share: float = 1 / 16
+    state_bytes: int = 0
 
     @property
     def access(self) -> Access:
@@ -97,7 +98,7 @@ def serve(
     """Serve until SIGINT or SIGTERM. setup: for every model. Raises what loading raises, UsageError, StorageError."""
     settings.check()
     with listening(settings) as listener:
-        catalog = Catalog(models, setup, talk, prefix_share=settings.prefix_share)
+        catalog = Catalog(models, setup, talk, prefix_share=settings.prefix_share, state_bytes=settings.state_bytes)
         catalog.engine(catalog.first)  # what cannot be loaded is known before anybody asks
         worker = Worker(catalog, settings.queue, setup.parallel)
         try:

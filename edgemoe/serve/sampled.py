@@ -93,7 +93,7 @@ def sampling(request: Sampled, defaults: Defaults, engine: Engine) -> Sampling:
         chosen["dry_breakers"] = tuple(request.dry_sequence_breakers)
     if request.top_n_sigma is not None:
         chosen["top_n_sigma"] = max(0.0, request.top_n_sigma)
-    return replace(defaults.sampling, **chosen)
+    return engine.model.recommended.but(**{**defaults.said, **chosen})
 
 
 def _bias(given: Mapping[str, float], engine: Engine) -> tuple[tuple[int, float], ...]:

@@ -112,9 +112,28 @@ typedef struct emoe_setup {
                           decode; what is left out depends on the budget and on what was computed before */
     uint32_t n_sequence; /* sequences of tokens side by side, each of n_ctx tokens; 0: 1, at most EMOE_MAX_SEQUENCE */
     uint32_t reserved;
+    uint32_t rope_given;    /* EMOE_ROPE_*: which of the fields below are given; what is not is the model's. Where any
+                                 but yarn_orig_ctx is, n_ctx may be above what the model was trained for */
+    uint32_t rope_scaling;  /* 0: none, 1: linear, 2: YaRN; 3: LongRoPE, as llama_rope_scaling_type */
+    float rope_freq_base;   /* above 0 */
+    float rope_freq_scale;  /* above 0: 1 / the factor by which the context grows */
+    float yarn_ext_factor;  /* 0: interpolate fully, 1: extrapolate as YaRN does */
+    float yarn_attn_factor; /* scale of attention's magnitude */
+    float yarn_beta_fast;   /* rotations above which frequencies stay */
+    float yarn_beta_slow;   /* rotations below which they are scaled */
+    uint32_t yarn_orig_ctx; /* tokens that the model was trained for before it was scaled */
+    uint32_t rope_reserved;
 } emoe_setup;
 #define EMOE_LEAST_LOSSY 0.01
 #define EMOE_MAX_SEQUENCE 7
+#define EMOE_ROPE_SCALING 1
+#define EMOE_ROPE_FREQ_BASE 2
+#define EMOE_ROPE_FREQ_SCALE 4
+#define EMOE_YARN_EXT_FACTOR 8
+#define EMOE_YARN_ATTN_FACTOR 16
+#define EMOE_YARN_BETA_FAST 32
+#define EMOE_YARN_BETA_SLOW 64
+#define EMOE_YARN_ORIG_CTX 128
 #define EMOE_BUDGET_BYTES 0
 #define EMOE_BUDGET_SHARE 1 /* memory counts millionths of emoe_memory_info.limit_bytes */
 #define EMOE_BUDGET_AUTO 2  /* 85 % of what is available now, or less if every expert fits in less */
@@ -187,6 +206,28 @@ EMOE_API emoe_status emoe_model_get_info(const emoe_model *model, emoe_model_inf
 /* The same as the host sees it when a GPU has the experts that setup names (device, n_gpu_layer, gpu_experts). */
 EMOE_API emoe_status emoe_model_get_host_info(const emoe_model *model, const emoe_setup *setup, emoe_model_info *info,
                                               emoe_error *err);
+
+/* How tokens are picked where nobody says otherwise: what the file's maker recommends (its general.sampling.*), and
+ * llama.cpp's own values where the file says nothing, or nothing that makes sense. */
+typedef struct emoe_recommendation {
+    uint32_t struct_size;
+    uint32_t given; /* bit i: the i-th field from here on is the file's */
+    float temp;
+    float top_p;
+    float min_p;
+    float xtc_probability;
+    float xtc_threshold;
+    float repeat_penalty;
+    float mirostat_tau;
+    float mirostat_eta;
+    int32_t top_k;
+    int32_t repeat_last_n;
+    uint32_t mirostat;
+    char sequence[128]; /* of samplers, see emoe_constraint; "": llama.cpp's own */
+} emoe_recommendation;
+/* model: NULL for llama.cpp's own values. */
+EMOE_API emoe_status emoe_model_get_recommendation(const emoe_model *model, emoe_recommendation *recommendation,
+                                                   emoe_error *err);
 
 typedef struct emoe_layer_info {
     uint32_t struct_size;
@@ -405,9 +446,17 @@ EMOE_API uint32_t emoe_engine_n_ctx(const emoe_engine *engine);
 /* Tokens in the sequence. */
 EMOE_API uint32_t emoe_engine_n_past(const emoe_engine *engine);
 
-/* Cuts the sequence to its first n tokens. A recurrent model can only be cut to 0; EMOE_ERR_UNSUPPORTED then. */
+/* Cuts the sequence to its first n tokens. A recurrent model can only be cut to 0, and so can one with a sliding window
+ * behind a state that was taken up again: the sequence is emptied and EMOE_ERR_UNSUPPORTED. */
 EMOE_API emoe_status emoe_engine_rewind(emoe_engine *engine, uint32_t n, emoe_error *err);
 
+/* 1: a state that was taken up again (emoe_engine_state_set) can be cut at any token. 0: it can go on or be emptied, as
+ * those of recurrent models and of sliding windows, of which a state has no more than the next token sees. */
+EMOE_API uint32_t emoe_engine_can_cut(const emoe_engine *engine);
+
+/* What a state belongs to: the model's file, the setup as far as it matters, this library. One of another key is refused.
+ */
+EMOE_API uint64_t emoe_engine_state_key(const emoe_engine *engine);
 /* The sequence's state (its KV cache), to be kept and taken up again without computing its tokens anew: logits are then
  * what they would have been. Bytes that emoe_engine_state_get would write now; 0 when there are none to write. */
 EMOE_API uint64_t emoe_engine_state_bytes(emoe_engine *engine);
@@ -594,6 +643,14 @@ EMOE_API uint32_t emoe_text_is_eog(const emoe_text *text, int32_t token);
 EMOE_API int32_t emoe_text_bos(const emoe_text *text);
 EMOE_API int32_t emoe_text_eos(const emoe_text *text);
 EMOE_API uint32_t emoe_text_n_vocab(const emoe_text *text);
+/* Marks for filling in the middle of a text: before what comes first, before what comes last, before what is to be written,
+ * before the name of a repository, before the name of a file. -1 when the model has none. */
+#define EMOE_FIM_PREFIX 0
+#define EMOE_FIM_SUFFIX 1
+#define EMOE_FIM_MIDDLE 2
+#define EMOE_FIM_REPOSITORY 3
+#define EMOE_FIM_FILE 4
+EMOE_API int32_t emoe_text_fim(const emoe_text *text, uint32_t mark);
 
 /* ------------------------------------------------------------------ sampling */
 
@@ -640,6 +697,9 @@ typedef struct emoe_constraint {
     float dynatemp_range; /* the temperature moves by up to that with the entropy; 0: it does not */
     float dynatemp_exponent;
     uint32_t ignore_eos; /* 1: tokens that end an answer are never picked */
+    uint32_t reserved;
+    const char *sequence; /* samplers in the order in which they act, "top_k;temperature", others off; NULL or "": all,
+                             in llama.cpp's own order. The names are llama.cpp's; those that are none are left out */
 } emoe_constraint;
 
 /* For a sampler that has picked nothing yet. EMOE_ERR_ARGUMENT for a grammar that llama.cpp does not take. */

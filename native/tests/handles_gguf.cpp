@@ -33,6 +33,7 @@ void a_text_stands_garbage(emoe_text *text, bool own) {
     }
     CHECK(emoe_text_piece(text, 300, k_garbage, nullptr, k_huge) > 0);
     (void)emoe_text_bos(text);
+    CHECK_EQ(emoe_text_fim(text, k_garbage), -1);
     CHECK(emoe_text_eos(text) < static_cast<int32_t>(n_vocab));
     CHECK(emoe_text_logits(text, 0) == nullptr);
     CHECK(emoe_text_logits(text, UINT32_MAX) == nullptr);
@@ -110,6 +111,8 @@ void facts_of_a_model(const emoe_model *model) {
     no_gpu.device = k_garbage;
     no_gpu.n_gpu_layer = 1;
     REFUSED(emoe_model_get_host_info(model, &no_gpu, &info, &g_err));
+    wrong_sizes<emoe_recommendation>(
+        [&](emoe_recommendation *r) { return emoe_model_get_recommendation(model, r, &g_err); });
     wrong_sizes<emoe_layer_info>([&](emoe_layer_info *i) { return emoe_model_get_layer(model, 0, i, &g_err); });
     auto layer = zeros<emoe_layer_info>();
     REFUSED(emoe_model_get_layer(model, UINT32_MAX, &layer, &g_err));

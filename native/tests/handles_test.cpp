@@ -111,6 +111,11 @@ void a_null_model_is_refused() {
     emoe_model_close(nullptr);
     REFUSED(emoe_model_get_info(nullptr, &info, &g_err));
     REFUSED(emoe_model_get_host_info(nullptr, &setup, &info, &g_err));
+    auto recommendation = zeros<emoe_recommendation>();
+    CHECK_EQ(emoe_model_get_recommendation(nullptr, &recommendation, &g_err), EMOE_OK); // llama.cpp's own values
+    CHECK_EQ(recommendation.given, 0u);
+    CHECK_EQ(recommendation.top_k, 40);
+    REFUSED(emoe_model_get_recommendation(nullptr, nullptr, &g_err));
     REFUSED(emoe_model_get_layer(nullptr, 0, &layer, &g_err));
     CHECK_EQ(emoe_model_meta(nullptr, "general.name", path, sizeof path), -1);
     REFUSED(emoe_shell_write(nullptr, k_nowhere, 1, &g_err));
@@ -135,6 +140,8 @@ void a_null_engine_is_refused() {
     REFUSED(emoe_engine_decode(nullptr, nullptr, 1, 0, &g_err));
     REFUSED(emoe_engine_verify(nullptr, &token, 1, &g_err));
     REFUSED(emoe_engine_can_verify(nullptr, &g_err));
+    CHECK_EQ(emoe_engine_can_cut(nullptr), 0u);
+    CHECK_EQ(emoe_engine_state_key(nullptr), 0u);
     CHECK(emoe_engine_text(nullptr) == nullptr);
     CHECK(emoe_engine_sequence_text(nullptr, 0) == nullptr);
     REFUSED(emoe_engine_select(nullptr, 0, &g_err));
@@ -180,6 +187,7 @@ void a_null_text_is_refused() {
     CHECK_EQ(emoe_text_bos(nullptr), -1);
     CHECK_EQ(emoe_text_eos(nullptr), -1);
     CHECK_EQ(emoe_text_n_vocab(nullptr), 0u);
+    CHECK_EQ(emoe_text_fim(nullptr, EMOE_FIM_PREFIX), -1);
     REFUSED(emoe_text_logprobs(nullptr, 0, 0, &number, 0, nullptr, nullptr, &g_err));
     auto const constraint = zeros<emoe_constraint>();
     REFUSED(emoe_sampler_constrain(nullptr, nullptr, &constraint, &g_err));

@@ -15,6 +15,7 @@ from serving import Served
 import edgemoe
 from edgemoe import _native
 from edgemoe.errors import NativeError, UsageError
+from edgemoe.places import builtin_path
 
 pytestmark = needs_library
 
@@ -47,11 +48,36 @@ def ask(server: Served, messages: list[Any], **fields: Any) -> tuple[str, int, i
 def test_a_title_between_two_turns(server: Served) -> None:
     story: list[Any] = [*STORY]
     text, _, _ = ask(server, story)
+    n_turn = 12 + 40  # the answer, which a random model's text need not give again, and the question in its marks
     for turn in range(4):
         story += [{"role": "assistant", "content": text}, {"role": "user", "content": f"and then {turn}?"}]
         ask(server, [*TITLE, {"role": "assistant", "content": str(turn)}, *TITLE])
         text, cached, n_prompt = ask(server, story)
         assert cached >= 0.85 * n_prompt  # all but the new turn
+        assert n_prompt - cached <= n_turn
+
+
+def test_only_the_new_turn_is_computed_after_a_title() -> None:
+    """Of a trained model, whose answers are read again as the tokens that they were written in."""
+    path = builtin_path()
+    if path is None:
+        pytest.skip("this installation has no built-in model")
+    story: list[Any] = [{"role": "user", "content": "Go on with this: " + "The sun rose over the quiet village. " * 60}]
+    with edgemoe.load(path, memory="400MiB", ctx=2048, threads=1) as engine:
+        engine.keep_prefixes(24 << 20)
+
+        def answered(messages: list[Any]) -> tuple[str, int]:
+            text = "".join(engine.chat(messages, max_tokens=12))
+            return text, len(engine.chat_tokens(messages))
+
+        text, _ = answered(story)
+        for turn in range(3):
+            before = engine.n_past
+            story += [{"role": "assistant", "content": text}, {"role": "user", "content": f"And then, {turn}?"}]
+            answered([{"role": "user", "content": f"a title, please: {turn} " + "village " * 40}])
+            text, n_prompt = answered(story)
+            assert engine.n_reused == before
+            assert engine.n_reused >= 0.95 * n_prompt
 
 
 def test_the_answer_is_as_without_the_title(server: Served) -> None:
@@ -84,7 +110,8 @@ def test_what_is_remembered_stays_inside_its_share(model: Path, tmp_path: Path) 
         assert server.rss_bytes() <= 100 << 20
         assert server.ask("/api/budget", {"memory": "90MiB"})[0] == 200
         assert server.metrics()["edgemoe_remembered_bytes"] == 0
-    with serving.serve(tmp_path, model, "--threads", 1, "--ctx", 2048, "--memory", "100MiB", "--remember", 0) as server:
+    forgetful = ("--remember", 0, "--keep-states", 0)
+    with serving.serve(tmp_path, model, "--threads", 1, "--ctx", 2048, "--memory", "100MiB", *forgetful) as server:
         ask(server, STORY)
         ask(server, TITLE)
         assert ask(server, STORY)[1] < 10
@@ -133,3 +160,47 @@ def test_a_state_that_is_none_is_refused(engine: edgemoe.Engine) -> None:
     assert backend.n_past == n_past
     with pytest.raises((UsageError, NativeError)):
         _native.engine_state(engine._sequence.backend.engine, 10)
+
+
+@pytest.mark.parametrize(("arch", "cuts"), [("qwen3moe", True), ("gpt-oss", False), ("lfm2moe", False)])
+def test_a_state_is_cut_only_where_it_can_be(tmp_path: Path, arch: str, cuts: bool) -> None:
+    """Of a sliding window a state has what the next token sees, of a recurrent model the last state."""
+    path = tinymoe.write(tmp_path / "m.gguf", arch)
+    with edgemoe.load(path, memory="400MiB", ctx=512, threads=1) as engine:
+        backend = engine._sequence.backend
+        assert backend.can_cut() is cuts
+        tokens = engine.tokenize("tell me something about the thing in the other place " * 4)[:150]
+        engine.eval(tokens[:100])
+        engine.eval([7])
+        expected = engine.row()
+        engine.reset()
+        engine.eval(tokens[:100])
+        engine.eval(tokens[100:])
+        state = backend.state(backend.state_bytes())
+        engine.reset()
+        backend.set_state(state)
+        if cuts:
+            backend.rewind(100)
+            backend.decode([7], want_all=False)
+            assert backend.row(0) == expected
+        else:
+            with pytest.raises(edgemoe.UnsupportedError):
+                backend.rewind(100)
+            assert backend.n_past == 0
+        backend.rewind(0)
+
+
+@pytest.mark.parametrize("arch", ["gpt-oss", "lfm2moe"])
+def test_what_cannot_be_cut_goes_on_from_the_end_of_a_prompt(tmp_path: Path, arch: str) -> None:
+    """The answer is told otherwise in the next prompt, as thinking is, and a title was asked for meanwhile."""
+    path = tinymoe.write(tmp_path / "m.gguf", arch)
+    with edgemoe.load(path, memory="400MiB", ctx=1024, threads=1) as engine:
+        engine.keep_prefixes(24 << 20)
+        prompt = engine.tokenize("tell me something about the thing in the other place " * 10)
+        longer = [*prompt, *engine.tokenize("another answer, and the next question", special=False)]
+        list(engine.generate(prompt, max_tokens=8))
+        list(engine.generate(engine.tokenize("a title, please, for what comes now " * 4), max_tokens=3))
+        engine.logits(longer)
+        assert engine.n_past == len(longer) and engine._sequence.n_kept == len(prompt)
+        list(engine.generate(longer[:-3], max_tokens=3))  # no beginning but the prompt
+        assert engine.n_reused == len(prompt)

@@ -35,7 +35,8 @@ def test_the_server_says_it_too(good: Path, tmp_path: Path) -> None:
 
 
 def test_the_library_has_it(good: Path) -> None:
-    assert edgemoe.plan(good, memory="300MiB", ctx=8192, measure=False).context_line == SAID
+    said = f"{SAID} (`--rope-scaling yarn --rope-scale N` for more)"
+    assert edgemoe.plan(good, memory="300MiB", ctx=8192, measure=False).context_line == said
     assert edgemoe.plan(good, memory="300MiB", ctx=1024, measure=False).context_line == ""
 
 

@@ -16,7 +16,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a child: a cache folder of its own, the checkout's package, no colours."""
     path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")]))
     cache = str(tmp_path_factory.mktemp("cache"))
-    return {**os.environ, "EDGEMOE_CACHE": cache, "PYTHONPATH": path, "NO_COLOR": "1", "PYTHONUTF8": "1"}
+    state = str(tmp_path_factory.mktemp("state"))
+    own = {"EDGEMOE_CACHE": cache, "EDGEMOE_STATE": state}
+    return {**os.environ, **own, "PYTHONPATH": path, "NO_COLOR": "1", "PYTHONUTF8": "1"}
 
 
 @pytest.fixture(scope="session")

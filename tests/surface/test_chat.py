@@ -46,15 +46,15 @@ def test_regen_replaces_the_answer(cli: Cli, good: Path, tmp_path: Path) -> None
 
 
 def test_regen_says_when_it_changes_nothing(cli: Cli, good: Path) -> None:
-    done = cli("chat", good, "-n", "8", stdin="hello\n/regen\n")
+    done = cli("chat", good, "-n", "8", "--temp", "0", stdin="hello\n/regen\n")
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert first == second
-    assert "`--temp 0.7`" in done.stderr
+    assert "`/set temp 0.7`" in done.stderr
 
 
 def test_a_small_budget_knows_the_capital_of_france(cli: Cli, smolmoe: Path) -> None:
-    done = cli("chat", smolmoe, "--memory", "160M", stdin="What is the capital of France?\n")
+    done = cli("chat", smolmoe, "--memory", "160M", "--temp", "0", stdin="What is the capital of France?\n")
     assert done.returncode == 0, done.stderr
     assert "Paris" in done.stdout
 
@@ -88,6 +88,13 @@ def test_the_oldest_turns_make_room_and_it_is_said(cli: Cli, good: Path) -> None
         ("/stats all", "shows nothing"),
         ("/memory 1M", "is too small"),
         ("/regen", "there is no answer"),
+        ("/set warmth 3", "sets nothing"),
+        ("/set temp hot", "is no number for `temp`"),
+        ("/set top_p 3", "`--top-p 3.0` makes no sense"),
+        ("/set num_predict 0", "makes no sense"),
+        ("/load", "needs a file name"),
+        ("/load /nowhere/x.json", "there is no file `/nowhere/x.json`"),
+        ("/resume", "no earlier conversation"),
         ("/save", "needs a file name"),
         ("/save /nowhere/x.json", "cannot write `/nowhere/x.json`"),
     ],

@@ -49,9 +49,9 @@ def test_what_is_lossy_says_so(cli: Cli) -> None:
     assert "`q8_0` for half the memory, which is LOSSY" in text
 
 
-def test_the_temperature_says_what_its_default_does(cli: Cli) -> None:
+def test_the_temperature_says_where_its_default_is_from(cli: Cli) -> None:
     text = " ".join(cli("chat", "--help").stdout.split())
-    assert "0 always takes the likeliest token; try 0.7 for variety. [default: 0.0]" in text
+    assert "0 always takes the likeliest token. [default: (as the model's maker says, else llama.cpp's)]" in text
 
 
 def test_version_is_the_package_version(cli: Cli) -> None:

@@ -120,8 +120,8 @@ def test_the_price_is_shown_where_answers_are(cli: Cli, cheap: Path, tight: int)
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("lossy ")]
     assert "of 0.05 nats a token" in line and "left out" in line
     plan = edgemoe.plan(cheap, memory="1GiB", measure=False)
-    assert "LOSSY: at most 0.05 nats a token, exact where experts are in memory" in greeting(plan, 0.05)
-    assert "LOSSY" not in greeting(plan)
+    assert "LOSSY: at most 0.05 nats a token, exact where experts are in memory" in greeting(plan, 0.8, 0.05)
+    assert "LOSSY" not in greeting(plan, 0.8)
 
 
 def test_a_server_tells_clients_and_prometheus(cheap: Path, tight: int, tmp_path: Path) -> None:

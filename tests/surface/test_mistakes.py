@@ -82,7 +82,7 @@ def test_a_benchmark_with_nowhere_to_write_is_refused_before_it_runs(cli: Cli) -
         ("--min-p", "-0.1"),
         ("--min-p", "2"),
         ("--repeat-penalty", "0"),
-        ("--seed", "-1"),
+        ("--seed", "-2"),
         ("--seed", "99999999999"),
         ("--max-tokens", "0"),
         ("--cache-policy", "magic"),

@@ -39,8 +39,11 @@ def test_stdin_file_and_flag_are_the_same_prompt(cli: Cli, good: Path, answer: s
     assert cli("run", good, "-f", prompt, *GREEDY).stdout == answer
 
 
-def test_greedy_is_the_default(cli: Cli, good: Path, answer: str) -> None:
-    assert cli("run", good, "-p", "hello there", "-n", "12").stdout == answer
+def test_an_answer_is_the_same_in_every_run(cli: Cli, good: Path, answer: str) -> None:
+    ask = ("run", good, "-p", "hello there", "-n", "12")
+    picked = cli(*ask).stdout
+    assert picked == cli(*ask).stdout != answer
+    assert cli(*ask, "--seed", "-1").stdout != cli(*ask, "--seed", "-1").stdout
 
 
 def test_raw_leaves_the_template_out(cli: Cli, good: Path, answer: str) -> None:

@@ -94,14 +94,14 @@ def test_a_stop_string_ends_the_answer_and_is_not_in_it(server: Served) -> None:
 
 
 def test_logprobs_of_chats(server: Served) -> None:
-    found = server.ask(CHAT, chat(logprobs=True, top_logprobs=3))[1]["choices"][0]
+    found = server.ask(CHAT, chat(logprobs=True, top_logprobs=3, temperature=0))[1]["choices"][0]
     content = found["logprobs"]["content"]
     assert len(content) == 8
     assert b"".join(bytes(one["bytes"]) for one in content).decode() == found["message"]["content"]
     for one in content:
         assert one["top_logprobs"][0]["token"] == one["token"] and one["logprob"] <= 0
         assert len(one["top_logprobs"]) == 3
-    chunks = list(server.stream(CHAT, chat(logprobs=True, stream=True)))
+    chunks = list(server.stream(CHAT, chat(logprobs=True, stream=True, temperature=0)))
     streamed = [one for c in chunks for one in (c["choices"][0]["logprobs"] or {"content": []})["content"]]
     assert [one["token"] for one in streamed] == [one["token"] for one in content]
 

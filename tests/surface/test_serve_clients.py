@@ -54,7 +54,7 @@ def test_models(client: Any) -> None:
 
 
 def test_an_answer_that_is_right(client: Any) -> None:
-    found = client.chat.completions.create(model="smolmoe", messages=FRANCE, max_completion_tokens=20)
+    found = client.chat.completions.create(model="smolmoe", messages=FRANCE, max_completion_tokens=20, temperature=0)
     assert "Paris" in found.choices[0].message.content
     assert found.usage.completion_tokens <= 20
 
@@ -141,7 +141,8 @@ def test_a_json_schema(client: Any) -> None:
 
 
 def test_completions(client: Any) -> None:
-    asked: Any = {"model": "smolmoe", "prompt": "The capital of France is", "max_tokens": 12, "extra_body": ANEW}
+    prompt = {"prompt": "The capital of France is", "max_tokens": 12, "temperature": 0}
+    asked: Any = {"model": "smolmoe", **prompt, "extra_body": ANEW}
     text = client.completions.create(**asked).choices[0].text
     assert len(text.split()) > 3
     found = client.completions.create(**asked, stop=[text[8:12]]).choices[0]

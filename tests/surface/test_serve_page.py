@@ -5,6 +5,7 @@ EDGEMOE_SCREENSHOTS=docs ./dev test -m slow -k page     # makes the screenshots 
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -25,7 +26,9 @@ document.getElementById('question').value = arguments[0];
 document.getElementById('form').requestSubmit();
 """
 DONE = "return !document.getElementById('send').disabled && document.querySelectorAll('.cost').length == %d"
-TEXT = "return [...document.querySelectorAll('.turn.assistant')].at(-1).textContent"
+SAID = "return JSON.parse(localStorage.getItem('edgemoe-chats'))[0].messages.map((m) => m.content)"
+TURNS = "return document.querySelectorAll('.turn').length"
+WRITTEN = "return document.querySelector('.turn.assistant')?.textContent.length > 3"
 # Contrast of text with what it stands on, as WCAG computes it, for every element that has text of its own.
 CONTRAST = """
 const linear = (x) => x <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4;
@@ -66,6 +69,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield found
 
 
+def begin(page: Browser, server: Served) -> None:
+    """The page with a new conversation."""
+    page.open(server.url)
+    page.until("return document.getElementById('model').options.length > 0")
+    page.run("document.getElementById('clear').click()")
+
+
+def click(page: Browser, label: str) -> None:
+    """The last button of this name."""
+    page.run(
+        "[...document.querySelectorAll('.actions button')].filter((b) => b.textContent == arguments[0]).at(-1).click()",
+        label,
+    )
+
+
 def test_the_page_talks_and_shows_what_happens(page: Browser, server: Served) -> None:
     page.open(server.url)
     page.until("return document.getElementById('model').options.length == 2")
@@ -79,10 +97,9 @@ def test_the_page_talks_and_shows_what_happens(page: Browser, server: Served) ->
             "model": "alpha",
             "messages": [{"role": "user", "content": "hello there"}],
             "max_tokens": 40,
-            "temperature": 0,
         },
     )
-    assert page.run(TEXT) == found[1]["choices"][0]["message"]["content"]
+    assert page.run(SAID) == ["hello there", found[1]["choices"][0]["message"]["content"]]
     assert "tok/s" in page.run("return document.querySelector('.cost').textContent")
     # The live view has seen it.
     page.until("return /^Experts by layer: [1-9]/.test(document.getElementById('map').getAttribute('aria-label'))")
@@ -100,22 +117,124 @@ def test_the_page_talks_and_shows_what_happens(page: Browser, server: Served) ->
 
 
 def test_an_answer_can_be_stopped(page: Browser, server: Served) -> None:
-    page.open(server.url)
-    page.until("return document.getElementById('model').options.length == 2")
+    for stop in (
+        "document.getElementById('stop').click()",
+        "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape', bubbles: true}))",
+    ):
+        begin(page, server)
+        page.run("document.getElementById('max-tokens').value = ''")
+        page.run(ASK, "a long one")
+        page.until(WRITTEN)
+        page.run(stop)
+        page.until("return !document.getElementById('send').disabled")
+        server.until_idle()
+        assert "stopped" in page.run("return document.querySelector('.cost').textContent")
+        page.run("document.getElementById('clear').click()")
+        assert page.run(TURNS) == 0
+
+
+def test_an_answer_that_goes_on_does_not_reach_the_next_conversation(page: Browser, server: Served) -> None:
+    begin(page, server)
+    page.run("document.getElementById('max-tokens').value = ''")
     page.run(ASK, "a long one")
-    page.until("return document.querySelector('.turn.assistant')?.textContent.length > 3")
-    page.run("document.getElementById('stop').click()")
-    page.until("return !document.getElementById('send').disabled")
-    server.until_idle()
+    page.until(WRITTEN)
     page.run("document.getElementById('clear').click()")
-    assert page.run("return document.querySelectorAll('.turn').length") == 0
+    page.until("return !document.getElementById('send').disabled")
+    assert page.run(TURNS) == 0
+    server.until_idle()
+
+
+def test_conversations_survive_a_reload(page: Browser, server: Served) -> None:
+    begin(page, server)
+    page.run("const n = document.getElementById('max-tokens'); n.value = 12; n.dispatchEvent(new Event('change'))")
+    for n, question in enumerate(("one", "two")):
+        page.run(ASK, question)
+        page.until(DONE % (n + 1))
+    said = page.run(SAID)
+    page.open(server.url)
+    assert page.run(SAID) == said and page.run(TURNS) == 4
+    assert page.run("return document.getElementById('max-tokens').value") == "12"
+    page.run("document.getElementById('clear').click()")
+    page.run(ASK, "another")
+    page.until(DONE % 1)
+    names = "return [...document.getElementById('chats').options].map((o) => o.text)"
+    assert page.run(names)[:2] == ["another", "one"]
+    choose = "const s = document.getElementById('chats'); s.selectedIndex = 1; s.dispatchEvent(new Event('change'))"
+    page.run(choose)
+    assert page.run(TURNS) == 4
+    assert json.loads(page.run("return exported('be brief')")) == [
+        {"role": "system", "content": "be brief"},
+        *({"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, said, strict=True)),
+    ]
+    page.run("document.getElementById('delete').click()")
+    assert "one" not in page.run(names)
+
+
+def test_a_question_is_edited_and_an_answer_made_again(page: Browser, server: Served) -> None:
+    begin(page, server)
+    page.run("document.getElementById('max-tokens').value = 30")
+    page.run(ASK, "one")
+    page.until(DONE % 1)
+    first = page.run(SAID)
+    click(page, "Regenerate")
+    page.until(DONE % 1)
+    page.until("return !document.querySelector('.writing')")
+    again = page.run(SAID)
+    assert again[0] == "one" and again[1] != first[1] and len(again) == 2
+    click(page, "Edit")
+    assert page.run("return document.getElementById('question').value") == "one" and page.run(TURNS) == 0
+    page.run(ASK, "another")
+    page.until(DONE % 1)
+    assert page.run(SAID)[0] == "another"
+
+
+MARKDOWN = """
+Some *text* and `code`:
+
+```python
+print("<b>")
+```
+
+| a | b |
+|---|---|
+| 1 | 2 |
+
+[a link](https://example.org) [worse](javascript:alert(1))
+<script>window.harmed = 1</script><img src=x onerror="window.harmed = 1">
+<div style="position:fixed" onclick="x()">y</div>
+<form action="/api/budget"><input name="memory"></form>
+"""
+
+
+def test_an_answer_is_markdown_that_can_do_nothing(page: Browser, server: Served) -> None:
+    begin(page, server)
+    page.run(
+        "const b = document.createElement('div'); b.id = 'probe'; document.body.append(b); render(b, arguments[0])",
+        MARKDOWN,
+    )
+
+    def found(selector: str) -> int:
+        return int(page.run("return document.querySelectorAll('#probe ' + arguments[0]).length", selector))
+
+    assert page.run("return document.querySelector('#probe pre code').textContent") == 'print("<b>")\n'
+    assert found("em") == found("table") == found(".code > button") == 1
+    assert found("a[href^='https']") == 1 and found("a[rel~=noopener]") == 1
+    dangerous = ("script", "img", "form", "input", "[onclick]", "[onerror]", "[style]", "a[href^=javascript]")
+    assert {name: found(name) for name in dangerous} == dict.fromkeys(dangerous, 0)
+    assert page.run("return window.harmed ?? 0") == 0
+    page.run("document.querySelector('#probe .code button').click()")
+    page.until("return document.querySelector('#probe .code button').textContent != 'Copy'")
+    page.run("document.getElementById('probe').remove()")
 
 
 def test_the_slider_changes_the_budget_while_it_talks(page: Browser, server: Served) -> None:
     page.open(server.url)
     page.until("return !document.getElementById('budget').disabled")
+    begin(page, server)
+    page.until("return !document.getElementById('budget').disabled")
+    page.run("document.getElementById('max-tokens').value = ''")
     page.run(ASK, "a long one")
-    page.until("return document.querySelector('.turn.assistant')?.textContent.length > 3")
+    page.until(WRITTEN)
     least = int(page.run("return document.getElementById('budget').min"))
     page.run(
         "const b = document.getElementById('budget'); b.value = b.min;"
@@ -133,7 +252,7 @@ def test_everything_can_be_read_and_has_a_name(page: Browser, server: Served, sc
     page.scheme(scheme)
     page.open(server.url)
     page.until("return document.getElementById('parts').children.length > 0")
-    page.run("document.querySelector('details').open = true")
+    page.run("document.querySelector('form details').open = true")
     assert page.run(CONTRAST) == []
     assert page.run(UNNAMED) == []
     assert page.run("return document.documentElement.lang") == "en"
@@ -161,6 +280,7 @@ def test_screenshots(page: Browser, smolmoe: Path, tmp_path: Path) -> None:
         page.scheme("light")
         page.open(server.url)
         page.until("return document.getElementById('model').options.length")
+        page.run("document.getElementById('temperature').value = 0")
         page.run("document.getElementById('max-tokens').value = 60")
         page.run(ASK, "What is the capital of France?")
         page.until(DONE % 1)

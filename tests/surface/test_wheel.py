@@ -15,6 +15,7 @@ import pytest
 from console import PACKAGE
 
 from edgemoe.places import BUILTIN, builtin_path
+from edgemoe.serve.guard import PAGE
 
 ROOT = PACKAGE.parent
 
@@ -64,7 +65,9 @@ def test_symlinked_folders_library_and_data_are_real_files(wheel: Path) -> None:
         assert (package / name / "__init__.py").is_file()
     assert [path.stem for path in (package / "lib").iterdir()] == ["libedgemoe"]
     assert (package / "bench" / "passage.txt").is_file()
-    assert {path.name for path in (package / "serve" / "page").iterdir()} == {"index.html", "page.css", "page.js"}
+    page = package / "serve" / "page"
+    assert all((page / name).is_file() for name in PAGE.values())
+    assert {path.name for path in (page / "lib").glob("*.LICENSE")} == {"marked.LICENSE", "purify.LICENSE"}
     assert (package / "py.typed").is_file()
 
 

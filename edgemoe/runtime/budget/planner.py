@@ -150,7 +150,7 @@ class Plan:
             return ""
         return (
             f"`--ctx {self.n_ctx_asked}` is more than the model was trained for: "
-            f"the context is cut to {self.n_ctx:,} tokens"
+            f"the context is cut to {self.n_ctx:,} tokens (`--rope-scaling yarn --rope-scale N` for more)"
         )
 
     @property

@@ -51,6 +51,12 @@ class Backend(Protocol):
     def rewind(self, n: int) -> None:
         """Cut the sequence to n tokens. Raises UnsupportedError where that cannot be."""
 
+    def can_cut(self) -> bool:
+        """Whether a sequence that `set_state` made can be cut at any token, and not only to 0."""
+
+    def state_key(self) -> int:
+        """What a state belongs to: model, setup and library."""
+
     def state_bytes(self) -> int:
         """Of the sequence's state; 0 where it cannot be kept."""
 

@@ -11,13 +11,14 @@ from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields, replace
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 from ... import _native
 from ..._abi import Stats as NativeStats
 from ...devices.memory import process_memory
-from ...errors import UnsupportedError, UsageError
+from ...errors import UsageError
 from ...units import KIB, MIB, format_size
 from ..budget.allowance import Allowance
 from ..budget.planner import Plan
@@ -36,6 +37,7 @@ from .passes import Passes, Sequences
 from .prefixes import Prefixes
 from .scoring import scores
 from .sequence import TokenSequence
+from .states import StateStore
 from .stats import Stats
 
 if TYPE_CHECKING:
@@ -55,7 +57,8 @@ class Engine:
 
     Used from one thread at a time; `set_budget`, `cancel`, `stats` and `resident` may be called from any.
 
-    model: what is in the file (closed: info, layers and chat_template remain). host_info: without a GPU's experts.
+    model: what is in the file (closed: info, layers, chat_template, recommended remain). host_info: without a GPU's
+    experts.
     n_vocab, n_ctx: tokens in the vocabulary, and that the context holds.
     finish_reason: why the last answer ended: "stop" (the model or a stop string ended it), "length" (max_tokens, or
     the context is full), "" (it did not end).
@@ -84,14 +87,13 @@ class Engine:
         n_draft: most tokens drafted at once; None: MAX_DRAFT where the model can verify them.
         n_row: tokens whose logits one computation keeps, at most. parallel: sequences of a backend that is `Sequences`.
         """
-        self.model = model
-        self.host_info = host_info
-        self.finish_reason = ""
-        self.n_reused = 0
+        self.model, self.host_info = model, host_info
+        self.finish_reason, self.n_reused = "", 0
         self._resolve = resolve
         self._n_row = min(n_row, plan.n_ubatch)
         self._payoff = Payoff(COST_STREAMED if plan.n_slot < plan.n_expert_total else COST_RESIDENT)
         self._n_drafted = self._n_draft_used = 0
+        self._states: StateStore | None = None
         self._unchecked = 0  # tokens since the last look at the process's memory
         places: Sequence[Backend] = [backend]
         if parallel > 1:
@@ -100,7 +102,7 @@ class Engine:
         self._finalizer = weakref.finalize(self, backend.close)
         self._finalizer.atexit = False  # the process's end frees everything; a daemon thread may still be computing
         # What the headers and loading took is the cache's from here on; what answers need of the model is read first.
-        _ = (model.layers, model.chat_template)
+        _ = (model.layers, model.chat_template, model.recommended)
         model.close()
         self._warm_start, self._tracing = warm_start, False
         if warm_start:
@@ -113,14 +115,11 @@ class Engine:
             lent = {name: stats[name] for name in ("decode_bytes", "prefill_bytes")}
             plan = replace(plan, direct_io=bool(stats["direct_io"]), reader=READERS[stats["reader"]], **lent)
             # Weights and KV cache are in place; these buffers fill as tokens are computed.
+            untouched = stats["untouched_bytes"]
             self._allowance = Allowance(
-                plan,
-                host_info,
-                backend.set_cache_bytes,
-                untouched_bytes=stats["untouched_bytes"],
-                resident=_resident_bytes,
+                plan, host_info, backend.set_cache_bytes, untouched_bytes=untouched, resident=_resident_bytes
             )
-            control, longest = self._allowance.lock, model.info.n_ctx_train
+            control, longest = self._allowance.lock, max(model.info.n_ctx_train, plan.n_ctx)
             sequences = tuple(TokenSequence(place, control, longest=longest) for place in places)
         except BaseException:
             self._finalizer()
@@ -215,11 +214,21 @@ class Engine:
 
     def tokenize(self, text: str, *, special: bool = True) -> list[int]:
         """Tokens of a text. special: begin with BOS where the model wants one, and read "<|im_end|>" as one token."""
-        return self._tokenize(text, add_special=special, parse_special=special)
+        return self.tokens(text, add_special=special, parse_special=special)
 
     def tokens(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """`tokenize`, with both halves of `special` on their own."""
-        return self._tokenize(text, add_special=add_special, parse_special=parse_special)
+        raw = text.encode("utf-8", "replace")  # lone surrogates, as a terminal may produce, become "?"
+        n_bytes = _TOKENIZER_BYTES * len(raw) if len(raw) > _SHORT_TEXT_BYTES else 0
+        with self.room(n_bytes, f"reading a text of {format_size(len(raw))}"):
+            tokens = _native.text_tokenize(
+                self._sequence.text, raw, add_special=add_special, parse_special=parse_special
+            )
+            if n_bytes:
+                _native.trim_heap()
+        if add_special and self._adds_end:
+            tokens.pop()
+        return tokens
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Text of tokens. special: that of control tokens too. Raises UsageError for a token that does not exist."""
@@ -232,6 +241,10 @@ class Engine:
         self._sequence.check((token,))
         return _native.text_piece(self._sequence.text, token, special=True)
 
+    def fim_marks(self) -> list[int]:
+        """The tokens that mark prefix, suffix, middle, repository and file where the middle is filled in; -1: none."""
+        return _native.text_fim(self._sequence.text)
+
     def generate(
         self,
         prompt: str | Sequence[int],
@@ -242,7 +255,8 @@ class Engine:
     ) -> Iterator[str]:
         """Continue a prompt (text or tokens), yielding whole characters as they come.
 
-        max_tokens: longest answer; None: until the model ends or the context is full. sampling: None is `Sampling()`.
+        max_tokens: longest answer; None: until the model ends or the context is full. sampling: None is `Sampling()`,
+        the likeliest token always; `engine.model.recommended.but()` is what the commands use.
         stop: strings that end the answer and are not part of it.
         The part of the prompt that is in the engine already is not computed again.
         Raises UsageError for an empty prompt or one longer than the context; while iterating StorageError, Cancelled.
@@ -267,7 +281,16 @@ class Engine:
         special: the text of control tokens too. stop_tokens: end the answer as the model's own end tokens do.
         anew: compute the whole prompt, whatever is in the engine already.
         """
-        return self._steps(list(tokens), max_tokens, sampling, stop, n_top, special, stop_tokens, anew)
+        # Checked now, computed when the answer is asked for.
+        if max_tokens is not None and max_tokens < 1:
+            raise UsageError(f"an answer of {max_tokens} tokens makes no sense", hint="use `--max-tokens 1` or more")
+        self._sequence.check_prompt(tokens)
+        stream = TextStream((stop,) if isinstance(stop, str) else stop)
+        self._sequence.begin()
+        self.finish_reason, self.n_reused = "", 0
+        return self._compute(
+            list(tokens), max_tokens, sampling or Sampling(), stream, n_top, special, stop_tokens, anew
+        )
 
     def scores(self, tokens: Sequence[int], n_top: int) -> Iterator[Step]:
         """The log-probability of each token of a prompt given those before it, computed anew from the first on.
@@ -346,21 +369,8 @@ class Engine:
             text = render(template, messages, bos=bos, eos=eos, tools=tools, variables=variables) + begun
         # As llama.cpp does: a template that writes BOS itself gets no second one.
         add_special = not (bos and text.startswith(bos))
-        tokens = self._tokenize(text, add_special=add_special, parse_special=True)
+        tokens = self.tokens(text, add_special=add_special, parse_special=True)
         return ChatPrompt(tokens, thinking_of(template, text))
-
-    def _tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        raw = text.encode("utf-8", "replace")  # lone surrogates, as a terminal may produce, become "?"
-        n_bytes = _TOKENIZER_BYTES * len(raw) if len(raw) > _SHORT_TEXT_BYTES else 0
-        with self.room(n_bytes, f"reading a text of {format_size(len(raw))}"):
-            tokens = _native.text_tokenize(
-                self._sequence.text, raw, add_special=add_special, parse_special=parse_special
-            )
-            if n_bytes:
-                _native.trim_heap()
-        if add_special and self._adds_end:
-            tokens.pop()
-        return tokens
 
     @functools.cached_property
     def _adds_end(self) -> bool:
@@ -376,7 +386,7 @@ class Engine:
         """The bytes of marks around thinking where they are control tokens: they are part of what the model says."""
         pieces = {}
         for text in mark_texts(self.model.chat_template):
-            tokens = self._tokenize(text, add_special=False, parse_special=True)
+            tokens = self.tokens(text, add_special=False, parse_special=True)
             if len(tokens) == 1:
                 pieces[tokens[0]] = text.encode()
         return pieces
@@ -389,28 +399,8 @@ class Engine:
     def _answer(
         self, tokens: list[int], max_tokens: int | None, sampling: Sampling | None, stop: Sequence[str]
     ) -> Iterator[str]:
-        steps = self._steps(tokens, max_tokens, sampling, stop)
+        steps = self.steps(tokens, max_tokens=max_tokens, sampling=sampling, stop=stop)
         return (step.text for step in steps if step.text)
-
-    def _steps(
-        self,
-        tokens: list[int],
-        max_tokens: int | None,
-        sampling: Sampling | None,
-        stop: Sequence[str],
-        n_top: int | None = None,
-        special: bool = False,
-        stop_tokens: Collection[int] = (),
-        anew: bool = False,
-    ) -> Iterator[Step]:
-        """Check now, compute when the answer is asked for."""
-        if max_tokens is not None and max_tokens < 1:
-            raise UsageError(f"an answer of {max_tokens} tokens makes no sense", hint="use `--max-tokens 1` or more")
-        self._sequence.check_prompt(tokens)
-        stream = TextStream((stop,) if isinstance(stop, str) else stop)
-        self._sequence.begin()
-        self.finish_reason, self.n_reused = "", 0
-        return self._compute(tokens, max_tokens, sampling or Sampling(), stream, n_top, special, stop_tokens, anew)
 
     def _compute(
         self,
@@ -505,14 +495,20 @@ class Engine:
     def keep_prefixes(self, max_bytes: int) -> None:
         """Remember conversations that others take the place of, in up to so many bytes of the budget; 0: none."""
         with self._control() as backend:
-            try:
-                backend.check_verify()
-                cuts = True
-            except UnsupportedError:
-                cuts = False
-        kept = Prefixes(max_bytes, self.room, cuts=cuts) if max_bytes else None
+            cuts = backend.can_cut()
+        keeps = max_bytes or self._states
+        kept = Prefixes(max_bytes, self.room, cuts=cuts, store=self._states) if keeps else None
         for seat in self.seats:
             seat._sequence.prefixes = kept
+
+    def keep_states(self, folder: Path, max_bytes: int, talk: Callable[[str], None]) -> None:
+        """Keep conversations on disk, those that memory has no room for and at the end all; take up those of before.
+
+        max_bytes: of all files in the folder, which several engines may share. talk: gets a line for what fails.
+        """
+        with self._control() as backend:
+            self._states = StateStore(folder, max_bytes, backend.state_key(), talk)
+        self.keep_prefixes(self._sequence.prefixes.max_bytes if self._sequence.prefixes else 0)
 
     @property
     def prefixes(self) -> tuple[int, int]:

@@ -305,6 +305,12 @@ class Seat:
         if n != self.n_past:
             self._passes.call(self.number, lambda: self._all.rewind(n))
 
+    def can_cut(self) -> bool:
+        return self._all.can_cut()
+
+    def state_key(self) -> int:
+        return self._all.state_key()
+
     def state_bytes(self) -> int:
         return int(self._passes.call(self.number, self._all.state_bytes))
 

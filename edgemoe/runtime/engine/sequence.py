@@ -10,7 +10,8 @@ from contextlib import contextmanager, suppress
 from ... import _native
 from ...errors import Cancelled, NativeError, UnsupportedError, UsageError
 from .backend import Backend
-from .prefixes import MIN_TOKENS, Prefixes, shared
+from .prefixes import MIN_TOKENS, Prefixes
+from .states import shared
 
 _ANSWER_TOKENS = 512  # of room that a hint leaves for an answer
 _WAIT_S = 0.05  # how late a signal handler may run during prefill
@@ -105,6 +106,8 @@ class TokenSequence:
         """End what another thread computes; no call reaches the backend afterwards."""
         self.cancel()
         with self._busy, self._control:
+            if self.prefixes and self._backend is not None:
+                self.prefixes.leave(self._backend, self._tokens)
             self._backend = None
 
     def append(self, tokens: Sequence[int], *, want_all: bool = False, epoch: int | None = None) -> None:
@@ -153,6 +156,8 @@ class TokenSequence:
             self._trade(wanted)
         common = 0 if anew else shared(self._tokens, wanted)
         if self.prefixes:
+            if not self.prefixes.cuts and common < len(self._tokens):
+                common = 0
             common = self._exchange(self.prefixes, wanted, common, anew=anew)
         self._n_prompt = len(wanted)
         keep = min(common, len(wanted) - 1)  # the last is computed again for its logits
@@ -162,6 +167,9 @@ class TokenSequence:
             self.rewind(0)
         n_reused = self.n_kept = len(self._tokens)
         self.append(wanted[n_reused:])
+        if self.prefixes and not self.prefixes.cuts and len(wanted) >= MIN_TOKENS:
+            with self._exclusive() as backend:  # the answer that follows may be told otherwise in the next prompt
+                self.prefixes.keep(backend, self._tokens, to_disk=False)
         return n_reused
 
     def _trade(self, wanted: array[int]) -> None:

@@ -52,6 +52,12 @@ class NativeBackend:
     def rewind(self, n: int) -> None:
         _native.engine_rewind(self.engine, n)
 
+    def can_cut(self) -> bool:
+        return _native.engine_can_cut(self.engine)
+
+    def state_key(self) -> int:
+        return _native.engine_state_key(self.engine)
+
     def state_bytes(self) -> int:
         return _native.engine_state_bytes(self.engine)
 

@@ -11,6 +11,7 @@ from ... import _native
 from ..._abi import Setup as NativeSetup
 from ...errors import EdgeMoEError, FormatError, StorageError, UnsupportedError, UsageError
 from ..model import ContextSizes, LayerInfo, Model, ModelInfo
+from ..text.sampling import Recommended
 
 
 class GgufModel(Model):
@@ -37,6 +38,10 @@ class GgufModel(Model):
 
     def meta(self, key: str) -> str | None:
         return _native.model_meta(self.handle, key)
+
+    @cached_property
+    def recommended(self) -> Recommended:
+        return Recommended.read(self.handle)
 
     def host_info(self, setup: NativeSetup) -> ModelInfo:
         """The model as the host sees it when a GPU has the experts that `setup` names."""

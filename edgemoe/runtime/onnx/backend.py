@@ -256,6 +256,12 @@ class OnnxBackend:
             self._n_past, self._n_row = n, 0
             _native.text_set_logits(self.text, self._logits.ctypes.data, 0)
 
+    def can_cut(self) -> bool:
+        return True
+
+    def state_key(self) -> int:
+        return 0
+
     def state_bytes(self) -> int:
         return 0
 

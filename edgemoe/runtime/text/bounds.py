@@ -6,6 +6,7 @@ refused here in words. One that grows only while an answer is written is stopped
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ class _Item:
 _Ways = list[list[_Item]]
 
 
+@functools.lru_cache(4)  # what is refused is not kept
 def check(grammar: str) -> None:
     """Raise UsageError for a grammar that would take too much. One that is malformed is left to llama.cpp."""
     if len(grammar) > _MAX_TEXT:

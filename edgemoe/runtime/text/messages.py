@@ -74,8 +74,7 @@ def _shows_system(prompt: str, messages: Conversation) -> bool:
 
 
 def _run(template: str, messages: Conversation, names: Names) -> str:
-    if _takes_parts(template):
-        messages = [_with_parts(message) for message in messages]
+    messages = _in_parts(template, messages)
     try:
         return templates.run(template, {**names, "messages": messages})
     except templates.Stopped:
@@ -201,6 +200,11 @@ _CHANGES: tuple[Callable[[Conversation], Conversation], ...] = (
 )
 
 
+def _in_parts(template: str, messages: Conversation) -> Conversation:
+    """With the text of each message in parts where a template takes that alone."""
+    return [_with_parts(message) for message in messages] if _takes_parts(template) else messages
+
+
 def _with_parts(message: dict[str, Any]) -> dict[str, Any]:
     content = message.get("content")
     if not isinstance(content, str):
@@ -248,11 +252,9 @@ def _takes_parts(template: str) -> bool:
 def _takes_system(template: str) -> bool:
     question: dict[str, Any] = {"role": "user", "content": _QUESTION}
     system: dict[str, Any] = {"role": "system", "content": _SYSTEM}
-    if _takes_parts(template):
-        question, system = _with_parts(question), _with_parts(system)
-    both = _tried(template, [system, question])
+    both = _tried(template, _in_parts(template, [system, question]))
     # One that shows no question either says nothing about system texts.
-    return _SYSTEM in both or _QUESTION not in _tried(template, [question])
+    return _SYSTEM in both or _QUESTION not in _tried(template, _in_parts(template, [question]))
 
 
 @functools.lru_cache(_PROBED)
@@ -261,10 +263,7 @@ def _takes_late_system(template: str) -> bool:
     question: dict[str, Any] = {"role": "user", "content": _QUESTION}
     answer: dict[str, Any] = {"role": "assistant", "content": "Probe of an answer"}
     system: dict[str, Any] = {"role": "system", "content": _SYSTEM}
-    asked = [question, answer, system, question]
-    if _takes_parts(template):
-        asked = [_with_parts(message) for message in asked]
-    text = _tried(template, asked)
+    text = _tried(template, _in_parts(template, [question, answer, system, question]))
     return not text or _SYSTEM in text
 
 
@@ -306,9 +305,7 @@ def shown_calls(template: str, *, as_text: bool | None = None, n_call: int = 1, 
     ]
     if as_text:
         asked = [_with_text_arguments(message) for message in asked]
-    if _takes_parts(template):
-        asked = [_with_parts(message) for message in asked]
-    text = _tried(template, asked, tools=[PROBE_TOOL])
+    text = _tried(template, _in_parts(template, asked), tools=[PROBE_TOOL])
     return text.partition(_QUESTION)[2].partition(_RESULT)[0] or text
 
 
@@ -328,5 +325,4 @@ def shows_tools(template: str) -> bool:
     if "tools" not in template:
         return False
     question: dict[str, Any] = {"role": "user", "content": _QUESTION}
-    question = _with_parts(question) if _takes_parts(template) else question
-    return PROBE_KEY in _tried(template, [question], tools=[PROBE_TOOL])
+    return PROBE_KEY in _tried(template, _in_parts(template, [question]), tools=[PROBE_TOOL])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ... import _native
 from ..._abi import SamplerParams
@@ -13,13 +15,14 @@ from ...errors import UsageError
 from . import bounds
 
 MAX_SEED = 2**32 - 1
-
+FIXED_SEED = 1234  # where nobody asks for another, so that a question keeps its answer
 
 _OFF = {
     "presence_penalty": 0, "frequency_penalty": 0, "typical_p": 1, "top_n_sigma": 0, "xtc_probability": 0,
-    "dry_multiplier": 0, "mirostat": 0, "dynatemp_range": 0, "ignore_eos": False,
+    "dry_multiplier": 0, "mirostat": 0, "dynatemp_range": 0, "ignore_eos": False, "sequence": "",
 }  # fmt: skip
-_NUMBERS = (
+_TOLD = ("temp", "top_k", "top_p", "min_p")  # also where no model names them
+_MORE = (  # what the constraint has beside biases, grammar and breakers
     *_OFF, "xtc_threshold", "dry_base", "dry_allowed_length", "dry_last_n", "mirostat_tau", "mirostat_eta",
     "dynatemp_exponent",
 )  # fmt: skip
@@ -36,6 +39,8 @@ class Sampling:
     logit_bias: (token, value) pairs; the value is added to the token's logit.
     typical_p (1 is off), top_n_sigma, xtc_*, dry_*, mirostat (1 or 2 in place of the other filters) and dynatemp_* are
     llama.cpp's samplers of these names; 0 is off. dry_breakers: None for its own. ignore_eos: the model cannot end.
+    sequence: samplers by llama.cpp's names in the order in which they act, "top_k;temperature", the others off; "": all
+    in its own order.
     grammar: GBNF with a rule `root` which the answer follows, from the start, or from where grammar_trigger was first
     written (see `edgemoe.runtime.text.grammar` for grammars of JSON schemas).
     Raises UsageError for values without meaning.
@@ -68,6 +73,7 @@ class Sampling:
     dynatemp_range: float = 0.0
     dynatemp_exponent: float = 1.0
     ignore_eos: bool = False
+    sequence: str = ""
 
     def __post_init__(self) -> None:
         _check(0 <= _single(self.temp) < math.inf, "temp", self.temp, "0 (greedy) or more, like `0.8`")
@@ -104,7 +110,7 @@ class Sampling:
                     grammar=self.grammar,
                     grammar_trigger=self.grammar_trigger,
                     dry_breakers=self.dry_breakers,
-                    **{name: getattr(self, name) for name in _NUMBERS},
+                    **{name: getattr(self, name) for name in _MORE},
                 )
         except BaseException:
             _native.sampler_close(sampler)
@@ -122,6 +128,40 @@ class Sampling:
             repeat_penalty=self.repeat_penalty,
             top_k=self.top_k,
             repeat_last_n=self.repeat_last_n,
+        )
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """How tokens are picked where nobody says otherwise: as the model's maker recommends in its file.
+
+    values: fields of `Sampling`, llama.cpp's own where the file says nothing. given: those that the file says.
+    """
+
+    values: Mapping[str, Any]
+    given: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, model: _native.ModelHandle | None) -> Recommended:
+        """What a GGUF file recommends; None: llama.cpp's own values."""
+        values = _native.model_recommendation(model)
+        bits = values.pop("given")
+        given = tuple(name for i, name in enumerate(values) if bits >> i & 1)
+        # The shortest number that is the same in single precision.
+        plain = {name: float(f"{value:.7g}") if isinstance(value, float) else value for name, value in values.items()}
+        return cls({**plain, "seed": FIXED_SEED}, given)
+
+    def but(self, **said: Any) -> Sampling:
+        """The sampling with other values where something is said. Raises UsageError."""
+        return Sampling(**{**self.values, **said})
+
+    def line(self) -> str:
+        """What is recommended, in a line: "temp 0.6, top_k 20 (the model's); top_p 0.95, min_p 0.05 (llama.cpp's)"."""
+        groups = {"the model's": self.given, "llama.cpp's": [name for name in _TOLD if name not in self.given]}
+        return "; ".join(
+            ", ".join(f"{name} {self.values[name]}" for name in names) + f" ({whose})"
+            for whose, names in groups.items()
+            if names
         )
 
 

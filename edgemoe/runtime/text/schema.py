@@ -189,9 +189,9 @@ def _united(a: Schema, b: Schema, lost: Lost) -> Any:
         if not kinds:
             return False
         out["type"] = kinds
-    for key in ("minLength", "minItems", "minProperties", "minimum", "exclusiveMinimum"):
+    for key in _LEAST:
         _pick(out, a, b, key, max)
-    for key in ("maxLength", "maxItems", "maxProperties", "maximum", "exclusiveMaximum"):
+    for key in _MOST:
         _pick(out, a, b, key, min)
     if "const" in a and "const" in b and not same(a["const"], b["const"]):
         return False
@@ -207,25 +207,18 @@ def _united(a: Schema, b: Schema, lost: Lost) -> Any:
         if key in a and key in b:
             out[key] = _both(a[key], b[key])
     _unite_tuples(out, a, b)
-    united = {
-        *_PICKED,
-        "type",
-        "const",
-        "enum",
-        "required",
-        "properties",
-        "additionalProperties",
-        "items",
-        "prefixItems",
-    }
-    for key in sorted((a.keys() & b.keys()) - united - NOTES):
+    for key in sorted((a.keys() & b.keys()) - _UNITED - NOTES):
         if not same(a[key], b[key]):
             lost(key, "two different ones hold at once")
     return out
 
 
-_PICKED = ("minLength", "minItems", "minProperties", "minimum", "exclusiveMinimum", "maxLength", "maxItems",
-           "maxProperties", "maximum", "exclusiveMaximum", "contains")  # fmt: skip
+_LEAST = ("minLength", "minItems", "minProperties", "minimum", "exclusiveMinimum")  # of two the larger holds
+_MOST = ("maxLength", "maxItems", "maxProperties", "maximum", "exclusiveMaximum")  # of two the smaller
+_UNITED = frozenset(
+    (*_LEAST, *_MOST, "type", "const", "enum", "required", "properties", "additionalProperties", "items", "contains",
+     "prefixItems")
+)  # fmt: skip
 
 
 def _pick(out: dict[str, Any], a: Schema, b: Schema, key: str, tighter: Callable[[Any, Any], Any]) -> None:

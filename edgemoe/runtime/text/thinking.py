@@ -159,9 +159,7 @@ class MarkReader:
             thought = thought.rstrip()
         else:
             # A mark that has begun, and blanks before it, wait.
-            keep = next(
-                (n for n in range(len(self._marks.close) - 1, 0, -1) if thought.endswith(self._marks.close[:n])), 0
-            )
+            keep = begun_mark(thought, self._marks.close)
             ready = thought[: len(thought) - keep].rstrip()
             self._held, thought = thought[len(ready) :], ready
         if thought:
@@ -238,16 +236,7 @@ class ChannelReader:
             return
         if self._where == "call":
             return
-        marks = (*_ENDS, START)
-        longest = max(map(len, marks))
-        keep = next(
-            (
-                n
-                for n in range(min(longest, len(self._held)), 0, -1)
-                if any(m.startswith(self._held[-n:]) for m in marks)
-            ),
-            0,
-        )
+        keep = begun_mark(self._held, *_ENDS, START)
         body, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         yield from self._piece(body)
 
@@ -264,6 +253,12 @@ class ChannelReader:
             yield Piece("call", held, self._name)
         elif self._where in ("text", "thinking"):
             yield from self._piece(held)
+
+
+def begun_mark(text: str, *marks: str) -> int:
+    """Characters at the end of a text with which one of the marks, which are not in it, may have begun."""
+    longest = min(len(text), max(map(len, marks)) - 1)
+    return next((n for n in range(longest, 0, -1) if any(mark.startswith(text[-n:]) for mark in marks)), 0)
 
 
 def shown(pieces: Iterator[Piece]) -> Iterator[str]:

@@ -40,9 +40,10 @@ std::vector<uint32_t> at_most(const uint32_t (&values)[N], uint32_t most) {
     return list;
 }
 
-// Context lengths to try, longest first: never longer than what the model was trained for.
+// Context lengths to try, longest first: never longer than what the model was trained for, unless RoPE is scaled.
 std::vector<uint32_t> contexts(const emoe_model_info &model, const Budget &budget) {
     uint32_t const longest = model.n_ctx_train != 0 ? model.n_ctx_train : k_contexts[0];
+    if (budget.n_ctx != 0 && budget.scaled) return {budget.n_ctx};
     if (budget.n_ctx != 0) return {std::min(budget.n_ctx, longest)};
     return at_most(k_contexts, longest);
 }

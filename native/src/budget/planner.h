@@ -21,6 +21,7 @@ struct Budget {
     uint32_t n_ctx = 0;    // 0: chosen
     uint32_t n_ubatch = 0; // 0: chosen
     bool rows = true;      // tables may stay in the files and be read by row
+    bool scaled = false;   // RoPE is: n_ctx may be above what the model was trained for
 };
 
 // The budget is too small.

@@ -68,6 +68,14 @@ emoe_status emoe_engine_rewind(emoe_engine *engine, uint32_t n, emoe_error *err)
     return guarded(err, [&] { engine_of(engine).rewind(n); });
 }
 
+uint32_t emoe_engine_can_cut(const emoe_engine *engine) { return engine && engine_of(engine).can_cut() ? 1 : 0; }
+
+uint64_t emoe_engine_state_key(const emoe_engine *engine) {
+    uint64_t key = 0;
+    (void)guarded(nullptr, [&] { key = engine_of(engine).state_key(); });
+    return key;
+}
+
 uint64_t emoe_engine_state_bytes(emoe_engine *engine) {
     uint64_t n = 0;
     (void)guarded(nullptr, [&] { n = engine_of(engine).state_bytes(); });

@@ -6,6 +6,7 @@
 #include "llama/devices.h"
 #include "llama/info.h"
 #include "llama/measure.h"
+#include "llama/recommendation.h"
 #include "llama/shell.h"
 #include "llama/tier.h"
 #include "store/shells.h"
@@ -59,6 +60,14 @@ emoe_status emoe_model_get_host_info(const emoe_model *model, const emoe_setup *
         check_pointer(model, "model");
         check_struct(info, "emoe_model_info");
         write_struct(info, host_info(*model->index, read_setup(setup, false)));
+    });
+}
+
+emoe_status emoe_model_get_recommendation(const emoe_model *model, emoe_recommendation *recommendation,
+                                          emoe_error *err) {
+    return guarded(err, [&] {
+        check_struct(recommendation, "emoe_recommendation");
+        write_struct(recommendation, emoe::recommendation(model ? model->index.get() : nullptr));
     });
 }
 

@@ -13,6 +13,27 @@ constexpr uint32_t k_max_threads = 512; // of ggml
 constexpr uint32_t k_max_lanes = 64;
 constexpr uint64_t k_million = 1000000;
 
+void check_rope(const emoe_setup &s) {
+    constexpr uint32_t k_known = 2 * EMOE_YARN_ORIG_CTX - 1;
+    constexpr float k_most = 1e12f;
+    if (s.rope_given > k_known) fail(EMOE_ERR_ARGUMENT, "unknown fields of RoPE in %#x", s.rope_given);
+    auto const check = [&](uint32_t bit, float value, bool positive, const char *what) {
+        if ((s.rope_given & bit) == 0) return;
+        if (!(value >= 0 && value <= k_most) || (positive && value == 0))
+            fail(EMOE_ERR_ARGUMENT, "%s of %g", what, static_cast<double>(value));
+    };
+    if ((s.rope_given & EMOE_ROPE_SCALING) != 0 && s.rope_scaling > k_max_rope_scaling)
+        fail(EMOE_ERR_ARGUMENT, "unknown RoPE scaling %u", s.rope_scaling);
+    check(EMOE_ROPE_FREQ_BASE, s.rope_freq_base, true, "a RoPE frequency base");
+    check(EMOE_ROPE_FREQ_SCALE, s.rope_freq_scale, true, "a RoPE frequency scale");
+    check(EMOE_YARN_EXT_FACTOR, s.yarn_ext_factor, false, "a YaRN extrapolation factor");
+    check(EMOE_YARN_ATTN_FACTOR, s.yarn_attn_factor, true, "a YaRN attention factor");
+    check(EMOE_YARN_BETA_FAST, s.yarn_beta_fast, true, "a YaRN beta");
+    check(EMOE_YARN_BETA_SLOW, s.yarn_beta_slow, true, "a YaRN beta");
+    if ((s.rope_given & EMOE_YARN_ORIG_CTX) != 0 && (s.yarn_orig_ctx == 0 || s.yarn_orig_ctx > INT32_MAX))
+        fail(EMOE_ERR_ARGUMENT, "an original context of %u tokens", s.yarn_orig_ctx);
+}
+
 void check_shape(const emoe_setup &s) {
     if (s.n_ctx == 0) fail(EMOE_ERR_ARGUMENT, "a context of 0 tokens");
     if (s.n_ctx > INT32_MAX) fail(EMOE_ERR_ARGUMENT, "a context of %u tokens", s.n_ctx);
@@ -60,6 +81,7 @@ emoe_setup read_setup(const emoe_setup *setup, bool shaped) {
         fail(EMOE_ERR_ARGUMENT, "%u reads at once: at most %u", s.n_read_lane, k_max_lanes);
     check_lossy(s);
     if (s.n_gpu_expert != 0) check_pointer(s.gpu_experts, "gpu_experts");
+    check_rope(s);
     if (shaped) check_shape(s);
     return s;
 }

@@ -66,6 +66,8 @@ uint32_t emoe_text_is_eog(const emoe_text *text, int32_t token) { return text &&
 int32_t emoe_text_bos(const emoe_text *text) { return text ? bos(*text->model) : -1; }
 int32_t emoe_text_eos(const emoe_text *text) { return text ? eos(*text->model) : -1; }
 
+int32_t emoe_text_fim(const emoe_text *text, uint32_t mark) { return text ? fim(*text->model, mark) : -1; }
+
 uint32_t emoe_text_n_vocab(const emoe_text *text) { return text ? n_vocab(*text->model) : 0; }
 
 emoe_status emoe_sampler_open(const emoe_sampler_params *params, emoe_sampler **out, emoe_error *err) {

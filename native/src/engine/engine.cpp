@@ -39,8 +39,9 @@ Streamer::Params streamer_params(const ModelIndex &index, const emoe_setup &p, u
 } // namespace
 
 Engine::Engine(const ModelIndex &index, const std::string &shell_path, const emoe_setup &setup, uint64_t cache_bytes)
-    : setup_(setup), gpu_parts_(index, setup.device, setup.n_gpu_layer,
-                                std::vector<uint32_t>(setup.gpu_experts, setup.gpu_experts + setup.n_gpu_expert)),
+    : identity_(index.identity), setup_(setup),
+      gpu_parts_(index, setup.device, setup.n_gpu_layer,
+                 std::vector<uint32_t>(setup.gpu_experts, setup.gpu_experts + setup.n_gpu_expert)),
       streamer_(std::make_unique<Streamer>(index.layout, streamer_params(index, setup, cache_bytes, gpu_parts_))),
       waiting_(setup.n_threads) {
     dense_ = std::make_unique<DenseWeights>(index, setup.buffered != 0, setup.row_cache_bytes == 0);

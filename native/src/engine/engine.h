@@ -46,6 +46,8 @@ public:
     const float *logits(uint32_t i) const override;
     uint32_t n_past() const { return sequences_[selected_].n_past; }
     void rewind(uint32_t n);
+    bool can_cut() const;       // a state that was taken up again
+    uint64_t state_key() const; // of the model's file, the setup and this library
     uint64_t state_bytes();
     uint64_t get_state(uint8_t *buf, uint64_t cap);
     void set_state(const uint8_t *buf, uint64_t n_bytes);
@@ -91,16 +93,17 @@ private:
     // members: the sequence of all tokens, or of each one.
     void compute(const int32_t *tokens, uint32_t n, const std::vector<Sequence *> &members, Rounding rounding);
     void forget_after(Sequence &sequence, uint32_t n);
+    bool sees_before(const Sequence &sequence, uint32_t n) const; // all that token n attends to is there
     void keep_logits(Sequence &sequence, uint32_t first_row, uint32_t n_row);
     void make_neighbours(const std::vector<Sequence *> &members);
     bool exchange(Sequence &a, Sequence &b);
     Sequence &selected() { return sequences_[selected_]; }
-    uint64_t state_key() const;
     // Cache bytes to the work space of a large batch, or to states. False where there are not as many.
     bool lend(uint64_t bytes);
     void take_back(); // after it
 
-    emoe_setup const setup_; // but its pointers, which were valid while it was made
+    uint64_t const identity_; // of the model's files
+    emoe_setup const setup_;  // but its pointers, which were valid while it was made
     GpuParts gpu_parts_;
     std::unique_ptr<GpuExperts> gpu_;
     std::unique_ptr<GpuTier> tier_;

@@ -36,11 +36,11 @@ void Engine::forget_after(Sequence &sequence, uint32_t n) {
     llama_memory_t const memory = llama_get_memory(ctx_.get());
     auto const place = static_cast<llama_seq_id>(sequence.place);
     sequence.n_row = 0;
-    if (llama_memory_seq_rm(memory, place, static_cast<llama_pos>(n), -1)) {
+    if (sees_before(sequence, n) && llama_memory_seq_rm(memory, place, static_cast<llama_pos>(n), -1)) {
         sequence.n_past = n;
         return;
     }
-    llama_memory_clear(memory, true); // recurrent state cannot be cut: the caller computes it again
+    llama_memory_clear(memory, true); // it cannot be cut there: the caller computes it again
     sequence.n_past = 0;
 }
 

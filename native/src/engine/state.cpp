@@ -2,7 +2,9 @@
 #include "base/error.h"
 #include "engine/engine.h"
 #include "llama/log.h"
+#include "llama/stamp.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace emoe {
@@ -37,9 +39,29 @@ uint64_t sum_of(const uint8_t *bytes, uint64_t n) {
 } // namespace
 
 uint64_t Engine::state_key() const {
-    uint64_t key = llama_model_size(model_.get()) * k_mix + llama_model_n_params(model_.get());
-    key = key * k_mix + static_cast<uint64_t>(llama_model_n_embd(model_.get()));
-    return key * k_mix + n_ctx_;
+    llama_context_params const p = context_params(setup_);
+    float const rope[] = {p.rope_freq_base,   p.rope_freq_scale, p.yarn_ext_factor,
+                          p.yarn_attn_factor, p.yarn_beta_fast,  p.yarn_beta_slow};
+    uint64_t const whole[] = {identity_,     n_ctx_,          setup_.kv_type,
+                              setup_.device, p.yarn_orig_ctx, static_cast<uint64_t>(p.rope_scaling_type + 1)};
+    std::string const library = build_stamp();
+    std::string bytes(reinterpret_cast<const char *>(rope), sizeof rope);
+    bytes.append(reinterpret_cast<const char *>(whole), sizeof whole).append(library);
+    return sum_of(reinterpret_cast<const uint8_t *>(bytes.data()), bytes.size());
+}
+
+// Of a sliding window llama.cpp writes no more than what the next token sees.
+bool Engine::can_cut() const {
+    return !llama_model_is_recurrent(model_.get()) && !llama_model_is_hybrid(model_.get()) &&
+           llama_model_n_swa(model_.get()) == 0;
+}
+
+bool Engine::sees_before(const Sequence &sequence, uint32_t n) const {
+    auto const window = static_cast<int64_t>(llama_model_n_swa(model_.get()));
+    if (window == 0 || n == 0) return true;
+    auto const place = static_cast<llama_seq_id>(sequence.place);
+    int64_t const first = llama_memory_seq_pos_min(llama_get_memory(ctx_.get()), place);
+    return first >= 0 && first <= std::max<int64_t>(0, static_cast<int64_t>(n) - window + 1);
 }
 
 uint64_t Engine::state_bytes() {

@@ -61,6 +61,22 @@ uint32_t kv_type_of(uint32_t asked) {
 uint32_t n_sequence(const emoe_setup &setup) { return std::max(1u, setup.n_sequence); }
 
 uint32_t n_rows(const emoe_setup &setup) { return std::max(setup.n_outputs, n_sequence(setup)); }
+namespace {
+
+// llama.cpp's defaults mean: as the model says.
+void scale_rope(const emoe_setup &setup, llama_context_params *p) {
+    auto const given = [&setup](uint32_t bit) { return (setup.rope_given & bit) != 0; };
+    if (given(EMOE_ROPE_SCALING)) p->rope_scaling_type = static_cast<llama_rope_scaling_type>(setup.rope_scaling);
+    if (given(EMOE_ROPE_FREQ_BASE)) p->rope_freq_base = setup.rope_freq_base;
+    if (given(EMOE_ROPE_FREQ_SCALE)) p->rope_freq_scale = setup.rope_freq_scale;
+    if (given(EMOE_YARN_EXT_FACTOR)) p->yarn_ext_factor = setup.yarn_ext_factor;
+    if (given(EMOE_YARN_ATTN_FACTOR)) p->yarn_attn_factor = setup.yarn_attn_factor;
+    if (given(EMOE_YARN_BETA_FAST)) p->yarn_beta_fast = setup.yarn_beta_fast;
+    if (given(EMOE_YARN_BETA_SLOW)) p->yarn_beta_slow = setup.yarn_beta_slow;
+    if (given(EMOE_YARN_ORIG_CTX)) p->yarn_orig_ctx = setup.yarn_orig_ctx;
+}
+
+} // namespace
 
 llama_context_params context_params(const emoe_setup &setup) {
     llama_context_params p = llama_context_default_params();
@@ -75,7 +91,9 @@ llama_context_params context_params(const emoe_setup &setup) {
     p.type_v = static_cast<ggml_type>(setup.kv_type);
     p.offload_kqv = setup.device != 0;
     p.op_offload = false;
+    p.swa_full = true; // what was computed here can be cut at any token
     p.no_perf = true;
+    scale_rope(setup, &p);
     return p;
 }
 

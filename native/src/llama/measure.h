@@ -15,6 +15,7 @@ void note_loaded();
 
 // The parameters common to measuring and opening.
 llama_model_params model_params();
+constexpr uint32_t k_max_rope_scaling = LLAMA_ROPE_SCALING_TYPE_MAX_VALUE;
 llama_context_params context_params(const emoe_setup &setup);
 uint32_t n_sequence(const emoe_setup &setup); // 1 or more
 uint32_t n_rows(const emoe_setup &setup);     // of logits that one graph gives, at most

@@ -40,6 +40,22 @@ std::string piece_of(const TextModel &model, int32_t token) {
     return text;
 }
 
+// llama.cpp's own order.
+const std::string k_sequence = "penalties;dry;top_n_sigma;top_k;typ_p;top_p;min_p;xtc;temperature";
+
+// A sampler's name as k_sequence has it, of the spellings that llama.cpp takes.
+std::string canonical(std::string name) {
+    std::replace(name.begin(), name.end(), '-', '_');
+    if (name == "nucleus") return "top_p";
+    if (name == "typ" || name == "typical" || name == "typical_p") return "typ_p";
+    return name == "temp" ? "temperature" : name;
+}
+
+llama_sampler *temperature(const emoe_sampler_params &p, const emoe_constraint &c) {
+    return c.dynatemp_range > 0 ? llama_sampler_init_temp_ext(p.temp, c.dynatemp_range, c.dynatemp_exponent)
+                                : llama_sampler_init_temp(p.temp);
+}
+
 // The numbers of a constraint; what they are for is llama.cpp's.
 void check_numbers(const emoe_constraint &c) {
     if (!std::isfinite(c.presence_penalty) || !std::isfinite(c.frequency_penalty))
@@ -108,6 +124,8 @@ void Sampler::constrain(const TextModel &model, const emoe_constraint &c) {
     more_.bias_values = nullptr;
     more_.grammar = more_.grammar_trigger = nullptr;
     more_.dry_breakers = nullptr;
+    sequence_ = c.sequence ? c.sequence : "";
+    more_.sequence = nullptr;
     bias_ = std::move(bias);
     grammar_ = std::move(grammar);
     trigger_ = grammar_ && c.grammar_trigger ? c.grammar_trigger : "";
@@ -124,49 +142,59 @@ LlamaSamplerPtr Sampler::dry(const TextModel &model, const emoe_constraint &c) c
                                                   breakers.data(), breakers.size()));
 }
 
-// llama.cpp's own order of samplers.
 void Sampler::build(uint32_t n_vocab) {
     llama_sampler_chain_params cp = llama_sampler_chain_default_params();
     cp.no_perf = true;
     chain_.reset(llama_sampler_chain_init(cp));
     auto const add = [this](llama_sampler *s) { llama_sampler_chain_add(chain_.get(), s); };
-    emoe_sampler_params const &p = params_;
     int32_t const n = static_cast<int32_t>(n_vocab);
     if (!bias_.empty()) add(llama_sampler_init_logit_bias(n, static_cast<int32_t>(bias_.size()), bias_.data()));
-    emoe_constraint const &c = more_;
     // For LLAMA_DEFAULT_SEED llama.cpp would draw one, and the answer could not be had again.
-    uint32_t const seed = p.seed == LLAMA_DEFAULT_SEED ? 0 : p.seed;
-    bool const plain = p.temp == 0 || c.mirostat == 0;
-    bool const penalties = p.repeat_penalty != 1 || c.presence_penalty != 0 || c.frequency_penalty != 0;
-    if (plain && penalties && p.repeat_last_n != 0)
-        add(llama_sampler_init_penalties(n, p.repeat_last_n, p.repeat_penalty, c.frequency_penalty,
-                                         c.presence_penalty));
-    if (plain && dry_) add(dry_.release());
-    if (p.temp == 0) {
-        add(llama_sampler_init_greedy());
-        return;
-    }
-    auto const temperature = [&] {
-        if (c.dynatemp_range > 0)
-            add(llama_sampler_init_temp_ext(p.temp, c.dynatemp_range, c.dynatemp_exponent));
-        else
-            add(llama_sampler_init_temp(p.temp));
-    };
-    if (!plain) {
-        temperature();
+    uint32_t const seed = params_.seed == LLAMA_DEFAULT_SEED ? 0 : params_.seed;
+    if (params_.temp > 0 && more_.mirostat != 0) {
+        add(temperature(params_, more_));
         constexpr int32_t k_m = 100; // the paper's
-        add(c.mirostat == 1 ? llama_sampler_init_mirostat(n, seed, c.mirostat_tau, c.mirostat_eta, k_m)
-                            : llama_sampler_init_mirostat_v2(seed, c.mirostat_tau, c.mirostat_eta));
+        add(more_.mirostat == 1 ? llama_sampler_init_mirostat(n, seed, more_.mirostat_tau, more_.mirostat_eta, k_m)
+                                : llama_sampler_init_mirostat_v2(seed, more_.mirostat_tau, more_.mirostat_eta));
         return;
     }
-    if (c.top_n_sigma > 0) add(llama_sampler_init_top_n_sigma(c.top_n_sigma));
-    if (p.top_k > 0) add(llama_sampler_init_top_k(p.top_k));
-    if (c.typical_p > 0 && c.typical_p < 1) add(llama_sampler_init_typical(c.typical_p, 1));
-    if (p.top_p < 1) add(llama_sampler_init_top_p(p.top_p, 1));
-    if (p.min_p > 0) add(llama_sampler_init_min_p(p.min_p, 1));
-    if (c.xtc_probability > 0) add(llama_sampler_init_xtc(c.xtc_probability, c.xtc_threshold, 1, seed));
-    temperature();
-    add(llama_sampler_init_dist(seed));
+    add_in_order(n, seed);
+    add(params_.temp == 0 ? llama_sampler_init_greedy() : llama_sampler_init_dist(seed));
+}
+
+// What moves or drops candidates. At temperature 0 the likeliest is taken: only what changes which that is matters.
+void Sampler::add_in_order(int32_t n_vocab, uint32_t seed) {
+    emoe_sampler_params const &p = params_;
+    emoe_constraint const &c = more_;
+    bool const greedy = p.temp == 0;
+    auto const make = [&](const std::string &name) -> llama_sampler * {
+        if (name == "penalties") {
+            bool const wanted = p.repeat_penalty != 1 || c.presence_penalty != 0 || c.frequency_penalty != 0;
+            return !wanted || p.repeat_last_n == 0
+                       ? nullptr
+                       : llama_sampler_init_penalties(n_vocab, p.repeat_last_n, p.repeat_penalty, c.frequency_penalty,
+                                                      c.presence_penalty);
+        }
+        if (name == "dry") return dry_.release();
+        if (greedy) return nullptr;
+        if (name == "top_n_sigma") return c.top_n_sigma > 0 ? llama_sampler_init_top_n_sigma(c.top_n_sigma) : nullptr;
+        if (name == "top_k") return p.top_k > 0 ? llama_sampler_init_top_k(p.top_k) : nullptr;
+        if (name == "typ_p")
+            return c.typical_p > 0 && c.typical_p < 1 ? llama_sampler_init_typical(c.typical_p, 1) : nullptr;
+        if (name == "top_p") return p.top_p < 1 ? llama_sampler_init_top_p(p.top_p, 1) : nullptr;
+        if (name == "min_p") return p.min_p > 0 ? llama_sampler_init_min_p(p.min_p, 1) : nullptr;
+        if (name == "xtc")
+            return c.xtc_probability > 0 ? llama_sampler_init_xtc(c.xtc_probability, c.xtc_threshold, 1, seed)
+                                         : nullptr;
+        return name == "temperature" ? temperature(p, c) : nullptr;
+    };
+    std::string const &order = sequence_.empty() ? k_sequence : sequence_;
+    for (size_t at = 0; at < order.size();) {
+        size_t const end = std::min(order.find(';', at), order.size());
+        llama_sampler *const one = make(canonical(order.substr(at, end - at)));
+        if (one) llama_sampler_chain_add(chain_.get(), one);
+        at = end + 1;
+    }
 }
 
 int32_t Sampler::sample(const TextModel &model, uint32_t i) {

@@ -21,6 +21,7 @@ public:
 
 private:
     void build(uint32_t n_vocab); // at the first use: the penalties want the size of the vocabulary
+    void add_in_order(int32_t n_vocab, uint32_t seed);
     LlamaSamplerPtr dry(const TextModel &model, const emoe_constraint &c) const;
     int32_t pick(const float *logits, bool obey);
     bool allows(int32_t token);
@@ -32,6 +33,7 @@ private:
     LlamaSamplerPtr dry_;
     LlamaSamplerPtr chain_;
     LlamaSamplerPtr grammar_;
+    std::string sequence_;
     std::string trigger_; // empty: the grammar holds
     std::string tail_;    // what was written last, while the trigger is awaited
     std::vector<llama_token_data> candidates_;

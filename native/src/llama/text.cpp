@@ -5,6 +5,7 @@
 #include <llama.h>
 
 #include <climits>
+#include <iterator>
 
 namespace emoe {
 
@@ -32,6 +33,12 @@ bool is_eog(const TextModel &model, int32_t token) {
 }
 
 int32_t bos(const TextModel &model) { return llama_vocab_bos(model.vocab()); }
+int32_t fim(const TextModel &model, uint32_t mark) {
+    int32_t (*const of[])(const llama_vocab *) = {llama_vocab_fim_pre, llama_vocab_fim_suf, llama_vocab_fim_mid,
+                                                  llama_vocab_fim_rep, llama_vocab_fim_sep};
+    return mark < std::size(of) ? of[mark](model.vocab()) : -1;
+}
+
 int32_t eos(const TextModel &model) { return llama_vocab_eos(model.vocab()); }
 
 } // namespace emoe

@@ -23,5 +23,6 @@ uint32_t n_vocab(const TextModel &model);
 bool is_eog(const TextModel &model, int32_t token); // false for no token of the vocabulary
 int32_t bos(const TextModel &model);                // -1 when it has none
 int32_t eos(const TextModel &model);
+int32_t fim(const TextModel &model, uint32_t mark); // EMOE_FIM_*; -1 when it has none
 
 } // namespace emoe

@@ -140,35 +140,6 @@ void Streamer::give_up(Failure why) {
     changed_.notify_all();
 }
 
-const File *Streamer::changed_file() {
-    uint64_t const n_read = reader_->n_read();
-    if (n_read == n_read_checked_) return nullptr;
-    n_read_checked_ = n_read;
-    for (auto const &file : files_)
-        if (file->changed()) return file.get();
-    return nullptr;
-}
-
-bool Streamer::same_as_files() const {
-    std::lock_guard<std::mutex> const lock(mutex_);
-    SlotId id;
-    for (ExpertLayer const &layer : layout_.layers)
-        for (uint32_t e = 0; e < layer.n_expert; e++) {
-            if (!cache_->find(layer.first + e, &id)) continue;
-            for (uint32_t m = 0; m < layer.matrices.size(); m++) {
-                Slice const &s = layer.slice(e, m);
-                if ((cache_->at(id).ready >> m & 1) != 0 &&
-                    !files_[s.file]->holds(at(layer, e, m, id), s.bytes, s.offset))
-                    return false;
-            }
-        }
-    return true;
-}
-
-void Streamer::accept_files() {
-    for (auto const &file : files_) file->accept();
-}
-
 void Streamer::set_cache_bytes(uint64_t bytes) {
     require_cache_bytes(bytes, cache_->min_bytes());
     std::unique_lock<std::mutex> lock(mutex_);

@@ -17,6 +17,7 @@ emoe_plan plan_with(const emoe_model_info &model, const Sizes &sizes, const emoe
     budget.n_ctx = setup.n_ctx;
     budget.n_ubatch = setup.n_ubatch;
     budget.rows = setup.device == 0;
+    budget.scaled = (setup.rope_given & ~uint32_t{EMOE_YARN_ORIG_CTX}) != 0;
     Bounds const bounds = bounds_of(model, sizes, budget);
     known->smallest_bytes = bounds.smallest_bytes;
     known->resident_bytes = bounds.enough_bytes;
