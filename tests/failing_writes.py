@@ -151,28 +151,31 @@ def jobs(model: Path) -> list[Job]:
 
 def child(library: ctypes.CDLL, job: Job, folder: Path, n: int, error: int) -> dict[str, Any]:
     """What became of a job in which the n-th operation fails."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(read)
-        library.failing_writes_arm(os.fsencode(folder), ctypes.c_long(n), error)
-        said = ""
-        try:
-            job.run(folder)
-        except edgemoe.EdgeMoEError as failure:
-            said = failure.message or "an error without a word"
-        except BaseException as failure:
-            said = f"\nunexpected {failure!r}"
-        met = library.failing_writes_met()
-        counts = [library.failing_writes_count(kind) for kind in range(len(KINDS))]
-        library.failing_writes_arm(b"", ctypes.c_long(-1), 0)
-        os.write(write, json.dumps({"said": said, "met": met, "counts": counts}).encode())
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        text = pipe.read()
-    status = os.waitpid(pid, 0)[1]
-    return dict(json.loads(text)) if status == 0 and text else {"said": f"\nended with {status}", "met": 0}
+    if sys.platform == "win32":
+        raise OSError("the library that makes writes fail is for Linux")
+    else:
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(read)
+            library.failing_writes_arm(os.fsencode(folder), ctypes.c_long(n), error)
+            said = ""
+            try:
+                job.run(folder)
+            except edgemoe.EdgeMoEError as failure:
+                said = failure.message or "an error without a word"
+            except BaseException as failure:
+                said = f"\nunexpected {failure!r}"
+            met = library.failing_writes_met()
+            counts = [library.failing_writes_count(kind) for kind in range(len(KINDS))]
+            library.failing_writes_arm(b"", ctypes.c_long(-1), 0)
+            os.write(write, json.dumps({"said": said, "met": met, "counts": counts}).encode())
+            os._exit(0)
+        os.close(write)
+        with os.fdopen(read, "rb") as pipe:
+            text = pipe.read()
+        status = os.waitpid(pid, 0)[1]
+        return dict(json.loads(text)) if status == 0 and text else {"said": f"\nended with {status}", "met": 0}
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -8,7 +8,6 @@ For docs/experiments/parallel-answers.md; no test.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import threading
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import serving
 from serving import Served
 
@@ -102,7 +102,7 @@ def main() -> None:
                     waits[parallel].append(at_once(server, 2, 24, 2.0)[1].first_s)
                     peak = server.live()["memory"]["peak"] / (1 << 20)
                 told = f"{found[-1]:.2f} tok/s, second client {waits[parallel][-1]:.1f} s, peak {peak:.0f} MiB"
-                print(f"--parallel {parallel}: {told}, load {os.getloadavg()[0]:.1f}", flush=True)
+                print(f"--parallel {parallel}: {told}, load {psutil.getloadavg()[0]:.1f}", flush=True)
                 print(f"  {spent(done)}", flush=True)
     for parallel, found in speeds.items():
         for what, values, unit in (

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -83,27 +84,29 @@ def last(model: Path) -> list[Message]:
 
 
 def load_lines() -> None:
-    """Give the line editor what was typed in earlier chats."""
-    with contextlib.suppress(ImportError, OSError, StorageError):
-        import readline
+    """Give the line editor what was typed in earlier chats. Windows has no line editor of Python's."""
+    if sys.platform != "win32":
+        with contextlib.suppress(ImportError, OSError, StorageError):
+            import readline
 
-        readline.set_history_length(_MAX_LINES)
-        readline.read_history_file(_lines_file())
+            readline.set_history_length(_MAX_LINES)
+            readline.read_history_file(_lines_file())
 
 
 def save_lines() -> None:
     """Keep what was typed. That this fails costs nothing but that."""
-    with contextlib.suppress(ImportError, OSError, StorageError):
-        import readline
+    if sys.platform != "win32":
+        with contextlib.suppress(ImportError, OSError, StorageError):
+            import readline
 
-        path = _lines_file()
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
-            readline.write_history_file(temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+            path = _lines_file()
+            temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+            try:
+                os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
+                readline.write_history_file(temporary)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 def _lines_file() -> Path:

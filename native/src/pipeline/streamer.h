@@ -225,7 +225,7 @@ private:
     std::unique_ptr<ExpertCache> cache_;
     std::unique_ptr<Predictor> predictor_; // nullptr: nothing can be predicted
     Governor governor_;
-    bool const reads_rest_; // see wish_for_rest
+    bool const reads_rest_;                  // see wish_for_rest
     std::unique_ptr<PriceController> price_; // nullptr: nothing is left out
     SkipTrial *trial_ = nullptr;
     std::vector<uint8_t> skip_; // scratch: by token and rank
