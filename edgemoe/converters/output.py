@@ -201,7 +201,8 @@ class Output:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and self.partial.exists():  # what is done stays done
+        # What is done stays done. Closed already, it is on the disk whole: only its name was refused.
+        if error is not None and self._fd >= 0 and self.partial.exists():
             with contextlib.suppress(StorageError):
                 self._sync()
         self._close()
