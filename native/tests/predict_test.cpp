@@ -3,6 +3,7 @@
 
 #include "check.h"
 
+#include <algorithm>
 #include <cmath>
 
 using namespace emoe;

@@ -40,9 +40,10 @@ public:
 
 private:
     bool knows_ = false;
-    uint64_t looked_ns_ = 0, delayed_ns_ = 0;
-    uint64_t counted_ns_ = 0, busy_ns_ = 0, own_ns_ = 0; // at the last look at the others
-    double n_other_ = 0;
+    // Of use where the system tells. counted, busy, own: at the last look at the others.
+    [[maybe_unused]] uint64_t looked_ns_ = 0, delayed_ns_ = 0;
+    [[maybe_unused]] uint64_t counted_ns_ = 0, busy_ns_ = 0, own_ns_ = 0;
+    [[maybe_unused]] double n_other_ = 0;
 };
 
 } // namespace emoe
