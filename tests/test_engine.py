@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import tinymoe
+from gguf_edit import STRING, Parts, edited
 
 import edgemoe
 from edgemoe import (
@@ -89,7 +90,12 @@ def test_a_plan_predicts_from_what_it_measures(path: Path) -> None:
     assert found.fraction == 1 and found.prediction.reason.startswith("compute")
 
 
-def test_what_auto_gives_keeps_every_expert_while_the_chat_template_loads(path: Path) -> None:
+def test_what_auto_gives_keeps_every_expert_while_the_chat_template_loads(path: Path, tmp_path: Path) -> None:
+    def ask_for_a_process(parts: Parts) -> None:  # as templates do that are more than ChatML
+        key = "tokenizer.chat_template"
+        parts.set(key, STRING, f"{parts.keys[key][1]}{{# of its own #}}")
+
+    path = edited(path, tmp_path / "own.gguf", ask_for_a_process)
     program = (
         "import edgemoe, sys\n"
         "from edgemoe.runtime.text import template\n"

@@ -53,10 +53,11 @@ def test_a_budget_smaller_than_the_table_is_enough(n_grams: Path) -> None:
     with edgemoe.open_model(n_grams) as model:
         assert model.info.table_bytes > 400 * MIB
         assert model.info.dense_token_bytes == model.info.dense_bytes - model.info.table_bytes
-    plan = edgemoe.plan(n_grams, edgemoe.Setup(memory="300MiB", ctx=512), measure=False)
+    here = _native.rss_bytes()  # of this process, which has run other tests
+    plan = edgemoe.plan(n_grams, edgemoe.Setup(memory=here + 250 * MIB, ctx=512), measure=False)
     assert (plan.fraction, plan.n_slot) == (1.0, plan.n_expert_total)
     assert plan.table_bytes > 400 * MIB
-    assert plan.smallest_bytes < 200 * MIB
+    assert plan.smallest_bytes < here + 150 * MIB
     assert plan.resident_bytes > 400 * MIB
     assert any("rows" in line and "which stay in the file" in line for line in plan.lines())
 

@@ -375,8 +375,8 @@ void Engine::compute(const int32_t *tokens, uint32_t n, const std::vector<Sequen
     if (Failure const failure = streamer_->failure()) failure.raise();
     if (interposer_->failure()) interposer_->failure().raise();
     if (!interposer_->column_violation().empty())
-        fail(EMOE_ERR_UNSUPPORTED, "this model cannot compute %s: %s",
-             members.size() == 1 ? "drafts token by token" : "several answers at once",
+        fail(EMOE_ERR_UNSUPPORTED, "this model cannot %s: %s",
+             members.size() == 1 ? "verify drafts" : "compute several answers at once",
              interposer_->column_violation().c_str());
     if (rc == 1) fail(EMOE_ERR_CONTEXT, "no room for %u tokens in the KV cache of %u", n, n_ctx_);
     if (rc != 0)
