@@ -67,7 +67,10 @@ void Interposer::note_buffer(const ggml_tensor *node) {
 }
 
 void Interposer::release_work() {
-    if (begins_) return; // a graph that never came: its buffers are others than those of the one before
+    if (begins_) { // a graph that never came may have taken other buffers, and freed those of the one before
+        compute_buffers_.clear();
+        plain_ = false;
+    }
     for (ggml_backend_buffer_t const b : compute_buffers_)
         discard_pages(ggml_backend_buffer_get_base(b), ggml_backend_buffer_get_size(b));
     scratch_.release();
