@@ -36,4 +36,10 @@ bool File::holds(const uint8_t *known, uint64_t bytes, uint64_t offset) const {
     return true;
 }
 
+const File *changed_of(const std::vector<std::unique_ptr<File>> &files) {
+    for (auto const &file : files)
+        if (file->changed()) return file.get();
+    return nullptr;
+}
+
 } // namespace emoe

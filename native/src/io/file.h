@@ -4,7 +4,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <vector>
 
 namespace emoe {
 
@@ -55,5 +57,8 @@ private:
     uint32_t alignment_ = 512; // buffered reads may begin anywhere: never more than a direct file's
     bool direct_ = false;
 };
+
+// The first of them that has changed; null: none has.
+const File *changed_of(const std::vector<std::unique_ptr<File>> &files);
 
 } // namespace emoe

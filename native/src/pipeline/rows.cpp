@@ -150,9 +150,7 @@ const File *RowReader::changed_file() {
     uint64_t const n_read = reader_->n_read();
     if (n_read == n_read_checked_) return nullptr;
     n_read_checked_ = n_read;
-    for (auto const &file : files_)
-        if (file->changed()) return file.get();
-    return nullptr;
+    return changed_of(files_);
 }
 
 void RowReader::accept_files() {

@@ -7,9 +7,7 @@ const File *Streamer::changed_file() {
     uint64_t const n_read = reader_->n_read();
     if (n_read == n_read_checked_) return nullptr;
     n_read_checked_ = n_read;
-    for (auto const &file : files_)
-        if (file->changed()) return file.get();
-    return nullptr;
+    return changed_of(files_);
 }
 
 bool Streamer::same_as_files() const {
