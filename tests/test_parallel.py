@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import tinymoe
+from atonce import together
 
 import edgemoe
 from edgemoe import Cancelled, Engine, Sampling, StorageError, UnsupportedError, UsageError, _abi
@@ -49,24 +50,6 @@ def answer(engine: Engine, i: int, n: int = 30) -> list[tuple[int, bytes, float 
     prompt = engine.tokenize(PROMPTS[i])
     steps = engine.steps(prompt, max_tokens=n + 3 * i, sampling=SAMPLINGS[i], n_top=0, anew=True)
     return [(step.token, step.piece, step.logprob) for step in steps]
-
-
-def together(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
-    """What jobs return that run at the same time, or what they raise."""
-    found: list[Any] = [None] * len(jobs)
-
-    def run(i: int) -> None:
-        try:
-            found[i] = jobs[i]()
-        except Exception as error:
-            found[i] = error
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(jobs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import serving
 import tinymoe
+from atonce import together
 from console import needs_library
 from serving import Served
 
@@ -58,20 +58,6 @@ def asked(i: int, **fields: Any) -> dict[str, Any]:
 def said(server: Served, request: dict[str, Any]) -> Any:
     status, found = server.ask(CHAT, request)
     return found["choices"][0]["message"]["content"] if status == 200 else status
-
-
-def together(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
-    found: list[Any] = [None] * len(jobs)
-
-    def run(i: int) -> None:
-        found[i] = jobs[i]()
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(jobs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
 
 
 @pytest.fixture(scope="module")
