@@ -194,6 +194,28 @@ static void a_budget_beyond_the_machines_limit_is_refused() {
     CHECK_EQ(budget_bytes(EMOE_BUDGET_AUTO, 0, 100 * k_mib, machine_of(800)), 100 * k_mib);
 }
 
+// Sizes are measured: asked again, a host's can be larger. A plan that no longer fits was once taken from nothing.
+static void sizes_that_grow_while_they_are_asked_for_are_no_plan() {
+    Budget b;
+    b.process_bytes = 30 * k_mib;
+    Bounds const bounds = bounds_of(model(), sizes_of, b);
+    b.bytes = bounds.smallest_bytes;
+    CHECK_EQ(make_plan(model(), sizes_of, b, bounds).n_ctx, 512u);
+    int n_asked = 0;
+    auto const grows = [&](uint32_t n_ctx, uint32_t n_ubatch) {
+        emoe_context_sizes s = sizes_of(n_ctx, n_ubatch);
+        s.vocab_bytes = n_asked++ == 0 ? 0 : 3 * k_mib;
+        return s;
+    };
+    uint64_t named = 0;
+    try {
+        make_plan(model(), grows, b, bounds);
+    } catch (const BudgetError &e) {
+        named = e.smallest_bytes;
+    }
+    CHECK_EQ(named, bounds.smallest_bytes);
+}
+
 int main() {
     the_cache_gets_what_is_left();
     a_budget_too_small_changes_nothing();
@@ -202,5 +224,6 @@ int main() {
     room_is_made_before_and_given_back_after();
     a_failure_inside_is_told_when_resizing_fails_too();
     a_budget_beyond_the_machines_limit_is_refused();
+    sizes_that_grow_while_they_are_asked_for_are_no_plan();
     return g_failures;
 }

@@ -63,7 +63,7 @@ def test_only_the_new_turn_is_computed_after_a_title() -> None:
     if path is None:
         pytest.skip("this installation has no built-in model")
     story: list[Any] = [{"role": "user", "content": "Go on with this: " + "The sun rose over the quiet village. " * 60}]
-    with edgemoe.load(path, memory="400MiB", ctx=2048, threads=1) as engine:
+    with edgemoe.load(path, memory="2GiB", ctx=2048, threads=1) as engine:  # the tests' process counts in it
         engine.keep_prefixes(24 << 20)
 
         def answered(messages: list[Any]) -> tuple[str, int]:
@@ -122,7 +122,7 @@ def test_what_is_remembered_stays_inside_its_share(model: Path, tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def engine(model: Path) -> Iterator[edgemoe.Engine]:
-    with edgemoe.load(model, memory="400MiB", ctx=512, threads=1) as found:
+    with edgemoe.load(model, memory="2GiB", ctx=512, threads=1) as found:
         yield found
 
 
@@ -166,7 +166,7 @@ def test_a_state_that_is_none_is_refused(engine: edgemoe.Engine) -> None:
 def test_a_state_is_cut_only_where_it_can_be(tmp_path: Path, arch: str, cuts: bool) -> None:
     """Of a sliding window a state has what the next token sees, of a recurrent model the last state."""
     path = tinymoe.write(tmp_path / "m.gguf", arch)
-    with edgemoe.load(path, memory="400MiB", ctx=512, threads=1) as engine:
+    with edgemoe.load(path, memory="2GiB", ctx=512, threads=1) as engine:
         backend = engine._sequence.backend
         assert backend.can_cut() is cuts
         tokens = engine.tokenize("tell me something about the thing in the other place " * 4)[:150]
@@ -194,7 +194,7 @@ def test_a_state_is_cut_only_where_it_can_be(tmp_path: Path, arch: str, cuts: bo
 def test_what_cannot_be_cut_goes_on_from_the_end_of_a_prompt(tmp_path: Path, arch: str) -> None:
     """The answer is told otherwise in the next prompt, as thinking is, and a title was asked for meanwhile."""
     path = tinymoe.write(tmp_path / "m.gguf", arch)
-    with edgemoe.load(path, memory="400MiB", ctx=1024, threads=1) as engine:
+    with edgemoe.load(path, memory="2GiB", ctx=1024, threads=1) as engine:
         engine.keep_prefixes(24 << 20)
         prompt = engine.tokenize("tell me something about the thing in the other place " * 10)
         longer = [*prompt, *engine.tokenize("another answer, and the next question", special=False)]

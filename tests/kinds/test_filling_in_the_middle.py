@@ -45,7 +45,7 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 
 @pytest.fixture(scope="module")
 def engine(model: Path) -> Iterator[edgemoe.Engine]:
-    with edgemoe.load(model, memory="300MiB", ctx=256, threads=1) as found:
+    with edgemoe.load(model, memory="2GiB", ctx=256, threads=1) as found:
         yield found
 
 

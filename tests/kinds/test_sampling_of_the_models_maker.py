@@ -72,7 +72,7 @@ def test_a_value_without_sense_is_as_if_it_was_not_there(tmp_path: Path, name: s
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[edgemoe.Engine]:
     path = written(tmp_path_factory.mktemp("order") / "order.gguf", sequence=(STRING, "top-k;temp"))
-    with edgemoe.load(path, memory="300MiB", ctx=256, threads=1) as found:
+    with edgemoe.load(path, memory="2GiB", ctx=256, threads=1) as found:
         yield found
 
 

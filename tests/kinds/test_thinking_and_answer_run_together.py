@@ -100,11 +100,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_marks_that_are_control_tokens_are_not_lost(tmp_path: Path) -> None:
     says = ["Let me think", "</think>", "\n\nAnswer"]
     path = scripted.write(tmp_path / "m.gguf", says, control=["<think>", "</think>"])
-    with edgemoe.load(path, memory="300MiB", ctx=256) as engine:
+    with edgemoe.load(path, memory="2GiB", ctx=256) as engine:
         assert "".join(engine.chat([{"role": "user", "content": "hi"}])) == "Let me think</think>\n\nAnswer"
     opened = CHATML + "{{ '<think>\\n' }}"
     path = scripted.write(tmp_path / "o.gguf", says, control=["<think>", "</think>"], template=opened)
-    with edgemoe.load(path, memory="300MiB", ctx=256) as engine:
+    with edgemoe.load(path, memory="2GiB", ctx=256) as engine:
         pieces = list(engine.chat_pieces([{"role": "user", "content": "hi"}]))
         assert pieces == [Piece("thinking", "Let me think"), Piece("text", "Answer")]
 
@@ -117,7 +117,7 @@ def test_channels_do_not_reach_the_user_and_may_be_sent_back(tmp_path: Path) -> 
         keys={"tokenizer.ggml.eos_token_id": None},
     )  # fmt: skip
     asked: list[dict[str, object]] = [{"role": "user", "content": "hi"}]
-    with edgemoe.load(path, memory="300MiB", ctx=256) as engine:
+    with edgemoe.load(path, memory="2GiB", ctx=256) as engine:
         first = "".join(engine.chat(asked, max_tokens=20))
         assert first.startswith("<think>\nHm.\n</think>") and "<|" not in first
         again: list[dict[str, object]] = [

@@ -196,9 +196,11 @@ uint64_t budget_bytes(uint32_t kind, uint64_t value, uint64_t enough_bytes, cons
 
 emoe_plan make_plan(const emoe_model_info &model, const Sizes &sizes, const Budget &budget, const Bounds &bounds) {
     std::vector<uint32_t> const lengths = contexts(model, budget);
-    if (!smallest_batch(model, sizes, budget, lengths.back()))
+    auto const refuse = [&] {
         throw BudgetError(bounds.smallest_bytes, "a budget of " + format_bytes(budget.bytes) + " is too small for " +
                                                      model.name + ": it needs " + format_bytes(bounds.smallest_bytes));
+    };
+    if (!smallest_batch(model, sizes, budget, lengths.back())) refuse();
     std::optional<emoe_plan> chosen;
     for (uint32_t const n_ctx : lengths) {
         std::optional<emoe_plan> const found = best_batch(model, sizes, budget, n_ctx);
@@ -207,6 +209,7 @@ emoe_plan make_plan(const emoe_model_info &model, const Sizes &sizes, const Budg
         uint64_t const shared = found->kv_bytes + found->output_bytes + found->decode_bytes + found->cache_bytes;
         if (found->kv_bytes * k_kv_share <= shared) break;
     }
+    if (!chosen) refuse(); // sizes are measured, by a host perhaps: asked again they can be larger
     chosen->smallest_bytes = bounds.smallest_bytes;
     chosen->resident_bytes = bounds.enough_bytes;
     return *chosen;

@@ -74,15 +74,22 @@ emoe_context_sizes SizeBook::operator()(uint32_t n_ctx, uint32_t n_ubatch) {
         changed_ = true;
     }
     emoe_context_sizes sizes = found->second.sizes;
-    // The vocabulary is measured as growth of the process: the second time it finds the memory of the first. What a
-    // process has for good after its first model is none of the next one's.
-    uint64_t own = 0, once = 0;
-    for (auto const &other : known_) {
-        own = std::max(own, other.second.sizes.vocab_bytes - other.second.once_bytes);
-        once = std::max(once, other.second.once_bytes);
-    }
-    sizes.vocab_bytes = own + (has_once_ ? 0 : once);
+    sizes.vocab_bytes = vocab_bytes();
     return sizes;
+}
+
+// The vocabulary is measured as growth of the process: the second time it finds the memory of the first. What a process
+// has for good after its first model is none of the next one's. Measured for every shape and the same for all, it is
+// taken once: a plan that fits with the first shapes would not with the last ones, and all of it be worth nothing.
+uint64_t SizeBook::vocab_bytes() {
+    if (vocab_bytes_) return *vocab_bytes_;
+    uint64_t own = 0, once = 0;
+    for (auto const &known : known_) {
+        own = std::max(own, known.second.sizes.vocab_bytes - known.second.once_bytes);
+        once = std::max(once, known.second.once_bytes);
+    }
+    vocab_bytes_ = own + (has_once_ ? 0 : once);
+    return *vocab_bytes_;
 }
 
 // All that sizes depend on. A GPU by what it is: its number changes with what else is plugged in.

@@ -6,6 +6,8 @@
 
 #include <edgemoe.h>
 
+#include <optional>
+
 namespace emoe {
 
 class SizeBook {
@@ -24,6 +26,7 @@ private:
         uint64_t once_bytes; // of vocab_bytes: stays in the process, and is there when a model is loaded again
     };
     Known measure(uint32_t n_ctx, uint32_t n_ubatch);
+    uint64_t vocab_bytes();
     std::string shape(uint32_t n_ctx, uint32_t n_ubatch) const;
     void save() const;
 
@@ -34,6 +37,7 @@ private:
     std::string first_;               // the shape that was measured when it had not
     uint64_t before_bytes_ = 0;       // of the process then
     std::map<std::string, Known> known_;
+    std::optional<uint64_t> vocab_bytes_; // for every shape, once one is known
     bool changed_ = false;
 };
 
