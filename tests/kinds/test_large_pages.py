@@ -37,13 +37,17 @@ def test_every_piece_that_is_dropped_is_whole_pages(tmp_path: Path, monkeypatch:
     # It drops whole mappings, whose sizes are this kernel's.
     monkeypatch.setattr(residency.Residency, "forget", lambda *arguments: None)
     dropped: list[int] = []
+    beyond: list[int] = []
 
     class Watched:
         def __getattr__(self, name: str) -> Any:
             return getattr(_native, name)
 
         def map_drop(self, address: int, size: int) -> None:
-            dropped.append(size)
+            _, end = mapping_at(address)
+            # This kernel's mappings may end within a page of the other.
+            dropped.append(size if address + size < end else -(-size // LARGE) * LARGE)
+            beyond.append(max(0, address + size - end))
             _native.map_drop(address, size)
 
     monkeypatch.setattr(residency, "_native", Watched())
@@ -56,6 +60,17 @@ def test_every_piece_that_is_dropped_is_whole_pages(tmp_path: Path, monkeypatch:
     kept = [offset for group in _offsets(tmp_path / "cache") for offset in group]
     assert kept and all(offset % LARGE == 0 for offset in kept)
     assert dropped and all(size % LARGE == 0 for size in dropped)
+    assert not any(beyond)  # what lies behind is somebody's memory, and zero after a drop
+
+
+def mapping_at(address: int) -> tuple[int, int]:
+    """Begin and end of the mapping of a file of experts that holds an address."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        begin, end = (int(part, 16) for part in line.split()[0].split("-"))
+        if begin <= address < end:
+            assert "experts-" in line
+            return begin, end
+    raise AssertionError(f"nothing is mapped at {address:#x}")
 
 
 def _offsets(cache: Path) -> list[list[int]]:

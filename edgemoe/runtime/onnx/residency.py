@@ -55,7 +55,7 @@ class Residency:
         self._policy = _native.policy_open(policy, n_expert, n_expert_used)
         self._lock = threading.RLock()
         self._ranges: list[list[tuple[int, int]]] = [[] for _ in range(self._n)]  # pages, numbered through
-        self._addresses: list[tuple[int, int, int, int]] = []  # first page, pages, address, offset in the file
+        self._addresses: list[tuple[int, int, int, int]] = []  # first page, address, end of mapping, offset
         self._fds: dict[Path, int] = {}
         self._fd_of: list[int] = []
         self._n_page = 0
@@ -82,7 +82,7 @@ class Residency:
             if n_bytes % len(experts) or n_bytes < 64 * len(experts):
                 continue  # a note of a few bytes
             first, n_page = self._n_page, -(-n_bytes // PAGE)
-            self._addresses.append((first, n_page, place[2] + offset - place[0], offset))
+            self._addresses.append((first, place[2] + offset - place[0], place[2] + place[1], offset))
             self._fd_of.append(self._fds[file])
             self._n_page += n_page
             size = n_bytes // len(experts)
@@ -149,10 +149,10 @@ class Residency:
         """Read all of them: first say what will be wanted, so that the device works while pages are mapped."""
         places = [(expert, begin, end) for expert in missing for begin, end in self._ranges[expert]]
         for _, begin, end in places:
-            _native.map_expect(self._address(begin), (end - begin) * PAGE)
+            _native.map_expect(*self._piece(begin, end))
         for _, begin, end in places:
             self._users[begin:end] += 1
-            if not _native.map_fill(self._address(begin), (end - begin) * PAGE):
+            if not _native.map_fill(*self._piece(begin, end)):
                 continue  # an old kernel: the pages come when they are used
         for expert in missing:
             self._resident[expert] = True
@@ -169,7 +169,7 @@ class Residency:
                 continue
             # Only the ends are shared, so what is free is in one piece.
             low, high = begin + int(free[0]), begin + int(free[-1]) + 1
-            _native.map_drop(self._address(low), (high - low) * PAGE)
+            _native.map_drop(*self._piece(low, high))
             blob = self._blob(low)
             first, _, _, offset = self._addresses[blob]
             drop_cached(self._fd_of[blob], offset + (low - first) * PAGE, (high - low) * PAGE)
@@ -181,9 +181,11 @@ class Residency:
 
         return bisect.bisect_right(self._addresses, (page, 1 << 62, 0, 0)) - 1
 
-    def _address(self, page: int) -> int:
-        first, _, address, _ = self._addresses[self._blob(page)]
-        return address + (page - first) * PAGE
+    def _piece(self, begin: int, end: int) -> tuple[int, int]:
+        """Address and bytes of pages of one blob. Behind the mapping is memory of others, which a drop would zero."""
+        first, address, mapping_end, _ = self._addresses[self._blob(begin)]
+        address += (begin - first) * PAGE
+        return address, min((end - begin) * PAGE, mapping_end - address)
 
     # ------------------------------------------------------------------ budget and state
 
