@@ -13,6 +13,7 @@ import threading
 import time
 from array import array
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from ...errors import Cancelled, ContextFullError, NativeError, UnsupportedError
 from ..engine import rates
 from .model import OnnxModel
 from .prepare import ANGLES, PREPARED, session_options, stage
-from .residency import Residency, mappings_of
+from .residency import MAPPING, Mapping, Residency, opened
 from .sizes import DECODE_TOKENS, work_bytes
 
 if TYPE_CHECKING:
@@ -104,13 +105,14 @@ class OnnxBackend:
         prepared = json.loads((parts / PREPARED).read_text("utf-8"))
         self.dense: list[Any] = []
         self.experts_sessions: list[Any] = []
-        self._dense_maps: list[tuple[int, int, int]] = []
+        self._dense_maps: list[Mapping] = []
         self._head = self._open_dense(parts / stage("head", 0))  # the largest, while little else is there
         for layer in range(s["n_layer"]):
             self.dense.append(self._open_dense(parts / stage("dense", layer)))
-            path = parts / stage("experts", layer)
-            self.experts_sessions.append(self._session(os.fspath(path)))
-            self.residency.add_layer(layer, parts / f"experts-{layer:05d}.data", prepared["layers"][layer])
+            path, file = parts / stage("experts", layer), parts / f"experts-{layer:05d}.data"
+            session, found = opened(file, partial(self._session, os.fspath(path)))
+            self.experts_sessions.append(session)
+            self.residency.add_layer(layer, file, found, prepared["layers"][layer])
             _native.trim_heap()
         self.text = _native.text_open(os.fspath(model.vocabulary))
         _native.trim_heap()
@@ -132,8 +134,10 @@ class OnnxBackend:
             raise _failed("open the model", error) from None
 
     def _open_dense(self, path: Path) -> Any:
-        session = self._session(path.read_bytes(), folder=self._model.path)
-        self._dense_maps = mappings_of(self._model.path / "model.onnx.data")
+        session, found = opened(
+            self._model.path / "model.onnx.data", partial(self._session, path.read_bytes(), folder=self._model.path)
+        )
+        self._dense_maps += found
         self._drop_dense()
         return session
 
@@ -350,10 +354,11 @@ class OnnxBackend:
         rates.remember(info, self._counts["n_decode"] + self._counts["n_prefill"], self.residency.rates())
 
     def close(self) -> None:
-        self._one = None
-        self.dense.clear()
-        self.experts_sessions.clear()
-        self._head = None
+        with MAPPING:
+            self._one = None
+            self.dense.clear()
+            self.experts_sessions.clear()
+            self._head = None
         self.residency.close()
         _native.text_close(self.text)
         self.kv.clear()

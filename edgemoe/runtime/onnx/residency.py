@@ -11,9 +11,9 @@ import os
 import threading
 import time
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ... import _native
 from ...errors import BudgetError, StorageError
@@ -24,9 +24,38 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+T = TypeVar("T")
+# Offset in the file, bytes, address.
+Mapping = tuple[int, int, int]
+# Held while a session is opened or closed. Another engine of the same export maps the same files.
+MAPPING = threading.Lock()
 
-def mappings_of(path: Path) -> list[tuple[int, int, int]]:
-    """(offset in the file, bytes, address) of each mapping of a file in this process."""
+
+def opened(path: Path, make: Callable[[], T]) -> tuple[T, list[Mapping]]:
+    """What `make` makes, and what it mapped of a file.
+
+    Only that may be dropped: what others mapped ends with them, and then anything may lie there.
+    """
+    with MAPPING:
+        before = sorted(mappings_of(path), key=lambda mapping: mapping[2])
+        made = make()
+        return made, [piece for mapping in mappings_of(path) for piece in _without(mapping, before)]
+
+
+def _without(mapping: Mapping, others: list[Mapping]) -> list[Mapping]:
+    """The kernel shows neighbours that fit together as one."""
+    offset, size, address = mapping
+    pieces, begin, end = [], address, address + size
+    for _, n, at in others:
+        if at < end and at + n > begin:
+            pieces.append((begin, at))
+            begin = at + n
+    pieces.append((begin, end))
+    return [(offset + a - address, b - a, a) for a, b in pieces if a < b]
+
+
+def mappings_of(path: Path) -> list[Mapping]:
+    """Each mapping of a file in this process."""
     wanted = os.path.realpath(path)
     found = []
     with open("/proc/self/maps", encoding="utf-8", errors="replace") as lines:
@@ -69,9 +98,8 @@ class Residency:
 
     # ------------------------------------------------------------------ what there is
 
-    def add_layer(self, layer: int, file: Path, blobs: Iterable[dict[str, Any]]) -> None:
+    def add_layer(self, layer: int, file: Path, found: Sequence[Mapping], blobs: Iterable[dict[str, Any]]) -> None:
         """The experts of a layer, mapped by a session just opened. Raises StorageError when it mapped none."""
-        found = mappings_of(file)
         if file not in self._fds:
             self._fds[file] = open_fd(file, os.O_RDONLY)
         for blob in blobs:
@@ -99,7 +127,7 @@ class Residency:
         self._users = self._np.zeros(self._n_page, self._np.int16)
         self.forget(file, found)
 
-    def forget(self, file: Path, mappings: Iterable[tuple[int, int, int]]) -> None:
+    def forget(self, file: Path, mappings: Iterable[Mapping]) -> None:
         """Drop all pages of a file: opening a session has read them."""
         for _, size, address in mappings:
             _native.map_drop(address, size)
