@@ -49,7 +49,7 @@ class Pruned:
 def prune(source: Source, calibration: Calibration, share: float) -> Pruned:
     """Without a share (0 to 1) of each layer's experts, rounded down. Raises UsageError, UnsupportedError."""
     n_expert = _check_model(source, calibration)
-    n_group = _number(source, "expert_group_count") or 1
+    n_group = n_group_of(source)
     n_out = _n_out(source, share, n_expert, n_group)
     kept = experts_kept(calibration, n_out, n_group)
     values = {**source.values, _key(source, "expert_count"): encode(n_expert - n_out)}
@@ -70,6 +70,18 @@ def prune(source: Source, calibration: Calibration, share: float) -> Pruned:
         "kept": {str(number): picked.tolist() for number, picked in kept.items()},
     }
     return Pruned(without, dataclasses.replace(calibration, layers=layers, prices=None), facts)
+
+
+def pruned_counts(source: Source, calibration: Calibration) -> list[int]:
+    """How many experts may leave each layer, ascending. Raises UsageError, UnsupportedError where all stay."""
+    n_expert = _check_model(source, calibration)
+    n_group = n_group_of(source)
+    return list(range(n_group, n_expert - _least(source, n_group) + 1, n_group))
+
+
+def n_group_of(source: Source) -> int:
+    """Groups of experts that the router picks among first; 1: it does not."""
+    return _number(source, "expert_group_count") or 1
 
 
 def experts_kept(calibration: Calibration, n_out: int, n_group: int = 1) -> Kept:
@@ -153,11 +165,7 @@ def _n_out(source: Source, share: float, n_expert: int, n_group: int) -> int:
             f"`--prune {share:g}` is less than one of the {n_expert} experts of a layer",
             hint=f"the smallest share is {_share(n_group, n_expert)}",
         )
-    least = max(_number(source, "expert_used_count"), 1)
-    if n_group > 1:
-        # The groups that are used must hold a token's experts; llama.cpp ranks a group by its best two.
-        n_used_group = _number(source, "expert_group_used_count") or n_group
-        least = n_group * max(_RANKS_A_GROUP, -(-least // n_used_group))
+    least = _least(source, n_group)
     if n_expert - n_out < least:
         most = (n_expert - least) // n_group * n_group
         raise UsageError(
@@ -172,6 +180,16 @@ def _n_out(source: Source, share: float, n_expert: int, n_group: int) -> int:
             hint=f"shares that do: {', '.join(shares)}",
         )
     return n_out
+
+
+def _least(source: Source, n_group: int) -> int:
+    """Experts that a layer needs."""
+    n_used = max(_number(source, "expert_used_count"), 1)
+    if n_group == 1:
+        return n_used
+    # The groups that are used must hold a token's experts; llama.cpp ranks a group by its best two.
+    n_used_group = _number(source, "expert_group_used_count") or n_group
+    return n_group * max(_RANKS_A_GROUP, -(-n_used // n_used_group))
 
 
 def _share(n_out: int, n_expert: int) -> str:
