@@ -11,7 +11,7 @@ import typer
 from ..errors import UsageError
 from ..places import BUILTIN
 from ..units import format_size
-from .options import LossyOption, ModelArgument, ThreadsOption, at_least, output_file
+from .options import LossyOption, ModelArgument, ProfileOption, ThreadsOption, at_least, output_file
 from .progress import Bar
 from .status import say
 
@@ -56,6 +56,7 @@ def eval(
         ),
     ] = None,
     lossy: LossyOption = 0.0,
+    profile: ProfileOption = None,
     memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory of the whole process.")] = "auto",
     threads: ThreadsOption = None,
     json_file: Annotated[
@@ -94,7 +95,7 @@ def eval(
                 n_ctx=ctx,
                 tasks=session.read_tasks(tasks) if tasks else (),
                 save=output_file(save),
-                setup=Setup(memory=memory, threads=threads, lossy=lossy),
+                setup=Setup(memory=memory, threads=threads, lossy=lossy, profile=profile),
             ),
             bar,
         )
