@@ -139,6 +139,7 @@ class Setup(Struct):
         ("yarn_beta_slow", c_float),
         ("yarn_orig_ctx", c_uint32),
         ("rope_reserved", c_uint32),
+        ("profile", c_char_p),
     ]
 
 

@@ -32,6 +32,7 @@ from .plan import plan
 from .replay import replay
 from .run import run
 from .serve import serve
+from .shrink import shrink
 from .spellings import hint_for
 from .streams import discard, prepare_streams
 
@@ -58,7 +59,9 @@ def _root(
         print(context.get_help())
 
 
-for _command in (chat, run, serve, models, demo, inspect, devices, plan, bench, replay, convert, calibrate, eval):
+_COMMANDS = (chat, run, serve, models, demo, inspect, devices, plan, bench, replay, convert, calibrate, shrink, eval)
+
+for _command in _COMMANDS:
     app.command(_command.__name__)(expand(_command))
 
 

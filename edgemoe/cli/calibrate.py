@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..converters.calibration import Calibration
 
 _WINDOWS, _WINDOWS_FOR_LOSSY = 64, 16
-_BESIDE = ".calibration"  # where `--lossy` looks (native/src/llama/prices.cpp)
+BESIDE = ".calibration"  # where `--lossy` looks (native/src/llama/prices.cpp)
 
 
 def calibrate(
@@ -61,7 +61,7 @@ def calibrate(
     if for_lossy and types is not None:
         raise UsageError("`--for-lossy` measures no quantization", hint="leave out `--types`, or `--for-lossy`")
     source = find(model)
-    path = output_file(out or f"{source}{_BESIDE}")
+    path = output_file(out or f"{source}{BESIDE}")
     assert path is not None
 
     # Quantizers run in threads of our own; numpy's beside them would spin for the same cores. Read as numpy is loaded.

@@ -20,13 +20,13 @@ from .progress import Bar
 from .status import note, say
 
 if TYPE_CHECKING:
-    from ..converters.convert import Progress, Report
+    from ..converters.convert import Options, Progress, Report
     from ..converters.source import Source
 
 
 @dataclasses.dataclass(frozen=True)
 class BitsOptions:
-    """Which bits go where."""
+    """Which experts stay, and which bits go where."""
 
     type_name: Annotated[
         str | None,
@@ -46,6 +46,14 @@ class BitsOptions:
         typer.Option(
             metavar="FILE",
             help="What `edgemoe calibrate` measured, or llama.cpp's imatrix; sharpens every quantization.",
+        ),
+    ] = None
+    prune: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            show_default=False,
+            help="LOSSY: leave out this share of each layer's experts, those that matter least; needs `--calibration`.",
         ),
     ] = None
     dense_type: Annotated[
@@ -86,7 +94,7 @@ def convert(
     ] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Write SRC with a tensor and a type for each expert. LOSSY wherever a type has fewer bits than SRC's.
+    """Write SRC with a tensor and a type for each expert. LOSSY with --prune, and wherever bits become fewer.
 
     Interrupted or killed, it goes on where it stopped when the same command is given again.
     """
@@ -105,7 +113,9 @@ def convert(
     if ctx is not None:
         raise UsageError("`--ctx` is for `--to onnx`", hint="leave it out: a GGUF works with every context")
     only_verify = verify and out_path.exists() and not overwrite
-    opened = library.open_source(source_path, pre_tokenizer=pre_tokenizer)
+    opened, chosen = _chosen(
+        library.open_source(source_path, pre_tokenizer=pre_tokenizer), which, only_verify=only_verify
+    )
     options = library.Options(
         type_name=which.type_name,
         uniform_per_layer=which.uniform_per_layer,
@@ -113,7 +123,7 @@ def convert(
         memory=memory,
         threads=threads,
         overwrite=overwrite,
-        **_chosen(opened, which, only_verify=only_verify),
+        **chosen,
     )
     try:
         with _progress(opened) as progress:
@@ -127,9 +137,9 @@ def convert(
         raise
     assert report is not None
     if json_output:
-        print(json.dumps(_to_dict(report), indent=2))
+        print(json.dumps(_to_dict(report, options), indent=2))
     else:
-        _print(report, converted=not only_verify)
+        _print(report, options, converted=not only_verify)
 
 
 def _export(
@@ -138,7 +148,8 @@ def _export(
     """To a folder for ONNX Runtime. shape: the other options of the export."""
     from .convert_onnx import refuse, to_onnx
 
-    refuse({"--size": which.size, "--uniform-per-layer": which.uniform_per_layer, "--verify": verify})
+    only_gguf = {"--size": which.size, "--uniform-per-layer": which.uniform_per_layer, "--prune": which.prune}
+    refuse({**only_gguf, "--verify": verify})
     asked = {name: getattr(which, name) for name in ("type_name", "allocation", "bits", "calibration")}
     with _progress(source) as progress:
         to_onnx(
@@ -146,24 +157,9 @@ def _export(
         )
 
 
-def _chosen(source: Source, which: BitsOptions, *, only_verify: bool) -> dict[str, Any]:
-    """The part of the options that says which bits go where."""
-    given = [
-        name
-        for name, value in (
-            ("--type", which.type_name),
-            ("--allocation", which.allocation),
-            ("--bits", which.bits),
-            ("--size", which.size),
-        )
-        if value is not None
-    ]
-    if len(given) > 1:
-        raise UsageError(f"`{given[0]}` and `{given[1]}` contradict each other", hint="give one of them")
-    if (which.bits is not None or which.size is not None) and which.calibration is None:
-        raise UsageError(
-            f"`{given[0]}` needs `--calibration`", hint="`edgemoe calibrate MODEL --text FILE` makes the file"
-        )
+def _chosen(source: Source, which: BitsOptions, *, only_verify: bool) -> tuple[Source, dict[str, Any]]:
+    """The model without the experts that leave, and the part of the options that says which bits go where."""
+    given = _given(which)
     from ..converters import allocation as allocations
 
     chosen: dict[str, Any] = {}
@@ -171,10 +167,17 @@ def _chosen(source: Source, which: BitsOptions, *, only_verify: bool) -> dict[st
     known = None
     if which.calibration is not None:
         known = load_calibration(source, which.calibration)
-        chosen["importance"] = known.importance
         facts["calibration"] = {**known.facts, "n_token": known.n_token}
+        if which.prune is not None:
+            from ..converters.imatrix import require_uses
+            from ..converters.prune import prune
+
+            pruned = prune(source, require_uses(known, Path(which.calibration), "--prune"), which.prune)
+            source, known = pruned.source, pruned.calibration
+            facts["prune"] = pruned.facts
+        chosen["importance"] = known.importance
     if only_verify:  # the types are the file's
-        return chosen
+        return source, {**chosen, "facts": facts}
     if which.allocation is not None:
         chosen["allocation"] = allocations.load(Path(which.allocation).expanduser())
     elif known is not None and (which.bits is not None or which.size is not None):
@@ -192,7 +195,27 @@ def _chosen(source: Source, which: BitsOptions, *, only_verify: bool) -> dict[st
         )
     if "allocation" in chosen:
         facts["allocation"] = dict(chosen["allocation"].facts)
-    return {**chosen, "facts": facts}
+    return source, {**chosen, "facts": facts}
+
+
+def _given(which: BitsOptions) -> list[str]:
+    """The option that says which bits go where, if any. Raises UsageError for what does not go together."""
+    named = {"--type": which.type_name, "--allocation": which.allocation, "--bits": which.bits, "--size": which.size}
+    given = [name for name, value in named.items() if value is not None]
+    if len(given) > 1:
+        raise UsageError(f"`{given[0]}` and `{given[1]}` contradict each other", hint="give one of them")
+    if which.prune is not None and which.allocation is not None:
+        raise UsageError(
+            "`--allocation` numbers all experts, `--prune` leaves some out",
+            hint="`--bits` chooses types for those that stay",
+        )
+    wanting = {"--prune": which.prune, "--bits": which.bits, "--size": which.size}
+    for name, value in wanting.items():
+        if value is not None and which.calibration is None:
+            raise UsageError(
+                f"`{name}` needs `--calibration`", hint="`edgemoe calibrate MODEL --text FILE` makes the file"
+            )
+    return given
 
 
 _LONG = 1e9  # weights; in a log, shorter conversions say nothing until they are done
@@ -215,7 +238,7 @@ def _both(converted: Report, checked: Report) -> Report:
     return dataclasses.replace(converted, check=checked.check)
 
 
-def _to_dict(report: Report) -> dict[str, Any]:
+def _to_dict(report: Report, options: Options) -> dict[str, Any]:
     check = report.check
     return {
         "path": str(report.path),
@@ -224,16 +247,21 @@ def _to_dict(report: Report) -> dict[str, Any]:
         "expert_bits": report.expert_bits,
         "bits": report.bits,
         "types": dict(report.types),
+        "pruned": (options.facts or {}).get("prune"),
         "n_resumed": report.n_resumed,
         "verified": None if check is None else {"n_bytes": check.n_bytes, "relative_rms_error": dict(check.errors)},
     }
 
 
-def _print(report: Report, *, converted: bool) -> None:
+def _print(report: Report, options: Options, *, converted: bool) -> None:
+    pruned = (options.facts or {}).get("prune")
     if converted:
         types = ", ".join(f"{n} {kind}" for kind, n in sorted(report.types.items(), key=lambda item: -item[1]))
         say(f"wrote {report.path}: {format_size(report.file_bytes)}, experts at {report.expert_bits:.2f} bits a weight")
         say(f"matrices: {types}")
+        if pruned:
+            left = f"{pruned['n_expert_left']} of {pruned['n_expert']} experts a layer are left"
+            say(f"LOSSY: {left}; the others had {pruned['uses_lost']:.1%} of the uses on the calibration text")
         if report.n_resumed:
             say(f"{report.n_resumed} of them were there already, from a conversion that was interrupted")
     if report.check is not None:

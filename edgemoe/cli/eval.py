@@ -11,7 +11,7 @@ import typer
 from ..errors import UsageError
 from ..places import BUILTIN
 from ..units import format_size
-from .options import LossyOption, ModelArgument, ThreadsOption, at_least, output_file
+from .options import LossyOption, ModelArgument, ProfileOption, ThreadsOption, at_least, output_file
 from .progress import Bar
 from .status import say
 
@@ -43,7 +43,11 @@ def eval(
     ] = 512,
     tasks: Annotated[
         str | None,
-        typer.Option(metavar="FILE", show_default=False, help="Multiple choice and exact match, a JSON object a line."),
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help="Multiple choice and exact match, a JSON object a line; `bundled`: 80 small ones.",
+        ),
     ] = None,
     save: Annotated[
         str | None,
@@ -52,6 +56,7 @@ def eval(
         ),
     ] = None,
     lossy: LossyOption = 0.0,
+    profile: ProfileOption = None,
     memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory of the whole process.")] = "auto",
     threads: ThreadsOption = None,
     json_file: Annotated[
@@ -88,9 +93,9 @@ def eval(
                 text=None if tasks and text is None else session.read_text(text),
                 n_window=windows,
                 n_ctx=ctx,
-                tasks=session.read_tasks(Path(tasks).expanduser()) if tasks else (),
+                tasks=session.read_tasks(tasks) if tasks else (),
                 save=output_file(save),
-                setup=Setup(memory=memory, threads=threads, lossy=lossy),
+                setup=Setup(memory=memory, threads=threads, lossy=lossy, profile=profile),
             ),
             bar,
         )
@@ -109,8 +114,9 @@ def lines(result: Result) -> list[str]:
         found += _decoding_lines(result.decoding, result.reference_decoding)
     if result.tasks:
         found.append(_task_line(result.tasks))
-    if result.reference_tasks:
-        found.append(_task_line(result.reference_tasks))
+    if result.tasks and result.reference_tasks:
+        lost, won = result.tasks.changes(result.reference_tasks)
+        found += [_task_line(result.reference_tasks), f"{'changed':<11} {lost} became wrong, {won} became right"]
     return found
 
 
@@ -149,4 +155,4 @@ def _task_line(tasks: TaskScore) -> str:
         parts.append(f"{tasks.n_choice_right} of {tasks.n_choice} choices")
     if tasks.n > tasks.n_choice:
         parts.append(f"{tasks.n_right - tasks.n_choice_right} of {tasks.n - tasks.n_choice} exact matches")
-    return f"tasks       {tasks.n_right / tasks.n:.1%} right ({', '.join(parts)}), {tasks.model}"
+    return f"tasks       {tasks.share:.1%} ± {tasks.share_error:.1%} right ({', '.join(parts)}), {tasks.model}"

@@ -53,6 +53,14 @@ LossyOption = Annotated[
         show_default="0, exact",
     ),
 ]
+ProfileOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        show_default=False,
+        help="Of a task, by `edgemoe calibrate`: seeds the expert cache, and has the prices of --lossy.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
@@ -143,6 +151,7 @@ class EngineOptions(BudgetOptions):
         ),
     ] = "off"
     lossy: LossyOption = 0.0
+    profile: ProfileOption = None
     trace: Annotated[
         str | None,
         typer.Option(metavar="FILE", show_default=False, help="Record routing and reads for `edgemoe replay`; slower."),

@@ -81,6 +81,16 @@ def require_errors(known: Calibration | ImportanceMatrix, path: Path, option: st
     )
 
 
+def require_uses(known: Calibration | ImportanceMatrix, path: Path, option: str) -> Calibration:
+    """The calibration for who asks what each expert gives. Raises UsageError for a matrix of llama.cpp."""
+    if isinstance(known, Calibration):
+        return known
+    raise UsageError(
+        f"`{path}` is an importance matrix of llama.cpp: it does not say what experts give, which `{option}` needs",
+        hint="`edgemoe calibrate MODEL --text FILE --for-lossy` measures that",
+    )
+
+
 def _parse(header: Header) -> ImportanceMatrix:
     sums: dict[tuple[int, str], Floats] = {}
     counts: dict[tuple[int, str], Floats] = {}

@@ -98,6 +98,24 @@ def measure_prices(
     return Prices(np.concatenate(costs), limits, raws, divergences)
 
 
+def nats_of(prices: Prices | None, cost: float) -> float:
+    """Divergence in nats a token to expect of changes whose costs sum up to so much a token, as the table has it of
+    skips: small sums come to more than themselves. Without a table the sum itself.
+    """
+    if prices is None or cost <= 0:
+        return max(0.0, cost)
+    if cost > prices.raw[-1]:  # in proportion to what was measured last
+        return prices.nats[-1] * cost / prices.raw[-1]
+    return float(np.interp(cost, prices.raw, prices.nats))
+
+
+def skipped_uses(prices: Prices, nats: float) -> float:
+    """Uses of experts a token that a price leaves out where enough are missing."""
+    cost, limit = (float(np.interp(nats, prices.nats, values)) for values in (prices.raw, prices.limit))
+    # Of the costs below the limit the larger ones are the more frequent: their mean is nearer to it than to 0.
+    return cost / (2 / 3 * limit)
+
+
 def _median_use(sums: Sequence[LayerSums], costs: Sequence[F32]) -> float:
     each = []
     for layer, cost in zip(sums, costs, strict=True):

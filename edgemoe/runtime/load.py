@@ -47,7 +47,7 @@ def load(
             made,
             host_info,
             resolve=resolve,
-            warm_start=wanted.warm_start,
+            warm_start=wanted.warm_start and wanted.profile is None,
             n_draft=wanted.n_draft,
             n_row=wanted.n_rows,
             parallel=wanted.parallel,

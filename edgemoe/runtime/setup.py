@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,6 +61,8 @@ class Setup:
     parallel: answers computed at once, 1 to 7, each with a context of `ctx` tokens of its own: see `Engine.seats`. One
         pass computes a token of each, and reads the experts of a layer once. Not with draft, a GPU, recurrent models
         or sliding windows.
+    profile: of a task: a file of `edgemoe calibrate` of text like what comes. The cache begins with what it says of the
+        experts' use, not with what earlier runs learned, and this run's is not kept; with lossy, prices are its.
     warm_start: begin with what earlier runs learned about the model's experts, and keep what this one learns.
     buffered: read through the page cache even where O_DIRECT works.
     reader: "uring", "threads", or "auto": io_uring where the kernel allows it.
@@ -87,6 +90,7 @@ class Setup:
     draft: str | int = "off"
     lossy: float = 0.0
     parallel: int = 1
+    profile: str | None = None
     warm_start: bool = True
     buffered: bool = False
     reader: str = "auto"
@@ -241,6 +245,7 @@ class Setup:
             "lossy_nats": self.lossy,
             "read_bytes_per_s": self.read_bytes_per_s,
             "n_sequence": self.parallel,
+            "profile": None if self.profile is None else os.fsencode(os.path.expanduser(self.profile)),
             **rope.native(self.rope),
         }
         return NativeSetup(**{**values, **decided}, **_native.expert_list(experts))

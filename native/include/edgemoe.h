@@ -123,6 +123,9 @@ typedef struct emoe_setup {
     float yarn_beta_slow;   /* rotations below which they are scaled */
     uint32_t yarn_orig_ctx; /* tokens that the model was trained for before it was scaled */
     uint32_t rope_reserved;
+    const char *profile; /* NULL, or a file of `edgemoe calibrate` of text of a task: the cache begins with its uses of
+                            experts (not those of emoe_engine_warm_start), and lossy_nats takes its prices. Only read during
+                            the call */
 } emoe_setup;
 #define EMOE_LEAST_LOSSY 0.01
 #define EMOE_MAX_SEQUENCE 7

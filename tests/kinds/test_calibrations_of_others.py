@@ -84,7 +84,7 @@ def test_an_importance_matrix_of_llama_cpp_weighs_columns(cli: Cli, model: Path,
         made.append({t.name: t.data.tobytes() for t in gguf.GGUFReader(out).tensors})
     assert "an importance matrix of llama.cpp" in done.stderr and "2 other matrices" in done.stderr
     assert made[0].keys() == made[1].keys() and made[0] != made[1]
-    for flag in ("--bits", "--size"):
+    for flag in ("--bits", "--size", "--prune"):
         refused = cli("convert", model, tmp_path / "b.gguf", flag, "3", "--calibration", file)
         assert refused.returncode == 2 and f"which `{flag}` needs" in refused.stderr
         assert "edgemoe calibrate" in refused.stderr

@@ -126,6 +126,8 @@ def test_tasks_are_scored(cli: Cli, good: Path, worse: Path, tmp_path: Path) -> 
     assert found["answers"][2][1] == found["answers"][3][1]
     assert found["answers"][2][2] != found["answers"][3][2]
     assert found["n_right"] == sum(answer[2] for answer in found["answers"])
+    said = cli("eval", good, "--tasks", tasks, "--ctx", 256, "--against", good).stdout
+    assert "changed     0 became wrong, 0 became right" in said and " ± " in said
 
 
 @pytest.mark.parametrize(

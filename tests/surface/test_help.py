@@ -9,7 +9,7 @@ import pytest
 from console import Cli
 
 WITH_MODEL = ("chat", "run", "demo", "inspect", "plan", "bench")
-COMMANDS = (*WITH_MODEL, "models", "serve", "replay", "eval", "calibrate", "convert")
+COMMANDS = (*WITH_MODEL, "models", "serve", "replay", "eval", "calibrate", "convert", "shrink")
 HEAVY = (
     "numpy",
     "llama_cpp",

@@ -64,7 +64,7 @@ def test_symlinked_folders_library_and_data_are_real_files(wheel: Path) -> None:
         assert not (package / name).is_symlink()
         assert (package / name / "__init__.py").is_file()
     assert [path.stem for path in (package / "lib").iterdir()] == ["libedgemoe"]
-    assert (package / "bench" / "passage.txt").is_file()
+    assert (package / "bench" / "passage.txt").is_file() and (package / "quality" / "tasks.jsonl").is_file()
     page = package / "serve" / "page"
     assert all((page / name).is_file() for name in PAGE.values())
     assert {path.name for path in (page / "lib").glob("*.LICENSE")} == {"marked.LICENSE", "purify.LICENSE"}

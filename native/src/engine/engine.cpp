@@ -5,6 +5,7 @@
 #include "llama/devices.h"
 #include "llama/log.h"
 #include "llama/prices.h"
+#include "llama/profile.h"
 #include "llama/refusals.h"
 
 #include <algorithm>
@@ -24,7 +25,7 @@ Streamer::Params streamer_params(const ModelIndex &index, const emoe_setup &p, u
     Streamer::Params s;
     s.on_gpu = gpu_parts.experts(index.layout);
     s.price_nats = p.lossy_nats;
-    if (p.lossy_nats > 0) s.prices = load_prices(index);
+    if (p.lossy_nats > 0) s.prices = load_prices(index, p.profile);
     s.n_embd = p.lossy_nats > 0 ? 0 : index.n_router_input; // nothing is guessed: see Streamer::begin_batch
     s.prefetch = static_cast<PrefetchMode>(p.prefetch);
     s.cache_bytes = cache_bytes;
@@ -44,6 +45,7 @@ Engine::Engine(const ModelIndex &index, const std::string &shell_path, const emo
                  std::vector<uint32_t>(setup.gpu_experts, setup.gpu_experts + setup.n_gpu_expert)),
       streamer_(std::make_unique<Streamer>(index.layout, streamer_params(index, setup, cache_bytes, gpu_parts_))),
       waiting_(setup.n_threads) {
+    if (setup.profile) streamer_->warm_start(load_uses(index, setup.profile));
     dense_ = std::make_unique<DenseWeights>(index, setup.buffered != 0, setup.row_cache_bytes == 0);
     RowReader::Params rows;
     rows.bytes = setup.row_cache_bytes;

@@ -1,6 +1,7 @@
 #include "llama/prices.h"
 
 #include "base/error.h"
+#include "llama/profile.h"
 
 #include <unistd.h>
 
@@ -35,16 +36,19 @@ Prices parse(const gguf_context *g, const std::string &path, size_t n_expert) {
 
 } // namespace
 
-Prices load_prices(const ModelIndex &index) {
+Prices load_prices(const ModelIndex &index, const char *profile) {
     std::string const &model = index.layout.paths.front();
     size_t const n_expert = index.layout.n_expert_total;
+    if (profile) {
+        GgufPtr const g = open_calibration(profile);
+        if (gguf_find_key(g.get(), k_cost) >= 0) return parse(g.get(), profile, n_expert);
+        fail(EMOE_ERR_UNSUPPORTED, "`%s` does not say what leaving out experts costs; `edgemoe calibrate` measures it",
+             profile);
+    }
     if (gguf_find_key(index.meta.get(), k_cost) >= 0) return parse(index.meta.get(), model, n_expert);
     std::string const beside = model + ".calibration";
-    gguf_init_params params = {};
-    params.no_alloc = true;
     if (access(beside.c_str(), R_OK) == 0) {
-        GgufPtr const g(gguf_init_from_file(beside.c_str(), params));
-        if (!g) fail(EMOE_ERR_FORMAT, "`%s` is no calibration: llama.cpp cannot read it as a GGUF", beside.c_str());
+        GgufPtr const g = open_calibration(beside);
         if (gguf_find_key(g.get(), k_cost) >= 0) return parse(g.get(), beside, n_expert);
     }
     fail(EMOE_ERR_UNSUPPORTED,

@@ -6,8 +6,9 @@
 
 namespace emoe {
 
-// Of the keys edgemoe.lossy.* (docs/format.md) in the model, else in FILE.calibration. Throws EMOE_ERR_UNSUPPORTED and how
-// to make one when neither has them, EMOE_ERR_FORMAT when they are no prices of this model.
-Prices load_prices(const ModelIndex &index);
+// Of the keys edgemoe.lossy.* (docs/format.md) in the profile, where there is one (null: none), in the model, or in
+// FILE.calibration. Throws EMOE_ERR_UNSUPPORTED and how to make one when none has them, EMOE_ERR_IO, EMOE_ERR_FORMAT when
+// they are no prices of this model.
+Prices load_prices(const ModelIndex &index, const char *profile);
 
 } // namespace emoe

@@ -2,6 +2,7 @@
 
 #include "llama/info.h"
 #include "llama/prices.h"
+#include "llama/profile.h"
 #include "store/sizes.h"
 
 #include <algorithm>
@@ -31,7 +32,8 @@ emoe_plan plan_with(const emoe_model_info &model, const Sizes &sizes, const emoe
 emoe_plan plan_gguf(const ModelIndex &index, const std::string &cache_dir, const emoe_setup &setup, emoe_plan *known) {
     uint64_t const rss = rss_bytes();
     if (rss == 0) fail(EMOE_ERR_UNSUPPORTED, "this system does not say how much memory a process uses");
-    if (setup.lossy_nats > 0) (void)load_prices(index); // refused before anything is loaded
+    if (setup.lossy_nats > 0) (void)load_prices(index, setup.profile); // refused before anything is loaded
+    if (setup.profile) (void)load_uses(index, setup.profile);
     emoe_setup shaped = setup;
     if (shaped.n_threads == 0) shaped.n_threads = physical_cores();
     SizeBook book(Shells(index, cache_dir), shaped);
