@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,6 +91,8 @@ def convert(
 
     Interrupted or killed, it goes on where it stopped when the same command is given again.
     """
+    # Workers are threads of our own; numpy's beside them would spin for the same cores. Read as numpy is loaded.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from ..converters import convert as library
 
     at_least("--threads", threads, 1)
@@ -165,6 +168,9 @@ def _chosen(source: Source, which: BitsOptions, *, only_verify: bool) -> dict[st
             f"`{given[0]}` needs `--calibration`", hint="`edgemoe calibrate MODEL --text FILE` makes the file"
         )
     from ..converters import allocation as allocations
+    from ..converters.calibration import Calibration
+    from ..converters.convert import COMPENSATED
+    from ..converters.factors import Compensation
 
     chosen: dict[str, Any] = {}
     facts: dict[str, Any] = {}
@@ -173,6 +179,9 @@ def _chosen(source: Source, which: BitsOptions, *, only_verify: bool) -> dict[st
         known = load_calibration(source, which.calibration)
         chosen["importance"] = known.importance
         facts["calibration"] = {**known.facts, "n_token": known.n_token}
+        if isinstance(known, Calibration) and known.samples:
+            chosen["factors"] = Compensation(source, known.samples).factor
+            facts[COMPENSATED] = int(known.facts.get("n_sample", 0))
     if only_verify:  # the types are the file's
         return chosen
     if which.allocation is not None:

@@ -168,7 +168,7 @@ void a_null_engine_is_refused() {
     CHECK_EQ(emoe_collect_bytes(nullptr, k_garbage), 0u);
     REFUSED(emoe_collect_begin(nullptr, 1, 1, &g_err));
     emoe_collect_end(nullptr);
-    REFUSED(emoe_collect_noise(nullptr, 0, 1, 1, &g_err));
+    REFUSED(emoe_collect_noise(nullptr, 0, 1, nullptr, 0, &g_err));
     REFUSED(emoe_collect_skip(nullptr, nullptr, nullptr, 1, 1, &g_err));
     CHECK(emoe_collect_skipped(nullptr) == 0);
     REFUSED(emoe_collect_read(nullptr, 0, EMOE_COLLECT_STATE, &number, 1, &g_err));

@@ -28,7 +28,7 @@ def request(model: Path, out: Path) -> Any:
     from edgemoe import Setup
     from edgemoe.quality.calibrate import Request
 
-    return Request(str(model), out, [("text", PROSE)], 5, 48, TYPES, False, Setup(memory="1GiB", threads=2))
+    return Request(str(model), out, [("text", PROSE)], 5, 48, TYPES, False, 0, Setup(memory="1GiB", threads=2))
 
 
 def quiet(what: str, done: int, total: int) -> None:
@@ -78,6 +78,7 @@ def test_an_interrupted_calibration_goes_on(good: Path, tmp_path: Path, monkeypa
         original(engine, windows, i)
 
     monkeypatch.setattr(module, "_CHECKPOINT_S", 0.0)
+    monkeypatch.setattr(module, "_CHECKPOINT_TIMES", 0)
     monkeypatch.setattr(module, "compute_window", until_the_third)
     out = tmp_path / "again"
     with pytest.raises(KeyboardInterrupt):
