@@ -72,8 +72,7 @@ void put_crumbs(uint8_t *at, const uint16_t *codes) {
     for (int n = 0; n < 2; n++)
         for (int l = 0; l < 32; l++) {
             const uint16_t *c = codes + 128 * n + l;
-            at[32 * n + l] =
-                static_cast<uint8_t>((c[0] & 3) | (c[32] & 3) << 2 | (c[64] & 3) << 4 | (c[96] & 3) << 6);
+            at[32 * n + l] = static_cast<uint8_t>((c[0] & 3) | (c[32] & 3) << 2 | (c[64] & 3) << 4 | (c[96] & 3) << 6);
         }
 }
 
@@ -122,8 +121,7 @@ Scales q4_k_scales(const uint8_t *raw) {
 void put_pairs(uint8_t *at, const uint16_t *codes) { // weights that lie 32 apart share a byte
     for (int n = 0; n < 4; n++)
         for (int l = 0; l < 32; l++)
-            at[32 * n + l] =
-                static_cast<uint8_t>((codes[64 * n + l] & 15) | (codes[64 * n + 32 + l] & 15) << 4);
+            at[32 * n + l] = static_cast<uint8_t>((codes[64 * n + l] & 15) | (codes[64 * n + 32 + l] & 15) << 4);
 }
 
 void put_q4_k(uint8_t *raw, const uint16_t *codes, const uint8_t *) { put_pairs(raw + 16, codes); }
