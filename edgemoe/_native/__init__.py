@@ -239,6 +239,7 @@ from .policy import (
 from .policy import (
     replay as replay,
 )
+from .quantize import quantize_block as quantize_block
 from .system import (
     io_uring_allowed as io_uring_allowed,
 )

@@ -218,9 +218,11 @@ def collect_end(engine: EngineHandle) -> None:
     library().emoe_collect_end(engine)
 
 
-def collect_noise(engine: EngineHandle, index: int, share: float, limit: float) -> None:
-    error = abi.Error()
-    check(library().emoe_collect_noise(engine, index, share, limit, ctypes.byref(error)), error)
+def collect_noise(engine: EngineHandle, index: int, share: float, spared: bytes) -> None:
+    """spared: a byte an expert, 1: it gets none; empty: all get some."""
+    flags, error = (ctypes.c_uint8 * len(spared)).from_buffer_copy(spared), abi.Error()
+    status = library().emoe_collect_noise(engine, index, share, flags, len(spared), ctypes.byref(error))
+    check(status, error)
 
 
 def collect_skip(engine: EngineHandle, cost: array[float], missing: bytes, limit: float) -> None:

@@ -46,6 +46,7 @@ _model = _engine = _text = _sampler = _stream = _allowance = _session = _policy 
 _out = POINTER(c_void_p)
 _setup = POINTER(Setup)
 _bytes = POINTER(c_uint64)
+_floats = POINTER(c_float)
 
 FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "emoe_abi_version": (c_uint32, []),
@@ -120,10 +121,11 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "emoe_collect_bytes": (c_uint64, [_engine, c_uint32]),
     "emoe_collect_begin": (_status, [_engine, c_uint32, c_uint32, _err]),
     "emoe_collect_end": (None, [_engine]),
-    "emoe_collect_noise": (_status, [_engine, c_uint32, c_float, c_float, _err]),
+    "emoe_collect_noise": (_status, [_engine, c_uint32, c_float, POINTER(c_uint8), c_uint64, _err]),
     "emoe_collect_skip": (_status, [_engine, POINTER(c_float), POINTER(c_uint8), c_uint64, c_double, _err]),
     "emoe_collect_skipped": (c_double, [_engine]),
     "emoe_collect_read": (_status, [_engine, c_uint32, c_uint32, POINTER(c_float), c_uint64, _err]),
+    "emoe_quantize_block": (_status, [c_int32, _floats, _floats, _floats, c_uint64, POINTER(c_uint8), _err]),
     "emoe_text_open": (_status, [c_char_p, _out, _err]),
     "emoe_text_close": (None, [_text]),
     "emoe_text_set_logits": (_status, [_text, POINTER(c_float), c_uint32, _err]),

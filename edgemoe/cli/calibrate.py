@@ -10,6 +10,7 @@ import typer
 
 from ..errors import UsageError
 from ..places import BUILTIN
+from ..units import parse_size
 from .generate import find
 from .options import ModelArgument, ThreadsOption, at_least, output_file
 from .progress import Bar
@@ -46,6 +47,12 @@ def calibrate(
     for_lossy: Annotated[
         bool, typer.Option("--for-lossy", help="Only what `--lossy` needs: no quantization is measured.")
     ] = False,
+    moments: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE", help="Memory for inputs that are kept, to make rounding errors good; 0: round plainly."
+        ),
+    ] = "1GiB",
     memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory of the whole process.")] = "auto",
     threads: ThreadsOption = None,
 ) -> None:
@@ -81,6 +88,7 @@ def calibrate(
                 n_window=windows or (_WINDOWS_FOR_LOSSY if for_lossy else _WINDOWS),
                 n_ctx=ctx,
                 for_lossy=for_lossy,
+                moments=0 if for_lossy or moments == "0" else parse_size(moments),
                 types=types.replace(",", " ").split() if types else None,
                 setup=Setup(memory=memory, threads=threads),
             ),

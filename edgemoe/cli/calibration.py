@@ -17,7 +17,7 @@ def load_calibration(source: Source, name: str) -> Calibration | ImportanceMatri
     """The file, checked against the model; what it cannot give is said."""
     from ..converters import calibration, imatrix
 
-    known = imatrix.load(Path(name).expanduser())
+    known = imatrix.load(Path(name).expanduser(), source)
     for line in imatrix.notes(known, calibration.check_same_model(known.columns, source)):
         note(f"{name}: {line}")
     return known

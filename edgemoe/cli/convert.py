@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +99,8 @@ def convert(
 
     Interrupted or killed, it goes on where it stopped when the same command is given again.
     """
+    # Workers are threads of our own; numpy's beside them would spin for the same cores. Read as numpy is loaded.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from ..converters import convert as library
 
     at_least("--threads", threads, 1)
@@ -161,6 +164,9 @@ def _chosen(source: Source, which: BitsOptions, *, only_verify: bool) -> tuple[S
     """The model without the experts that leave, and the part of the options that says which bits go where."""
     given = _given(which)
     from ..converters import allocation as allocations
+    from ..converters.calibration import Calibration
+    from ..converters.convert import COMPENSATED
+    from ..converters.factors import Compensation
 
     chosen: dict[str, Any] = {}
     facts: dict[str, Any] = {}
@@ -176,6 +182,9 @@ def _chosen(source: Source, which: BitsOptions, *, only_verify: bool) -> tuple[S
             source, known = pruned.source, pruned.calibration
             facts["prune"] = pruned.facts
         chosen["importance"] = known.importance
+        if isinstance(known, Calibration) and known.samples:
+            chosen["factors"] = Compensation(source, known.samples).factor
+            facts[COMPENSATED] = int(known.facts.get("n_sample", 0))
     if only_verify:  # the types are the file's
         return source, {**chosen, "facts": facts}
     if which.allocation is not None:

@@ -11,16 +11,16 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gguf
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import FormatError, UsageError
 from ..paths import whole_file
 from ..printable import whole_characters
 from . import gguf_header
+from .ggml import Bytes, Floats, dequantize, quantize
 from .gguf_header import Header, decode, decode_strings
 from .source import Key, Source, SourceFile
 
@@ -35,9 +35,9 @@ MAX_VALUE = 1e24
 PRICES = ("cost", "limit", "raw", "nats")
 """Keys `edgemoe.lossy.*`: arrays of float32; see `Prices`."""
 
-Floats = npt.NDArray[np.float32]
 _PRICES, _TYPES = "edgemoe.lossy", "edgemoe.calibration.types"
 _SUMS = re.compile(r"ffn_(\w+)_exps\.weight\.in_sum2")
+_SAMPLE_X, _SAMPLE_W = "edgemoe.sample.input", "edgemoe.sample.weight"
 _STATS, _MEAN, _ERRORS, _SENSITIVITY = "edgemoe.stats", "edgemoe.mean_output", "edgemoe.error", "edgemoe.sensitivity"
 
 
@@ -75,11 +75,59 @@ class Prices:
     nats: Sequence[float]
 
 
+class Sample(Protocol):
+    """Inputs of a layer's experts that a calibration kept."""
+
+    def load(self) -> tuple[Floats, Floats]:
+        """x: [n, n_in], what gate and up meet. w: [n, n_expert], what an error of each expert counts, 0: not routed."""
+
+
+@dataclass(frozen=True)
+class KeptSample:
+    """In memory. x: [n, n_in] in BF16, as bytes."""
+
+    x: Bytes
+    w: Floats
+
+    def load(self) -> tuple[Floats, Floats]:
+        return dequantize(self.x, "BF16", self.x.shape[1] // 2), self.w
+
+
+@dataclass(frozen=True)
+class FiledSample:
+    """In a calibration's file, read when it is needed. shape: tokens, columns, experts."""
+
+    file: SourceFile
+    x_offset: int
+    w_offset: int
+    shape: tuple[int, int, int]
+
+    def load(self) -> tuple[Floats, Floats]:
+        n, n_col, n_expert = self.shape
+        x = self.file.read(self.x_offset, 2 * n * n_col).reshape(n, 2 * n_col)
+        w = self.file.read(self.w_offset, 4 * n * n_expert).view(np.float32).reshape(n, n_expert)
+        if not np.isfinite(w).all():
+            raise FormatError(f"the sample in `{self.file.path}` holds weights that are no numbers")
+        return KeptSample(x, w).load()
+
+
+@dataclass(frozen=True)
+class PickedSample:
+    """Of some experts, the others having left the model."""
+
+    base: Sample
+    picked: Sequence[int]
+
+    def load(self) -> tuple[Floats, Floats]:
+        x, w = self.base.load()
+        return x, np.ascontiguousarray(w[:, list(self.picked)])
+
+
 @dataclass(frozen=True)
 class Calibration:
     """layers: by block number. types: of the last axis of `errors`. sensitivity: by block number, divergence in nats a
     token for a unit of w^2 |error|^2 a token. n_token: of the calibration text. facts: for people. prices: None in
-    files of before 0.3.
+    files of before 0.3. samples: by block number, none where rounding errors are not to be made good.
     """
 
     layers: Mapping[int, LayerCalibration]
@@ -88,6 +136,7 @@ class Calibration:
     n_token: int
     facts: Mapping[str, Any] = field(default_factory=dict)
     prices: Prices | None = None
+    samples: Mapping[int, Sample] = field(default_factory=dict)
 
     @property
     def columns(self) -> Mapping[tuple[int, str], Floats]:
@@ -163,6 +212,10 @@ def save(calibration: Calibration, path: str | os.PathLike[str]) -> None:
         for role, shape in layer.shapes.items():
             writer.add_array(f"edgemoe.calibration.shape.{number}.{role}", list(shape))
         writer.add_tensor(f"blk.{number}.{_SENSITIVITY}", np.array([calibration.sensitivity[number]], np.float32))
+    for number, sample in calibration.samples.items():
+        x, w = sample.load()
+        writer.add_tensor(f"blk.{number}.{_SAMPLE_X}", quantize(x, "BF16"), raw_dtype=gguf.GGMLQuantizationType.BF16)
+        writer.add_tensor(f"blk.{number}.{_SAMPLE_W}", np.ascontiguousarray(w, np.float32))
     with whole_file(file) as stream:
         writer.fout = [stream]
         writer.state = gguf.gguf_writer.WriterState.EMPTY
@@ -210,6 +263,8 @@ def tensors_of(header: Header) -> Iterator[tuple[str, Floats]]:
     """Name and values of each tensor, the last dimension first. Raises FormatError for one that is no float32."""
     file = SourceFile(header.path)
     for tensor in header.tensors:
+        if tensor.name.endswith((_SAMPLE_X, _SAMPLE_W)):
+            continue  # large: read when they are needed
         if tensor.type != "F32":
             raise FormatError(f"`{tensor.name}` is stored as {tensor.type}")
         raw = file.read(tensor.offset, tensor.n_bytes)
@@ -244,7 +299,22 @@ def _parse(header: Header) -> Calibration:
     prefix = "edgemoe.calibration.facts."
     facts = {n.removeprefix(prefix): str(decode(v)) for n, v in values.items() if n.startswith(prefix)}
     n_token = int(decode(values["edgemoe.calibration.n_token"]))
-    return Calibration(layers, types, sensitivity, n_token, facts, _prices(header))
+    return Calibration(layers, types, sensitivity, n_token, facts, _prices(header), _samples(header, layers))
+
+
+def _samples(header: Header, layers: Mapping[int, LayerCalibration]) -> dict[int, Sample]:
+    named = {tensor.name: tensor for tensor in header.tensors}
+    file, found = SourceFile(header.path), dict[int, Sample]()
+    for number, layer in layers.items():
+        x, w = (named.get(f"blk.{number}.{name}") for name in (_SAMPLE_X, _SAMPLE_W))
+        if x is None or w is None:
+            continue
+        n_col, n = x.ne
+        n_in = next((cols for role, (_, cols) in layer.shapes.items() if role != "down"), n_col)
+        if (x.type, w.type, n_col, w.ne) != ("BF16", "F32", n_in, (layer.n_expert, n)):
+            raise ValueError(f"the sample of layer {number} does not fit its experts")
+        found[number] = FiledSample(file, x.offset, w.offset, (n, n_col, layer.n_expert))
+    return found
 
 
 def _prices(header: Header) -> Prices | None:

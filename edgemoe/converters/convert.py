@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -16,12 +17,15 @@ from . import verify, work
 from .allocation import Allocation
 from .from_gguf import check_layers, open_gguf
 from .ggml import target_type
+from .gguf_header import Header, decode
 from .output import Output
 from .source import Source
-from .target import Importance, Target, make_target
+from .target import Factors, Importance, Target, make_target
 from .types import AskedTypes, FileTypes, Types
 
 DEFAULT_MEMORY = 2 * GIB
+COMPENSATED = "compensated"
+"""Of a file's facts: tokens of the sample by which its experts' rounding errors were made good."""
 
 Progress = Callable[[str, int, int], None]
 """Receives (what is done now, weights done, weights in all), from any thread, one at a time."""
@@ -48,6 +52,7 @@ class Options:
     type_name: str | None = None
     allocation: Allocation | None = None
     importance: Importance | None = None
+    factors: Factors | None = None
     facts: Mapping[str, Any] | None = None
     uniform_per_layer: bool = False
     dense_type: str | None = None
@@ -79,6 +84,7 @@ def convert(source: Source, out: Path, options: Options, *, progress: Progress |
         _types(source, options),
         stacked=options.uniform_per_layer,
         importance=options.importance,
+        factors=options.factors,
         facts=options.facts,
     )
     jobs = work.jobs_of(target)
@@ -110,12 +116,20 @@ def verify_file(source: Source, out: Path, options: Options, *, progress: Progre
     """Compare a finished file with its source. Raises FormatError at the first difference."""
     header = verify.read_header(out)
     stacked = "edgemoe.format.version" not in header.values
-    target = make_target(source, FileTypes(header), stacked=stacked, importance=options.importance)
+    factors = options.factors if _is_compensated(header) else None  # as the file was made
+    target = make_target(source, FileTypes(header), stacked=stacked, importance=options.importance, factors=factors)
     verify.check_header(out, header, target)
     n_worker = work.workers_for(work.jobs_of(target), _memory(options), _threads(options), held_bytes())
     told = _Told(progress, "verifying", source.n_weight)
     check = verify.check_data(out, header, source, target, n_worker, told.add)
     return _report(out, target, check=check, file_bytes=header.file_bytes)
+
+
+def _is_compensated(header: Header) -> bool:
+    try:
+        return COMPENSATED in json.loads(str(decode(header.values["edgemoe.facts"])))
+    except (KeyError, ValueError, TypeError, RecursionError):
+        return False
 
 
 class _Told:

@@ -7,11 +7,13 @@ Rounding errors of different rows are independent, so the error of a matrix is a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from . import compensate
+from .compensate import Factor
 from .ggml import Floats, dequantize, quantize
 from .source import DenseTensor, Rows
 
@@ -113,13 +115,27 @@ class Met:
         return Met(x[picked], count[picked])
 
 
-def relative_errors(
-    expert: ExpertMatrices, met: Met, importance: Mapping[str, Floats | None], types: Sequence[str], act: str
-) -> dict[str, F64]:
-    """For gate, up and down: the squared error of the output by type, as a share of its square.
+@dataclass(frozen=True)
+class Quantizer:
+    """How an expert's matrices are rounded. By role, importance: of the columns; factors: for compensated rounding."""
 
-    importance: of the columns, for the quantizer.
-    """
+    importance: Mapping[str, Floats | None]
+    factors: Mapping[str, Factor | None] = field(default_factory=dict)
+
+    def rounding(self, matrix: Floats, name: str, role: str) -> Floats:
+        """What quantizing adds."""
+        factor, importance = self.factors.get(role), self.importance.get(role)
+        if factor is None:
+            raw = quantize(matrix, name, importance)
+        else:
+            raw = compensate.quantize(matrix, name, factor, importance)
+        return dequantize(raw, name, matrix.shape[1]) - matrix
+
+
+def relative_errors(
+    expert: ExpertMatrices, met: Met, quantizer: Quantizer, types: Sequence[str], act: str
+) -> dict[str, F64]:
+    """For gate, up and down: the squared error of the output by type, as a share of its square."""
     gated = GATED[act]
     gate = met.x @ expert.gate.T + expert.gate_bias
     up = met.x @ expert.up.T + expert.up_bias
@@ -136,25 +152,26 @@ def relative_errors(
     found = {role: np.zeros(len(types)) for role in ("gate", "up", "down")}
     for i, name in enumerate(types):
         for role, matrix in (("gate", expert.gate), ("up", expert.up)):
-            wrong = met.x @ _rounding(matrix[rows], name, importance[role]).T
+            wrong = met.x @ quantizer.rounding(matrix[rows], name, role).T
             if role == "gate":
                 change = gated(gate[:, rows] + wrong, up[:, rows])
             else:
                 change = gated(gate[:, rows], up[:, rows] + wrong)
             change = change - hidden[:, rows]
             found[role][i] = scale * float(met.count @ (np.square(change, dtype=np.float64) @ columns)) / total
-        wrong = hidden @ _rounding(expert.down[out_rows], name, importance["down"]).T
+        wrong = hidden @ quantizer.rounding(expert.down[out_rows], name, "down").T
         found["down"][i] = out_scale * float(met.count @ np.square(wrong, dtype=np.float64).sum(1)) / total
     return found
 
 
-def weight_errors(matrix: Floats, importance: Floats | None, types: Sequence[str]) -> F64:
+def weight_errors(matrix: Floats, role: str, quantizer: Quantizer, types: Sequence[str]) -> F64:
     """The cheap stand-in where an expert's form is not known: the weighted squared rounding error of its weights."""
+    importance = quantizer.importance.get(role)
     weights = np.ones(matrix.shape[1]) if importance is None else importance.astype(np.float64)
     rows = np.linspace(0, matrix.shape[0] - 1, min(N_ROW, matrix.shape[0])).astype(int)
     total = float((np.square(matrix[rows], dtype=np.float64) @ weights).sum())
     errors = [
-        float((np.square(_rounding(matrix[rows], name, importance), dtype=np.float64) @ weights).sum())
+        float((np.square(quantizer.rounding(matrix[rows], name, role), dtype=np.float64) @ weights).sum())
         for name in types
     ]
     return np.array(errors) / total if total > 0 else np.zeros(len(types))
@@ -166,8 +183,3 @@ def _rows(size: F64) -> tuple[npt.NDArray[np.int64], float]:
     picked = np.sort(order[np.linspace(0, len(order) - 1, min(N_ROW, len(order))).astype(int)])
     part = float(size[picked].sum())
     return picked, float(size.sum()) / part if part > 0 else 1.0
-
-
-def _rounding(matrix: Floats, name: str, importance: Floats | None) -> Floats:
-    """What quantizing adds."""
-    return dequantize(quantize(matrix, name, importance), name, matrix.shape[1]) - matrix

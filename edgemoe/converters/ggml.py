@@ -63,6 +63,16 @@ def bits(name: str) -> float:
     return 8 * size / block
 
 
+def block_weights(name: str) -> int:
+    """Weights of a block."""
+    return _SIZES[name][0]
+
+
+def block_bytes(name: str) -> int:
+    """Bytes of a block."""
+    return _SIZES[name][1]
+
+
 class _Traits(ctypes.Structure):
     _fields_ = (
         ("type_name", ctypes.c_char_p),

@@ -15,14 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FormatError, StorageError, UsageError
-from . import calibration
-from .calibration import Calibration, Floats, check_range, tensors_of, weights_of
+from ..errors import FormatError, UsageError
+from . import calibration, imatrix_dat
+from .calibration import Calibration, check_range, tensors_of, weights_of
+from .ggml import Floats
 from .gguf_header import Header, decode, decode_strings
-from .source import Key
+from .source import Key, Source
 
 _TENSOR = re.compile(r"blk\.(\d{1,6})\.ffn_(gate_up|gate|up|down)_exps\.weight\.(in_sum2|counts)")
 _MAX_NAME = 256
+KIND = "importance matrix of llama.cpp"
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,15 @@ class ImportanceMatrix:
         return None if known is None else weights_of(known[expert])
 
 
-def load(path: Path) -> Calibration | ImportanceMatrix:
-    """What a file of `edgemoe calibrate` or of `llama-imatrix` holds. Raises StorageError, FormatError."""
-    if _is_old(path):
-        raise FormatError(
-            f"`{path}` is an importance matrix in llama.cpp's old form",
-            hint=f"`llama-imatrix --in-file {path} -o NEW.gguf` makes the new one of it, which is read",
-        )
+def load(path: Path, source: Source) -> Calibration | ImportanceMatrix:
+    """What a file of `edgemoe calibrate` or of `llama-imatrix` holds. source: the model, since files of the old form do
+    not say how many experts there are. Raises StorageError, FormatError.
+    """
+    if imatrix_dat.looks_like(path):
+        n_experts = {(n, role): len(stack) for (n, family, role), stack in source.experts.items() if family == "exps"}
+        entries = imatrix_dat.read(path, n_experts)
+        _require_experts(path, entries.columns)
+        return ImportanceMatrix(_both_forms(entries.columns), 0, entries.n_dense, {"kind": KIND})
     header = calibration.read_header(path)
     foreign = "edgemoe.calibration.version" not in header.values
     if foreign and (
@@ -61,7 +65,10 @@ def notes(known: Calibration | ImportanceMatrix, lacking: Sequence[int]) -> list
     """What the person should know of the use that is made of it. lacking: blocks that it does not know."""
     found = []
     if isinstance(known, ImportanceMatrix):
-        found.append("an importance matrix of llama.cpp: it weighs the columns of the experts' matrices")
+        found.append(
+            "an importance matrix of llama.cpp: it weighs the columns of the experts' matrices, no more; types are not "
+            "chosen by it (no errors, no sensitivities, no Super Experts), and rounding errors are not compensated"
+        )
         if known.n_dense:
             found.append(f"what it says of {known.n_dense} other matrices is not used: those are quantized without it")
     if lacking:
@@ -106,17 +113,21 @@ def _parse(header: Header) -> ImportanceMatrix:
         columns = {key: _mean(key, sums[key], counts.get(key)) for key in sorted(sums)}
     except FormatError as error:
         raise FormatError(f"the importance matrix `{header.path}` is damaged: {error.message}") from None
-    if not columns:
-        raise FormatError(
-            f"the importance matrix `{header.path}` of llama.cpp has nothing on routed experts",
-            hint="it is of a dense model: make one of this model with `llama-imatrix` or `edgemoe calibrate`",
-        )
+    _require_experts(header.path, columns)
     meta = header.values
     n_chunk, chunk = decode(meta.get("imatrix.chunk_count")), decode(meta.get("imatrix.chunk_size"))
     n_token = n_chunk * chunk if type(n_chunk) is int and type(chunk) is int else 0
     text = ", ".join(decode_strings(meta.get("imatrix.datasets")))[:_MAX_NAME]
-    facts = {"kind": "importance matrix of llama.cpp", "text": text}
+    facts = {"kind": KIND, "text": text}
     return ImportanceMatrix(_both_forms(columns), n_token, n_dense, facts)
+
+
+def _require_experts(path: Path, columns: Mapping[tuple[int, str], Floats]) -> None:
+    if not columns:
+        raise FormatError(
+            f"the importance matrix `{path}` of llama.cpp has nothing on routed experts",
+            hint="it is of a dense model: make one of this model with `llama-imatrix` or `edgemoe calibrate`",
+        )
 
 
 def _mean(key: tuple[int, str], sums: Floats, counts: Floats | None) -> Floats:
@@ -139,15 +150,3 @@ def _both_forms(columns: Mapping[tuple[int, str], Floats]) -> dict[tuple[int, st
             for role in ("gate_up", "up", "gate"):
                 found.setdefault((layer, role), known)
     return found
-
-
-def _is_old(path: Path) -> bool:
-    """Whether the file looks like what llama-imatrix wrote until 2025: a count, then a name with its length."""
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(8 + _MAX_NAME)
-    except OSError as error:
-        raise StorageError(f"cannot read `{path}`: {error.strerror}") from None
-    n_entry, length = (int.from_bytes(head[i : i + 4], "little") for i in (0, 4))
-    name = head[8 : 8 + length]
-    return 0 < n_entry < 1 << 20 and 0 < length <= _MAX_NAME and len(name) == length and name.endswith(b".weight")

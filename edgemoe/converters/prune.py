@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from ..errors import UnsupportedError, UsageError
 from .allocate import super_experts
-from .calibration import STATS, Calibration, LayerCalibration, check_same_model
+from .calibration import STATS, Calibration, LayerCalibration, PickedSample, check_same_model
 from .ggml import PLAIN, Bytes, row_bytes
 from .gguf_header import decode, encode
 from .source import DenseTensor, PickedRows, Rows, Source
@@ -69,7 +69,8 @@ def prune(source: Source, calibration: Calibration, share: float) -> Pruned:
         "uses_lost": uses_lost(calibration, kept),
         "kept": {str(number): picked.tolist() for number, picked in kept.items()},
     }
-    return Pruned(without, dataclasses.replace(calibration, layers=layers, prices=None), facts)
+    samples = {n: PickedSample(sample, kept[n].tolist()) for n, sample in calibration.samples.items() if n in kept}
+    return Pruned(without, dataclasses.replace(calibration, layers=layers, samples=samples, prices=None), facts)
 
 
 def pruned_counts(source: Source, calibration: Calibration) -> list[int]:

@@ -6,6 +6,7 @@ llama.cpp multiplies by them, each a tensor, each beginning at a multiple of 409
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from typing import Any
 
 from ..errors import UsageError
 from . import gguf_header
+from .compensate import Factor
 from .from_gguf import expert_name
 from .ggml import Floats, bits, row_bytes
 from .gguf_header import FLOAT32, Value, encode
@@ -26,15 +28,23 @@ NO_DIGEST = "0" * 64
 
 Importance = Callable[[Key, int], Floats | None]
 """Of (matrix, expert): one weight a column, or None."""
+Factors = Callable[[Key, int], Factor | None]
+"""Of (matrix, expert): how its rounding errors are made good, or None."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive rows of a tensor from one place: one unit of work. name: of the matrix in a file of ours."""
+    """Consecutive rows of a tensor from one place: one unit of work. name: of the matrix in a file of ours.
+    factor: for compensated rounding; made when the part's turn comes.
+    """
 
     name: str
     rows: Rows
     importance: Floats | None = None
+    factor: Callable[[], Factor | None] | None = None
+
+
+MakePart = Callable[[Key, int, Rows], Part]
 
 
 @dataclass(frozen=True)
@@ -87,19 +97,27 @@ def make_target(
     *,
     stacked: bool = False,
     importance: Importance | None = None,
+    factors: Factors | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Target:
-    """Plan the file. stacked: as llama.cpp writes them, one type a matrix of a layer. Raises UsageError."""
+    """Plan the file. factors: None rounds every weight by itself. stacked: as llama.cpp writes them, one type a matrix
+    of a layer. Raises UsageError.
+    """
     dense = [
         Tensor(tensor.name, tensor.ne, types.dense(tensor), (Part(tensor.name, tensor.rows),))
         for tensor in source.dense
     ]
     weigh = importance or (lambda key, expert: None)
+
+    def part(key: Key, expert: int, rows: Rows) -> Part:
+        factor = functools.partial(factors, key, expert) if factors else None
+        return Part(expert_name(key, expert), rows, weigh(key, expert), factor)
+
     chosen = {
         key: tuple(types.expert(key, expert, rows) for expert, rows in enumerate(stack))
         for key, stack in source.experts.items()
     }
-    experts = _stacked(source, chosen, weigh) if stacked else _single(source, chosen, weigh)
+    experts = _stacked(source, chosen, part) if stacked else _single(source, chosen, part)
     alignment = gguf_header.ALIGNMENT if stacked else EXPERT_ALIGNMENT
     values = dict(source.values)
     values.pop("general.file_type", None)  # a guess at one type for all; readers guess as well without it
@@ -123,20 +141,19 @@ def layers_of(source: Source) -> list[tuple[int, str]]:
     return sorted({key[:2] for key in source.experts})
 
 
-def _single(source: Source, chosen: Mapping[Key, tuple[str, ...]], weigh: Importance) -> list[Tensor]:
+def _single(source: Source, chosen: Mapping[Key, tuple[str, ...]], part: MakePart) -> list[Tensor]:
     out = []
     for layer, family in layers_of(source):
         keys = [(layer, family, role) for role in ROLES if (layer, family, role) in source.experts]
         for expert in range(len(source.experts[keys[0]])):
             for key in keys:
                 rows = source.experts[key][expert]
-                name = expert_name(key, expert)
-                part = Part(name, rows, weigh(key, expert))
-                out.append(Tensor(name, (rows.n_col, rows.n_row), chosen[key][expert], (part,)))
+                made = part(key, expert, rows)
+                out.append(Tensor(made.name, (rows.n_col, rows.n_row), chosen[key][expert], (made,)))
     return out
 
 
-def _stacked(source: Source, chosen: Mapping[Key, tuple[str, ...]], weigh: Importance) -> list[Tensor]:
+def _stacked(source: Source, chosen: Mapping[Key, tuple[str, ...]], part: MakePart) -> list[Tensor]:
     out = []
     for layer, family in layers_of(source):
         for role in ROLES:
@@ -149,7 +166,7 @@ def _stacked(source: Source, chosen: Mapping[Key, tuple[str, ...]], weigh: Impor
                     f"`{expert_name(key)}` has experts of the types {', '.join(sorted(set(chosen[key])))}",
                     hint="`--uniform-per-layer` needs one type for a matrix of a layer: give `--type`, or `--bits`",
                 )
-            parts = tuple(Part(expert_name(key, expert), rows, weigh(key, expert)) for expert, rows in enumerate(stack))
+            parts = tuple(part(key, expert, rows) for expert, rows in enumerate(stack))
             ne = (stack[0].n_col, stack[0].n_row, len(stack))
             out.append(Tensor(expert_name(key), ne, chosen[key][0], parts))
     return out

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import FormatError, UsageError
+from ..errors import FormatError, NativeError, UsageError
 from ..units import MIB, format_exact, format_size
-from .ggml import Bytes, Floats, dequantize, quantize, row_bytes
+from . import compensate
+from .compensate import Factor, factor_bytes
+from .ggml import PLAIN, Bytes, Floats, dequantize, quantize, row_bytes
 from .target import Part, Target, Tensor
 
 CHUNK_WEIGHTS = 2 << 20  # weights that a worker has at once: 8 MiB as float32
@@ -81,9 +83,14 @@ def _job_bytes(job: Job) -> int:
     n = min(rows.n_row, _chunk_rows(job))
     return (
         rows.whole_bytes
+        + (factor_bytes(rows.n_col) if _compensated(job) else 0)
         + n * (2 * row_bytes(rows.type, rows.n_col) + 4 * rows.n_col)
         + n * row_bytes(job.tensor.type, rows.n_col)
     )
+
+
+def _compensated(job: Job) -> bool:
+    return job.part.factor is not None and job.tensor.type not in (*PLAIN, job.part.rows.type)
 
 
 def run(jobs: Sequence[Job], n_worker: int, take: Take, done: Done) -> None:
@@ -129,6 +136,7 @@ def _convert(job: Job, take: Take, stop: threading.Event) -> str:
     rows, kind = job.part.rows, job.tensor.type
     stride, step = row_bytes(kind, rows.n_col), _chunk_rows(job)
     digest = hashlib.sha256()
+    factor = job.part.factor() if _compensated(job) and job.part.factor else None
     for begin in range(0, rows.n_row, step):
         if stop.is_set():
             raise _Stopped
@@ -149,5 +157,17 @@ def _convert(job: Job, take: Take, stop: threading.Event) -> str:
                 f"`{job.part.name}` holds the value {largest:g}, which {kind} cannot hold",
                 hint="keep it in `F32` or `BF16`; the checkpoint may be damaged",
             )
-        take(job, at, quantize(values, kind, job.part.importance), values)
+        take(job, at, _rounded(job, values, factor), values)
     return digest.hexdigest()
+
+
+def _rounded(job: Job, values: Floats, factor: Factor | None) -> Bytes:
+    if factor is None:
+        return quantize(values, job.tensor.type, job.part.importance)
+    try:
+        return compensate.quantize(values, job.tensor.type, factor, job.part.importance)
+    except NativeError as error:
+        raise FormatError(
+            f"`{job.part.name}` cannot be rounded with its errors compensated: {error.message}",
+            hint="a calibration made with `--moments 0` rounds each weight by itself",
+        ) from None

@@ -24,9 +24,10 @@ import numpy as np
 
 from ..converters import calibration as files
 from ..converters import expert_error
-from ..converters.allocate import outlier_limit
-from ..converters.calibration import Calibration, LayerCalibration, Prices
+from ..converters.calibration import Calibration, KeptSample, LayerCalibration, Prices
 from ..converters.convert import open_source
+from ..converters.expert_error import Quantizer
+from ..converters.factors import LayerFactors
 from ..converters.ggml import fits
 from ..converters.source import Rows, Source
 from ..devices.memory import available_memory
@@ -46,6 +47,7 @@ from .experts import (
     measure_floor,
     measure_sensitivity,
     read_sums,
+    spared_of,
 )
 from .prices import N_STEP, measure_prices
 from .reference import Progress
@@ -61,17 +63,20 @@ TYPES = (
 """Measured where rows divide by 256."""
 TYPES_32 = ("MXFP4", "IQ4_NL", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 """Measured where they divide by 32 only."""
-N_SAMPLE = 768  # tokens a layer whose activations are kept
+N_SAMPLE = 768  # tokens a layer whose inputs are kept to measure quantizers
+MOST_SAMPLES = 4096  # where rounding errors are to be made good
 N_PROBE = 2  # windows on which noise is measured
 _GIVEN = 16  # tokens of a probe's window that are not scored
 _CHARS_PER_TOKEN = 16
 _CHECKPOINT_S = 30.0
+_CHECKPOINT_TIMES = 20  # as long as it took to write: samples may be large
 
 
 @dataclass(frozen=True)
 class Request:
     """texts: name and content of each. n_window: windows of n_ctx tokens, spread evenly over the texts.
-    types: None: all that fit. for_lossy: only what `--lossy` needs: no quantizer is measured.
+    types: None: all that fit. for_lossy: only what `--lossy` needs: no quantizer is measured. moments: bytes for inputs
+    that are kept so that a conversion can make rounding errors good; 0: none are, and quantizers are measured without.
 
     setup: for the engine; its ctx is n_ctx.
     """
@@ -83,6 +88,7 @@ class Request:
     n_ctx: int
     types: Sequence[str] | None
     for_lossy: bool
+    moments: int
     setup: Setup
 
 
@@ -92,15 +98,16 @@ def calibrate(request: Request, progress: Progress) -> Calibration:
     roles = _roles(source)
     shapes = [_shape(source, layer, roles[layer]) for layer in sorted(roles)]
     types = () if request.for_lossy else _types(source, request.types)
-    with _partial(request, source, types) as store:
-        sums, sensitivity, prices = _run(request, store, shapes, progress)
+    n_sample = samples_within(request.moments, shapes, request.n_window * request.n_ctx)
+    with _partial(request, source, types, n_sample) as store:
+        sums, sensitivity, prices = _run(request, store, shapes, n_sample, progress)
         _check_known(sums)
         layers: dict[int, LayerCalibration] = {}
         for i, number in enumerate(sorted(roles)):
             progress("measuring quantizers", i, len(roles))
             errors = store.arrays(f"errors-{number}")
             if errors is None and types:
-                errors = _errors(source, number, roles[number], sums[i], types, request.setup.threads)
+                errors = _errors(source, number, roles[number], sums[i], types, request)
                 store.keep(f"errors-{number}", errors)
             layers[number] = _layer(source, number, roles[number], sums[i], errors or {})
         progress("measuring quantizers", len(roles), len(roles))
@@ -109,11 +116,14 @@ def calibrate(request: Request, progress: Progress) -> Calibration:
             "text": ", ".join(name for name, _ in request.texts),
             "n_window": request.n_window,
             "n_ctx": request.n_ctx,
+            "n_sample": n_sample,
             "floor": ", ".join(f"{sensitivity.floor[i]:.5f}" for i in sorted(sensitivity.floor)),
         }
         by_number = {number: sensitivity.by_layer[i] for i, number in enumerate(sorted(roles))}
         n_token = request.n_window * request.n_ctx
-        found = Calibration(layers, types, by_number, n_token, facts, prices)
+        kept = {number: KeptSample(sums[i].x, sums[i].w) for i, number in enumerate(sorted(roles))}
+        samples = kept if request.moments else {}
+        found = Calibration(layers, types, by_number, n_token, facts, prices, samples)
         files.save(found, request.out)
         store.done()
     return found
@@ -122,8 +132,14 @@ def calibrate(request: Request, progress: Progress) -> Calibration:
 # ---------------------------------------------------------------- the engine's part
 
 
+def samples_within(n_bytes: int, shapes: Sequence[Shape], n_token: int) -> int:
+    """Tokens a layer whose inputs are kept within n_bytes: in float32 by the engine, in BF16 here; weights twice."""
+    each = sum(6 * shape.n_in + 8 * shape.n_expert for shape in shapes)
+    return min(n_token, max(N_SAMPLE, min(MOST_SAMPLES, n_bytes // each)))
+
+
 def _run(
-    request: Request, store: _Store, shapes: list[Shape], progress: Progress
+    request: Request, store: _Store, shapes: list[Shape], n_sample: int, progress: Progress
 ) -> tuple[list[LayerSums], Sensitivity, Prices | None]:
     done, sums = store.sums()
     sensitivity = store.sensitivity()
@@ -135,20 +151,22 @@ def _run(
     with load(request.model, request.setup.but(ctx=request.n_ctx, n_outputs=n_outputs)) as engine:
         windows = spread(engine, request.texts, request.n_ctx, request.n_window)
         n_token = request.n_window * request.n_ctx
-        n_left = -(-N_SAMPLE * (request.n_window - done) // request.n_window)
+        n_left = -(-n_sample * (request.n_window - done) // request.n_window)
         _make_room(engine, request, n_left)
-        with engine.collecting(n_left, max(1, n_token // N_SAMPLE)) as collected:
-            kept = time.monotonic()
+        with engine.collecting(n_left, max(1, n_token // n_sample)) as collected:
+            keep_at = time.monotonic() + _CHECKPOINT_S
             for i in range(done, request.n_window):
                 progress("collecting", i, request.n_window)
                 compute_window(engine, windows, i)
                 last = i + 1 == request.n_window
-                if last or time.monotonic() - kept > _CHECKPOINT_S:
+                if last or time.monotonic() > keep_at:
+                    begin = time.monotonic()
                     total = read_sums(collected, shapes)
                     for ours, before in zip(total, sums, strict=False):
                         ours.add(before)
                     store.keep_sums(i + 1, total)
-                    kept = time.monotonic()
+                    took = time.monotonic() - begin
+                    keep_at = time.monotonic() + max(_CHECKPOINT_S, _CHECKPOINT_TIMES * took)
                     if last:
                         sums = total
             # The end of the text: what was collected last, from all over it.
@@ -156,19 +174,19 @@ def _run(
             tokens = tuple(token for i in picked for token in windows.window(i))
             given = min(_GIVEN, request.n_ctx // 2)
             probed = Windows(tokens, request.n_ctx, windows.bos, given)
-            limit = outlier_limit(np.concatenate([layer.experts[:, -1] for layer in sums]))
+            spared = spared_of(sums)
             n_probe = len(shapes) + len(floors) + 1
             probe = Probe(engine, probed, store.folder, lambda i: progress("probing layers", 0, n_probe))
             try:
                 for layer in floors:
                     if layer not in sensitivity.floor:
-                        sensitivity.floor[layer] = measure_floor(probe, collected, layer, limit)
+                        sensitivity.floor[layer] = measure_floor(probe, collected, layer, spared[layer])
                         store.keep_sensitivity(sensitivity)
                     progress("probing layers", 1 + len(sensitivity.floor), n_probe)
                 for layer in range(len(shapes)):
                     if layer not in sensitivity.by_layer:
                         floor = floor_at(sensitivity.floor, layer, len(shapes))
-                        sensitivity.by_layer[layer] = measure_sensitivity(probe, collected, layer, floor, limit)
+                        sensitivity.by_layer[layer] = measure_sensitivity(probe, collected, layer, floor, spared[layer])
                         store.keep_sensitivity(sensitivity)
                     progress("probing layers", 1 + len(floors) + len(sensitivity.by_layer), n_probe)
                 prices = _prices(request, store, probe, collected, sums, sensitivity, progress)
@@ -237,7 +255,7 @@ def _check_known(sums: Sequence[LayerSums]) -> None:
 
 
 def _errors(
-    source: Source, number: int, roles: Sequence[str], sums: LayerSums, types: Sequence[str], threads: int | None
+    source: Source, number: int, roles: Sequence[str], sums: LayerSums, types: Sequence[str], request: Request
 ) -> dict[str, Any]:
     """By role, [n_expert, type]."""
     stacks = {role: source.experts[(number, "exps", role)] for role in roles}
@@ -245,23 +263,30 @@ def _errors(
     act = expert_error.activation_of(source.architecture)
     n_expert = len(stacks[roles[0]])
     fitting = {role: [name for name in types if fits(name, stacks[role][0].n_col)] for role in roles}
+    x, w = KeptSample(sums.x, sums.w).load()
+    # What errors are made good with, and what is left of them, must not be the same tokens.
+    factors = LayerFactors(source, number, x[::2], w[::2]) if request.moments else None
+    if factors:
+        x, w = x[1::2], w[1::2]
 
     def one(expert: int) -> dict[str, Any]:
         importance = {role: _importance(sums, role, expert) for role in (*roles, "gate", "up", "down")}
         matrices = expert_error.load_expert(stacks, expert, biases)
         common = [name for name in types if all(name in fitting[role] for role in roles)]
         if matrices is None or common != [name for name in types if name in fitting["down"]]:
+            plain = Quantizer(importance)
             return {
-                role: expert_error.weight_errors(_matrix(stacks[role][expert]), importance[role], fitting[role])
+                role: expert_error.weight_errors(_matrix(stacks[role][expert]), role, plain, fitting[role])
                 for role in roles
             }
-        met = expert_error.Met.of(sums.x, sums.w, expert)
-        found = expert_error.relative_errors(matrices, met, importance, common, act)
+        made = {role: factors.factor(role, expert) for role in ("gate", "up", "down")} if factors else {}
+        met = expert_error.Met.of(x, w, expert)
+        found = expert_error.relative_errors(matrices, met, Quantizer(importance, made), common, act)
         if "gate_up" in roles:
             found["gate_up"] = found["gate"] + found["up"]
         return {role: found[role] for role in roles}
 
-    with concurrent.futures.ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+    with concurrent.futures.ThreadPoolExecutor(request.setup.threads or os.cpu_count() or 1) as pool:
         rows = list(pool.map(one, range(n_expert)))
     table = {}
     for role in roles:
@@ -408,7 +433,7 @@ class _Store:
 
 
 @contextmanager
-def _partial(request: Request, source: Source, types: Sequence[str]) -> Iterator[_Store]:
+def _partial(request: Request, source: Source, types: Sequence[str], n_sample: int) -> Iterator[_Store]:
     """The folder for this work, empty unless the same work was begun in it."""
     digest = hashlib.sha256()
     for _, text in request.texts:
@@ -419,6 +444,8 @@ def _partial(request: Request, source: Source, types: Sequence[str]) -> Iterator
         "n_window": request.n_window,
         "n_ctx": request.n_ctx,
         "types": list(types),
+        "n_sample": n_sample,
+        "compensated": request.moments > 0,
     }
     folder = request.out.with_name(f"{request.out.name}.partial")
     lock = _begin(request, folder, what)

@@ -6,7 +6,7 @@ Sums are kept per layer in plain arrays, so that a run can stop after any window
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import _abi as abi
+from ..converters.allocate import outlier_limit
+from ..converters.ggml import Bytes, quantize
 from .windows import F32, F64, N_OUTPUTS, Windows, divergence, log_probabilities
 
 if TYPE_CHECKING:
@@ -41,14 +43,14 @@ class Shape:
 @dataclass
 class LayerSums:
     """experts: [n_expert, FIELDS]. moments_in, moments_hidden: importance of each column of up and gate, and of down.
-    output: sum of outputs. x, w: activations of sampled tokens and what each expert counts for them.
+    output: sum of outputs. x, w: inputs of sampled tokens, in BF16 as bytes, and what each expert counts for them.
     """
 
     experts: F64
     moments_in: F64
     moments_hidden: F64
     output: F64
-    x: F32
+    x: Bytes
     w: F32
     n_seen: int = 0
 
@@ -80,7 +82,7 @@ def read_sums(collected: Collected, shapes: list[Shape]) -> list[LayerSums]:
                 read(i, abi.COLLECT_IN, s.n_expert, s.n_in).astype(np.float64),
                 read(i, abi.COLLECT_HIDDEN, s.n_expert, s.n_hidden).astype(np.float64),
                 read(i, abi.COLLECT_OUTPUT, s.n_expert, s.n_out).astype(np.float64),
-                read(i, abi.COLLECT_SAMPLE_X, collected.n_sample, s.n_in)[kept].copy(),
+                quantize(read(i, abi.COLLECT_SAMPLE_X, collected.n_sample, s.n_in)[kept], "BF16"),
                 read(i, abi.COLLECT_SAMPLE_W, collected.n_sample, s.n_expert)[kept].copy(),
                 int(n_seen),
             )
@@ -97,6 +99,15 @@ def compute_window(engine: Engine, windows: Windows, i: int) -> None:
     piece = min(N_OUTPUTS, engine.plan.n_ubatch)
     for begin in range(0, len(tokens), piece):
         engine.eval(tokens[begin : begin + piece], want_all=True)
+
+
+def spared_of(sums: Sequence[LayerSums]) -> list[bytes]:
+    """By layer, a byte an expert: 1 for those with outliers over the whole text (`outlier_limit`).
+
+    They get no noise: rare outliers hold a model together, and would hide what the others matter.
+    """
+    limit = outlier_limit(np.concatenate([layer.experts[:, FIELDS.index("largest")] for layer in sums]))
+    return [(layer.experts[:, FIELDS.index("largest")] > limit).astype(np.uint8).tobytes() for layer in sums]
 
 
 @dataclass
@@ -144,12 +155,9 @@ class Probe:
         for _ in range(self._windows.n_scored):
             yield np.frombuffer(self._file.read(4 * self._engine.n_vocab), np.float32)
 
-    def layer(self, collected: Collected, layer: int, share: float, limit: float) -> tuple[float, float]:
-        """Divergence with noise in a layer, and the noise's mean w^2 |noise|^2 a token.
-
-        limit: experts that gave more get none; see `outlier_limit`.
-        """
-        collected.noise(layer, share, limit)
+    def layer(self, collected: Collected, layer: int, share: float, spared: bytes) -> tuple[float, float]:
+        """Divergence with noise in a layer, and the noise's mean w^2 |noise|^2 a token. spared: see `spared_of`."""
+        collected.noise(layer, share, spared)
         try:
             found = self.divergence()
             noise2 = collected.read(layer, abi.COLLECT_STATE, 5)[2]
@@ -171,11 +179,11 @@ def floor_at(floor: dict[int, float], layer: int, n_layer: int) -> float:
     return float(np.interp(layer, [*known, n_layer], [*(floor[i] for i in known), 0.0]))
 
 
-def measure_floor(probe: Probe, collected: Collected, layer: int, limit: float) -> float:
-    return probe.layer(collected, layer, _FLOOR_NOISE, limit)[0]
+def measure_floor(probe: Probe, collected: Collected, layer: int, spared: bytes) -> float:
+    return probe.layer(collected, layer, _FLOOR_NOISE, spared)[0]
 
 
-def measure_sensitivity(probe: Probe, collected: Collected, layer: int, floor: float, limit: float) -> float:
+def measure_sensitivity(probe: Probe, collected: Collected, layer: int, floor: float, spared: bytes) -> float:
     """Never 0: of a layer that hardly matters some fraction of the floor is taken."""
-    found, noise2 = probe.layer(collected, layer, NOISE, limit)
+    found, noise2 = probe.layer(collected, layer, NOISE, spared)
     return max(found - floor, 0.1 * found) / noise2 if noise2 > 0 else 0.0

@@ -590,9 +590,11 @@ EMOE_API emoe_status emoe_collect_begin(emoe_engine *engine, uint32_t n_sample, 
 EMOE_API void emoe_collect_end(emoe_engine *engine);
 
 /* Adds noise to what the experts of MoE layer `index` give: each output gets +-share of its root mean square. LOSSY, for
- * measuring how much errors there matter. index UINT32_MAX: no noise. Experts whose largest |out| so far is above `limit`
- * get none: rare outliers hold a model together, and would hide what the others matter. Sums of noise begin at 0. */
-EMOE_API emoe_status emoe_collect_noise(emoe_engine *engine, uint32_t index, float share, float limit, emoe_error *err);
+ * measuring how much errors there matter. index UINT32_MAX: no noise. spared: a byte for each of the layer's n experts, 1:
+ * it gets none (rare outliers hold a model together, and would hide what the others matter); n 0: all get some. Sums of
+ * noise begin at 0. */
+EMOE_API emoe_status emoe_collect_noise(emoe_engine *engine, uint32_t index, float share, const uint8_t *spared,
+                                        uint64_t n, emoe_error *err);
 
 /* LOSSY, for measuring what it costs: in batches of any size, uses of the experts that `missing` marks are left out when
  * they cost less than limit, a matter of emoe_setup.lossy_nats. cost, missing: of n experts, all layers in turn; copied.
@@ -618,6 +620,16 @@ EMOE_API double emoe_collect_skipped(const emoe_engine *engine);
     6 /* [5]: samples kept, tokens seen, sum w^2 |noise|^2, router's weights known, residual known (0 or 1) */
 EMOE_API emoe_status emoe_collect_read(const emoe_engine *engine, uint32_t index, uint32_t kind, float *out, uint64_t n,
                                        emoe_error *err);
+
+/* ------------------------------------------------------------------ quantizing */
+
+/* Rounds one block (of ggml's type `type`, by its number) of each of n_row rows so that the columns behind can make the
+ * errors good: GPTQ with ggml's blocks. weights: [n_row][block], the block's columns as the blocks before have left them;
+ * on return what is left to be made good, times factor's rows to be subtracted from the columns behind. factor:
+ * [block][block], these columns' part of the upper Cholesky factor of the inverse of the inputs' second moments.
+ * importance: [block], for the choice of the scales. out: [n_row][bytes of a block]. Callable from many threads. */
+EMOE_API emoe_status emoe_quantize_block(int32_t type, float *weights, const float *factor, const float *importance,
+                                         uint64_t n_row, uint8_t *out, emoe_error *err);
 
 /* ------------------------------------------------------------------ text */
 

@@ -276,7 +276,7 @@ void an_engine_stands_garbage(emoe_engine *engine, const char *folder) {
     emoe_engine_inject_fault(engine, k_garbage, 0);
 
     CHECK(emoe_collect_bytes(engine, UINT32_MAX) > emoe_collect_bytes(engine, 0));
-    REFUSED(emoe_collect_noise(engine, 0, 1, 1, &g_err)); // nothing is collected
+    REFUSED(emoe_collect_noise(engine, 0, 1, nullptr, 0, &g_err)); // nothing is collected
     REFUSED(emoe_collect_read(engine, 0, EMOE_COLLECT_STATE, &rate, 1, &g_err));
     emoe_collect_end(engine);
     GIVEN(emoe_collect_begin(engine, 0, 0, &g_err));
@@ -285,9 +285,12 @@ void an_engine_stands_garbage(emoe_engine *engine, const char *folder) {
     REFUSED(emoe_collect_read(engine, 0, k_garbage, values, 5, &g_err));
     REFUSED(emoe_collect_read(engine, 0, EMOE_COLLECT_STATE, values, 4, &g_err));
     REFUSED(emoe_collect_read(engine, 0, EMOE_COLLECT_STATE, nullptr, 5, &g_err));
-    REFUSED(emoe_collect_noise(engine, 0, std::nanf(""), 1, &g_err));
-    REFUSED(emoe_collect_noise(engine, 0, -1, 1, &g_err));
-    GIVEN(emoe_collect_noise(engine, UINT32_MAX, 1, std::nanf(""), &g_err));
+    REFUSED(emoe_collect_noise(engine, 0, std::nanf(""), nullptr, 0, &g_err));
+    REFUSED(emoe_collect_noise(engine, 0, -1, nullptr, 0, &g_err));
+    REFUSED(emoe_collect_noise(engine, 0, 1, nullptr, 1, &g_err));
+    uint8_t const spared[2] = {};
+    REFUSED(emoe_collect_noise(engine, 0, 1, spared, 2, &g_err)); // of other experts than there are
+    GIVEN(emoe_collect_noise(engine, UINT32_MAX, 1, nullptr, 0, &g_err));
     uint8_t missing = 1;
     REFUSED(emoe_collect_skip(engine, values, &missing, 1, 1, &g_err)); // a model has more experts
     REFUSED(emoe_collect_skip(engine, nullptr, &missing, 1, 1, &g_err));

@@ -68,6 +68,27 @@ void measuring_refuses_nonsense(const char *some_file) {
     REFUSED(emoe_compute_measure("q8_0", k_garbage, 1, &rate, &g_err));
 }
 
+void blocks_are_not_rounded_to_nonsense() {
+    constexpr int32_t f32 = 0, q8_0 = 8, q8_1 = 9; // ggml's numbers
+    float weights[32] = {}, importance[32] = {}, factor[32 * 32] = {};
+    uint8_t out[64];
+    auto const round = [&](int32_t type) {
+        return emoe_quantize_block(type, weights, factor, importance, 1, out, &g_err);
+    };
+    REFUSED(round(q8_0)); // a factor of zeros
+    for (int i = 0; i < 32; i++) factor[33 * i] = 1;
+    GIVEN(round(q8_0));
+    for (int32_t const type : {-1, f32, q8_1, INT32_MIN, INT32_MAX}) REFUSED(round(type));
+    weights[5] = std::nanf("");
+    REFUSED(round(q8_0));
+    weights[5] = 0;
+    REFUSED(emoe_quantize_block(q8_0, nullptr, factor, importance, 1, out, &g_err));
+    REFUSED(emoe_quantize_block(q8_0, weights, nullptr, importance, 1, out, &g_err));
+    REFUSED(emoe_quantize_block(q8_0, weights, factor, nullptr, 1, out, &g_err));
+    REFUSED(emoe_quantize_block(q8_0, weights, factor, importance, 1, nullptr, &g_err));
+    GIVEN(emoe_quantize_block(q8_0, weights, factor, importance, 0, out, &g_err));
+}
+
 void nothing_opens_from_nothing(const char *no_gguf) {
     emoe_model *model = nullptr;
     REFUSED(emoe_model_open(nullptr, &model, &g_err));
@@ -168,7 +189,7 @@ void a_null_engine_is_refused() {
     CHECK_EQ(emoe_collect_bytes(nullptr, k_garbage), 0u);
     REFUSED(emoe_collect_begin(nullptr, 1, 1, &g_err));
     emoe_collect_end(nullptr);
-    REFUSED(emoe_collect_noise(nullptr, 0, 1, 1, &g_err));
+    REFUSED(emoe_collect_noise(nullptr, 0, 1, nullptr, 0, &g_err));
     REFUSED(emoe_collect_skip(nullptr, nullptr, nullptr, 1, 1, &g_err));
     CHECK(emoe_collect_skipped(nullptr) == 0);
     REFUSED(emoe_collect_read(nullptr, 0, EMOE_COLLECT_STATE, &number, 1, &g_err));
@@ -484,6 +505,7 @@ int main(int argc, char **argv) {
     }
     the_library_answers();
     measuring_refuses_nonsense(no_gguf.c_str());
+    blocks_are_not_rounded_to_nonsense();
     nothing_opens_from_nothing(no_gguf.c_str());
     a_null_model_is_refused();
     a_null_engine_is_refused();

@@ -14,6 +14,7 @@ from console import Cli, needs_library
 
 from edgemoe.converters import calibration, imatrix
 from edgemoe.converters.calibration import STATS, Calibration, LayerCalibration
+from edgemoe.converters.from_gguf import open_gguf
 from edgemoe.errors import FormatError
 
 Change = Callable[[str, np.ndarray], np.ndarray]
@@ -74,7 +75,7 @@ def whole(*, broken: tuple[str, float] | None = None) -> Calibration:
 
 def test_an_importance_matrix_of_llama_cpp_weighs_columns(cli: Cli, model: Path, tmp_path: Path) -> None:
     file = write_imatrix(tmp_path / "i.gguf")
-    known = imatrix.load(file)
+    known = imatrix.load(file, open_gguf(model))
     assert known.n_token == 5120
     (tmp_path / "plain").mkdir()
     made = []
@@ -90,24 +91,66 @@ def test_an_importance_matrix_of_llama_cpp_weighs_columns(cli: Cli, model: Path,
         assert "edgemoe calibrate" in refused.stderr
 
 
-def test_the_old_form_is_named(tmp_path: Path) -> None:
-    name = b"blk.0.ffn_up_exps.weight"
-    (tmp_path / "i.dat").write_bytes(struct.pack("<ii", 3, len(name)) + name + struct.pack("<iif", 1, 1, 1.0))
-    with pytest.raises(FormatError, match="importance matrix in llama.cpp's old form") as refused:
-        imatrix.load(tmp_path / "i.dat")
-    assert "llama-imatrix --in-file" in refused.value.hint
+def write_dat(path: Path, change: Change = lambda name, values: values, *, n_layer: int = 2) -> Path:
+    """As llama-imatrix wrote it until 2025: mean squares times calls, all experts of a matrix in one array."""
+    rng = np.random.default_rng(1)
+    entries = []
+    for layer in range(n_layer):
+        names = {f"blk.{layer}.attn_q.weight": 1, **{f"blk.{layer}.ffn_{r}_exps.weight": N_EXPERT for r in ROLES}}
+        for name, n in names.items():
+            values = change(name, 7 * rng.uniform(1, 2, n * N_COL).astype(np.float32))
+            entries.append(struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", 7, len(values)))
+            entries[-1] += values.tobytes()
+    path.write_bytes(struct.pack("<i", len(entries)) + b"".join(entries) + struct.pack("<ii", 7, 4) + b"text")
+    return path
+
+
+def test_the_old_form_weighs_columns_too(cli: Cli, model: Path, tmp_path: Path) -> None:
+    file = write_dat(tmp_path / "i.dat")
+    known = imatrix.load(file, open_gguf(model))
+    assert isinstance(known, imatrix.ImportanceMatrix) and known.n_dense == 2
+    for values in known.columns.values():
+        assert values.shape == (N_EXPERT, N_COL) and values.min() >= 1 and values.max() <= 2
+    done = cli("convert", model, tmp_path / "o.gguf", "--type", "Q4_K", "--calibration", file)
+    assert done.returncode == 0 and "an importance matrix of llama.cpp" in done.stderr
+    refused = cli("convert", model, tmp_path / "b.gguf", "--bits", "3", "--calibration", file)
+    assert refused.returncode == 2 and "which `--bits` needs" in refused.stderr
+    other = write_dat(tmp_path / "other.dat", lambda name, values: values[: len(values) // 2])
+    refused = cli("convert", model, tmp_path / "b.gguf", "--type", "Q4_K", "--calibration", other)
+    assert refused.returncode == 2 and "is of another model" in refused.stderr
+
+
+@pytest.mark.parametrize("cut", [6, 20, 40, 3000])
+def test_and_is_refused_where_it_ends_too_soon(model: Path, tmp_path: Path, cut: int) -> None:
+    file = write_dat(tmp_path / "i.dat")
+    file.write_bytes(file.read_bytes()[:-cut] if cut == 3000 else file.read_bytes()[:cut])
+    with pytest.raises(FormatError):
+        imatrix.load(file, open_gguf(model))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
+def test_and_where_a_value_is_none(model: Path, tmp_path: Path, value: float) -> None:
+    def change(name: str, values: np.ndarray) -> np.ndarray:
+        if name == "blk.1.ffn_up_exps.weight":
+            values[3] = value
+        return values
+
+    with pytest.raises(FormatError, match=r"is damaged: the values of `blk.1.ffn_up_exps.weight` hold the value"):
+        imatrix.load(write_dat(tmp_path / "i.dat", change), open_gguf(model))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, -1.0])
 @pytest.mark.parametrize("part", [".in_sum2", ".counts"])
-def test_values_that_no_measurement_gives_are_refused_in_llama_cpps(tmp_path: Path, value: float, part: str) -> None:
+def test_values_that_no_measurement_gives_are_refused_in_llama_cpps(
+    model: Path, tmp_path: Path, value: float, part: str
+) -> None:
     def change(name: str, values: np.ndarray) -> np.ndarray:
         if name == f"blk.1.ffn_up_exps.weight{part}":
             values[3, 0] = value
         return values
 
     with pytest.raises(FormatError, match="of up of block 1 hold the value"):
-        imatrix.load(write_imatrix(tmp_path / "i.gguf", change))
+        imatrix.load(write_imatrix(tmp_path / "i.gguf", change), open_gguf(model))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])

@@ -24,11 +24,11 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def request(model: Path, out: Path) -> Any:
+def request(model: Path, out: Path, moments: int = 0) -> Any:
     from edgemoe import Setup
     from edgemoe.quality.calibrate import Request
 
-    return Request(str(model), out, [("text", PROSE)], 5, 48, TYPES, False, Setup(memory="1GiB", threads=2))
+    return Request(str(model), out, [("text", PROSE)], 5, 48, TYPES, False, moments, Setup(memory="1GiB", threads=2))
 
 
 def quiet(what: str, done: int, total: int) -> None:
@@ -78,6 +78,7 @@ def test_an_interrupted_calibration_goes_on(good: Path, tmp_path: Path, monkeypa
         original(engine, windows, i)
 
     monkeypatch.setattr(module, "_CHECKPOINT_S", 0.0)
+    monkeypatch.setattr(module, "_CHECKPOINT_TIMES", 0)
     monkeypatch.setattr(module, "compute_window", until_the_third)
     out = tmp_path / "again"
     with pytest.raises(KeyboardInterrupt):
@@ -101,6 +102,60 @@ def test_an_interrupted_calibration_goes_on(good: Path, tmp_path: Path, monkeypa
         for role, importance in layer.importance.items():
             np.testing.assert_allclose(found.layers[number].importance[role], importance, rtol=1e-3)
         assert 0.3 < found.sensitivity[number] / whole.sensitivity[number] < 3
+
+
+def test_kept_inputs_make_rounding_errors_good(cli: Cli, good: Path, tmp_path: Path) -> None:
+    import gguf
+
+    from edgemoe.converters.calibration import load
+    from edgemoe.quality import calibrate as module
+
+    made = {name: tmp_path / name for name in ("plain", "kept")}
+    module.calibrate(request(good, made["plain"]), quiet)
+    module.calibrate(request(good, made["kept"], moments=1 << 30), quiet)
+    found = load(made["kept"])
+    assert not load(made["plain"]).samples and sorted(found.samples) == [0, 1, 2]
+    for number, layer in found.layers.items():
+        x, w = found.samples[number].load()
+        assert x.shape == (240, 256) and w.shape == (240, 16)
+        # All tokens are in the sample: what is summed over them is the importance.
+        expected = (w.T**2) @ x**2
+        assert abs(layer.importance["up"] - expected).max() < 0.02 * expected.max()
+
+    files = {}
+    for name, calibration in made.items():
+        files[name] = tmp_path / f"{name}.gguf"
+        arguments = (good, files[name], "--type", "IQ3_XXS", "--calibration", calibration, "--verify")
+        done = cli("convert", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert "verified" in done.stdout
+    tensors = {name: {t.name: t for t in gguf.GGUFReader(path).tensors} for name, path in files.items()}
+    changed = [n for n, t in tensors["kept"].items() if t.data.tobytes() != tensors["plain"][n].data.tobytes()]
+    assert changed and all("_exps." in name for name in changed)
+    assert files["kept"].stat().st_size <= files["plain"].stat().st_size + 256  # a fact more in the header
+
+    # Rounded otherwise than the file says: verification notices, with and without the sample.
+    done = cli("convert", good, files["kept"], "--calibration", made["plain"], "--verify")
+    assert done.returncode != 0 and "is not what its source becomes" in done.stderr
+    done = cli("convert", good, files["plain"], "--calibration", made["kept"], "--verify")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_damaged_sample_is_refused(good: Path, tmp_path: Path) -> None:
+    import gguf
+    import numpy as np
+
+    from edgemoe.converters.calibration import load
+    from edgemoe.errors import FormatError
+    from edgemoe.quality import calibrate as module
+
+    module.calibrate(request(good, tmp_path / "kept", moments=1 << 30), quiet)
+    tensor = next(t for t in gguf.GGUFReader(tmp_path / "kept").tensors if t.name == "blk.1.edgemoe.sample.weight")
+    with (tmp_path / "kept").open("r+b") as stream:
+        stream.seek(tensor.data_offset + 40)
+        stream.write(np.float32(np.nan).tobytes())
+    with pytest.raises(FormatError, match="weights that are no numbers"):
+        load(tmp_path / "kept").samples[1].load()
 
 
 def fail_at(function: Any, n: int) -> Any:

@@ -10,7 +10,7 @@ import pytest
 import tinymoe
 from calibrated import calibration_of
 
-from edgemoe.converters.calibration import STATS, Calibration
+from edgemoe.converters.calibration import STATS, Calibration, KeptSample
 from edgemoe.converters.from_gguf import open_gguf
 from edgemoe.converters.gguf_header import decode, encode
 from edgemoe.converters.prune import Kept, experts_kept, prune
@@ -153,3 +153,15 @@ def test_an_odd_share_counts_whole_experts(tmp_path: Path) -> None:
         share: prune(source, calibration_of(source), share).facts["n_expert_left"] for share in (0.0625, 0.1, 0.3, 0.7)
     }
     assert left == {0.0625: 15, 0.1: 15, 0.3: 12, 0.7: 5}
+
+
+def test_what_rounding_is_made_good_with_goes_along(tmp_path: Path) -> None:
+    source = model(tmp_path)
+    known = calibration_of(source)
+    n = next(iter(known.layers.values())).n_expert
+    w = np.arange(3 * n, dtype=np.float32).reshape(3, n)
+    samples = {number: KeptSample(np.zeros((3, 8), np.uint8), w) for number in known.layers}
+    known = matter(dataclasses.replace(known, samples=samples), dict.fromkeys(known.layers, [1]))
+    done = prune(source, known, 1 / n)
+    for sample in done.calibration.samples.values():
+        assert (sample.load()[1] == np.delete(w, 1, axis=1)).all()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from math import inf
 
 from ... import _native
 from ..._abi import COLLECT_STATE
@@ -28,15 +27,15 @@ class Collected:
         state = self.read(layer, COLLECT_STATE, 5)
         return bool(state[3]), bool(state[4])
 
-    def noise(self, layer: int, share: float, limit: float = inf) -> None:
+    def noise(self, layer: int, share: float, spared: bytes = b"") -> None:
         """LOSSY, for measuring: each output of the layer's experts gets +-share of its root mean square.
 
-        Experts that gave anything above `limit` before get none.
+        spared: a byte an expert, 1: it gets none.
         """
-        _native.collect_noise(self._sequence.backend.engine, layer, share, limit)
+        _native.collect_noise(self._sequence.backend.engine, layer, share, spared)
 
     def no_noise(self) -> None:
-        _native.collect_noise(self._sequence.backend.engine, NO_LAYER, 0.0, inf)
+        _native.collect_noise(self._sequence.backend.engine, NO_LAYER, 0.0, b"")
 
     def skip(self, cost: array[float], missing: bytes, limit: float) -> None:
         """LOSSY, for measuring: uses of the experts that `missing` marks are left out when they cost less than limit.

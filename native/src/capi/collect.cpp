@@ -26,12 +26,14 @@ void emoe_collect_end(emoe_engine *engine) {
     engine->trial.reset();
 }
 
-emoe_status emoe_collect_noise(emoe_engine *engine, uint32_t index, float share, float limit, emoe_error *err) {
+emoe_status emoe_collect_noise(emoe_engine *engine, uint32_t index, float share, const uint8_t *spared, uint64_t n,
+                               emoe_error *err) {
     return guarded(err, [&] {
         check_pointer(engine, "engine");
         if (!engine->collector) fail(EMOE_ERR_ARGUMENT, "nothing is collected");
         if (!(share >= 0 && share <= 100)) fail(EMOE_ERR_ARGUMENT, "noise of %g times the output", double{share});
-        engine->collector->set_noise(index, share, limit);
+        if (n != 0) check_pointer(spared, "spared");
+        engine->collector->set_noise(index, share, spared, n);
     });
 }
 

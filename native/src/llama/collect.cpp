@@ -119,7 +119,7 @@ void Collector::output(uint32_t layer, uint32_t matrix, const ggml_tensor *out, 
     if (!is_down(layer, matrix)) return;
     Layer &l = layers_[layer];
     float *mean = &l.mean[size_t{expert} * l.n_out];
-    float const share = layer == noise_layer_ && noisy_[expert] ? noise_share_ : 0.0F;
+    float const share = layer == noise_layer_ && !spared_[expert] ? noise_share_ : 0.0F;
     double output2 = 0;
     double noise2 = 0;
     float largest = 0;
@@ -147,12 +147,13 @@ void Collector::output(uint32_t layer, uint32_t matrix, const ggml_tensor *out, 
     l.noise2 += noise2;
 }
 
-void Collector::set_noise(uint32_t layer, float share, float limit) {
+void Collector::set_noise(uint32_t layer, float share, const uint8_t *spared, uint64_t n) {
+    if (layer < layers_.size() && n != 0 && n != n_expert_[layer])
+        fail(EMOE_ERR_ARGUMENT, "%zu experts to spare where there are %u", size_t(n), n_expert_[layer]);
     noise_layer_ = layer;
     noise_share_ = share;
-    noisy_.clear();
-    if (layer < layers_.size())
-        for (Scalars const &s : layers_[layer].experts) noisy_.push_back(s.largest <= double{limit});
+    spared_.assign(layer < layers_.size() ? n_expert_[layer] : 0, false);
+    for (uint64_t i = 0; i < n && i < spared_.size(); i++) spared_[i] = spared[i] != 0;
     for (Layer &l : layers_) l.noise2 = 0;
 }
 

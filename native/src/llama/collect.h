@@ -35,7 +35,8 @@ public:
     void output(uint32_t layer, uint32_t matrix, const ggml_tensor *out, uint32_t expert, const Row *rows,
                 uint32_t n_row, uint32_t begin, uint32_t end);
 
-    void set_noise(uint32_t layer, float share, float limit); // layer >= n: none
+    // layer >= n: none. spared: of n experts, those that get none; n 0: all get some. Throws EMOE_ERR_ARGUMENT.
+    void set_noise(uint32_t layer, float share, const uint8_t *spared, uint64_t n);
     bool is_down(uint32_t layer, uint32_t matrix) const { return down_[layer] == matrix; }
     // Copies one of EMOE_COLLECT_*. Throws EMOE_ERR_ARGUMENT when n is not what it has.
     void read(uint32_t layer, uint32_t kind, float *out, uint64_t n) const;
@@ -69,7 +70,7 @@ private:
     std::vector<uint32_t> down_; // matrix number
     uint32_t noise_layer_ = UINT32_MAX;
     float noise_share_ = 0;
-    std::vector<bool> noisy_;  // experts of the layer that get noise
+    std::vector<bool> spared_; // experts of the layer that get none
     mutable std::mutex mutex_; // guards scalars and noise2
 };
 
