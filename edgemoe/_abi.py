@@ -139,6 +139,7 @@ class Setup(Struct):
         ("yarn_beta_slow", c_float),
         ("yarn_orig_ctx", c_uint32),
         ("rope_reserved", c_uint32),
+        ("mmproj", c_char_p),
     ]
 
 
@@ -257,6 +258,7 @@ class Plan(Struct):
         ("gpu_bytes", c_uint64),
         ("table_bytes", c_uint64),
         ("row_cache_bytes", c_uint64),
+        ("picture_bytes", c_uint64),
     ]
 
 
