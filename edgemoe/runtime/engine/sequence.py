@@ -140,7 +140,7 @@ class TokenSequence:
             if self.pictures is None:
                 raise UnsupportedError(
                     "this model reads no pictures here: there is no encoder for them",
-                    hint="name its mmproj file with `--mmproj FILE`, or put it beside the model",
+                    hint="name its mmproj file: `--mmproj FILE`; one alone beside the model is found",
                 )
             return self._in_thread(backend, functools.partial(self.pictures.places, backend, pictures))
 

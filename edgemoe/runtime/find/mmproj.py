@@ -1,4 +1,4 @@
-"""The picture encoder of a model: a GGUF file beside it whose name begins with `mmproj`, or one that was named."""
+"""The picture encoder of a model: a GGUF file that was named, or the one beside it whose name begins with `mmproj`."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ OFF, AUTO = "off", "auto"
 def encoder_of(model: Path, wanted: str) -> Path | None:
     """The encoder's file, None for no pictures. wanted: "off", a file, or "auto" for the one beside the model.
 
-    Raises UsageError for a file that is not there, and where there are several beside the model.
+    Of several beside the model none is taken: which one belongs to it is not for us to say. Raises UsageError for a
+    file that is not there.
     """
     if wanted == OFF:
         return None
-    if wanted != AUTO:
-        path = Path(wanted).expanduser()
-        if not path.is_file():
-            raise UsageError(f"there is no picture encoder `{path}`", hint="give a GGUF file, or `--mmproj off`")
-        return path
+    if wanted == AUTO:
+        found = beside(model)
+        return found[0] if len(found) == 1 else None
+    path = Path(wanted).expanduser()
+    if not path.is_file():
+        raise UsageError(f"there is no picture encoder `{path}`", hint="give a GGUF file, or `--mmproj off`")
+    return path
+
+
+def beside(model: Path) -> list[Path]:
+    """The files beside a model that are encoders by their names."""
     folder = model if model.is_dir() else model.parent
-    found = sorted(file for file in folder.glob("*.gguf") if file.name.lower().startswith("mmproj"))
-    if len(found) > 1:
-        names = ", ".join(f"`{file.name}`" for file in found[:4])
-        raise UsageError(f"several picture encoders are beside the model: {names}", hint="name one: `--mmproj FILE`")
-    return found[0] if found else None
+    return sorted(file for file in folder.glob("*.gguf") if file.name.lower().startswith("mmproj"))
