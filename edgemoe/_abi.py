@@ -140,6 +140,7 @@ class Setup(Struct):
         ("yarn_orig_ctx", c_uint32),
         ("rope_reserved", c_uint32),
         ("profile", c_char_p),
+        ("mmproj", c_char_p),
     ]
 
 
@@ -258,6 +259,7 @@ class Plan(Struct):
         ("gpu_bytes", c_uint64),
         ("table_bytes", c_uint64),
         ("row_cache_bytes", c_uint64),
+        ("picture_bytes", c_uint64),
     ]
 
 

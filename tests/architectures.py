@@ -49,10 +49,10 @@ def classes() -> set[str]:
     return plain | set(data["without_experts"]) | set(data["other"])
 
 
-def write(path: Path, name: str, *, n_gram_rows: int = 0) -> Path:
-    """Write one model. n_gram_rows: of the table of n-grams, where the architecture has one; 0: a few."""
+def write(path: Path, name: str, *, n_gram_rows: int = 0, **more: Any) -> Path:
+    """Write one model. n_gram_rows: of the table of n-grams, where the architecture has one; 0: a few. more: keys."""
     model = _data()["models"][name]
-    keys = {**_data()["common"], **model["keys"]}
+    keys = {**_data()["common"], **model["keys"], **more}
     plan = [(tensor, _type_of(tensor)) for tensor in _tensors(model)]
     if n_gram_rows:
         keys |= _n_gram_keys(keys, n_gram_rows)

@@ -218,6 +218,10 @@ from .model import (
 from .model import (
     shell_write as shell_write,
 )
+from .pictures import picture_add as picture_add
+from .pictures import picture_decode as picture_decode
+from .pictures import picture_forget as picture_forget
+from .pictures import picture_places as picture_places
 from .policy import (
     policy_badness as policy_badness,
 )

@@ -18,8 +18,9 @@ from ..units import format_size
 from . import past, settings
 from .conversation import Conversation, Message, fit
 from .generate import find, load, stream, told, write
-from .options import EngineOptions, ModelArgument, SamplingOptions, VerboseOption
+from .options import EngineOptions, ModelArgument, SamplingOptions, SeeingOptions, VerboseOption
 from .panel import lines, look, memory_rows
+from .pictures import ImageOption, check_encoder, found, no_encoder, text_of
 from .status import note, say, status_line
 from .terminal import FENCE, Question, is_interactive, prepare, read_question
 
@@ -35,6 +36,7 @@ COMMANDS = {
     "/memory SIZE": "change the memory budget now; without SIZE show it",
     "/stats": "hits, reads, memory and experts in it since the model was loaded",
     "/stats live": "the same under each answer while it comes, on or off",
+    "/image FILE": "a picture for the next question; without FILE: none after all",
     "/regen": "answer the last question again",
     "/set NAME VALUE": "change how answers are picked: `/set temp 0.7`; without NAME show it",
     "/save FILE": "write the conversation as JSON messages",
@@ -56,10 +58,11 @@ _ANSWER_SHARE = 4  # a quarter of the context is kept free for an answer
 
 
 def chat(
-    engine: EngineOptions,
+    engine: SeeingOptions,
     sampling: SamplingOptions,
     model: ModelArgument = BUILTIN,
     system: Annotated[str, typer.Option(metavar="TEXT", show_default=False, help="System prompt.")] = "",
+    image: ImageOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the last conversation with this model.")] = False,
     no_history: Annotated[
         bool, typer.Option("--no-history", help="Leave nothing behind: no conversation, no typed lines.")
@@ -67,10 +70,12 @@ def chat(
     verbose: VerboseOption = False,
 ) -> None:
     """Talk with a model. Without MODEL: with the built-in one, in a third of the memory that its experts take."""
-    said = sampling.said()
+    said, pictures = sampling.said(), found(image or ())
     interactive = is_interactive()
     prepare(interactive)
     path = find(model, verbose=verbose)
+    if pictures:
+        check_encoder(path, engine.mmproj)
     conversation = Conversation.of(past.recall(path), system) if resume else Conversation(system)
     keeps = (interactive or resume) and not no_history
     is_small = model == BUILTIN and engine.memory is None and not _has_gpu(engine)
@@ -87,6 +92,7 @@ def chat(
         talk = _Chat(
             opened, chosen, sampling.max_tokens, conversation, interactive, verbose or interactive, path, keeps=keeps
         )
+        talk.pictures = pictures
         if not (interactive and keeps):
             return talk.run()
         past.load_lines()
@@ -96,7 +102,7 @@ def chat(
             past.save_lines()
 
 
-def _small(path: Path, options: EngineOptions) -> EngineOptions:
+def _small(path: Path, options: SeeingOptions) -> SeeingOptions:
     """The options with a budget for a third of the experts: nobody named one, and streaming is what there is to see."""
     from ..runtime.budget.share import share_budget
 
@@ -160,6 +166,7 @@ class _Chat:
         self._conversation = conversation
         self._interactive = interactive
         self._with_status = with_status
+        self.pictures: list[Path] = []  # that go with the next question
         self._saved: set[Path] = set()
         self._live = False
 
@@ -191,7 +198,8 @@ class _Chat:
             if _is_command(question):
                 self._command(question.text)
             else:
-                self._conversation.ask(question.text)
+                pictures, self.pictures = self.pictures, []
+                self._conversation.ask(question.text, pictures)
                 self._answer()
         except EdgeMoEError as error:
             if not self._interactive:
@@ -233,7 +241,7 @@ class _Chat:
             note(f"{error.message}; this conversation cannot be resumed")
 
     def _tell_taken_up(self) -> None:
-        questions = [turn["content"] for turn in self._conversation.turns if turn["role"] == "user"]
+        questions = [text_of(turn["content"]) for turn in self._conversation.turns if turn["role"] == "user"]
         last = plain(" ".join(questions[-1].split())[:60]) if questions else ""
         note(f"{len(questions)} questions taken up; the last was: {last}" if last else "an empty conversation")
 
@@ -245,6 +253,16 @@ class _Chat:
         if not self._last:
             raise UsageError("there is no earlier conversation with this model", hint="`/load FILE` takes a saved one")
         self._go_on(self._last)
+
+    def _image(self, name: str) -> None:
+        if not name:
+            self.pictures = []
+            return note("no picture goes with the next question")
+        picture = found([name])
+        if not self._engine.plan.picture_bytes:
+            raise no_encoder(self._path)
+        self.pictures += picture
+        note(f"{len(self.pictures)} pictures go with the next question" if len(self.pictures) > 1 else "ask about it")
 
     def _set(self, text: str) -> None:
         if text:
@@ -293,6 +311,8 @@ class _Chat:
             self._memory(rest)
         elif name == "/stats":
             self._stats(rest)
+        elif name == "/image":
+            self._image(rest)
         elif name == "/regen":
             self._regen()
         elif name == "/set":

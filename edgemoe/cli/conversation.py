@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-Message = dict[str, str]
+from .pictures import with_pictures
+
+Message = dict[str, Any]
 
 
 def fit(messages: Sequence[Message], count: Callable[[Sequence[Message]], int], room: int) -> tuple[list[Message], int]:
@@ -42,8 +46,8 @@ class Conversation:
         made.replace_turns(messages)
         return made
 
-    def ask(self, text: str) -> None:
-        self.turns.append({"role": "user", "content": text})
+    def ask(self, text: str, pictures: Sequence[Path] = ()) -> None:
+        self.turns.append({"role": "user", "content": with_pictures(text, pictures)})
 
     def answer(self, text: str, thinking: str = "") -> None:
         """thinking: what the model thought before; its template decides what of it the next turn sees."""

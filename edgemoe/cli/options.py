@@ -61,6 +61,13 @@ ProfileOption = Annotated[
         help="Of a task, by `edgemoe calibrate`: seeds the expert cache, and has the prices of --lossy.",
     ),
 ]
+MmprojOption = Annotated[
+    str,
+    typer.Option(
+        metavar="FILE",
+        help="The picture encoder, in the budget: a GGUF file, `auto` (mmproj*.gguf beside the model) or `off`.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
@@ -135,7 +142,15 @@ class BudgetOptions(RopeOptions):
         known = {field.name for field in dataclasses.fields(Setup)}
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name in known}
         # A name may be written in capitals; a value that was left out is the library's default.
-        return Setup(**{name: _lower(value) for name, value in given.items() if value is not None})
+        values = {name: value for name, value in given.items() if value is not None}
+        return Setup(**{name: value if name == "mmproj" else _lower(value) for name, value in values.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanOptions(BudgetOptions):
+    """What a plan is shown for."""
+
+    mmproj: MmprojOption = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +171,13 @@ class EngineOptions(BudgetOptions):
         str | None,
         typer.Option(metavar="FILE", show_default=False, help="Record routing and reads for `edgemoe replay`; slower."),
     ] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SeeingOptions(EngineOptions):
+    """What an engine is loaded with that may be shown pictures."""
+
+    mmproj: MmprojOption = "auto"
 
 
 _MODELS = "as the model's maker says, else llama.cpp's"

@@ -15,6 +15,7 @@ from ..errors import EdgeMoEError, StorageError, UsageError
 from ..paths import state_dir, whole_file
 from ..printable import whole_characters
 from .conversation import Message
+from .pictures import is_content
 
 _ROLES = ("system", "user", "assistant")
 _MAX_LINES = 1000  # typed ones that are remembered
@@ -45,7 +46,7 @@ def _is_message(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and value.get("role") in _ROLES
-        and isinstance(value.get("content"), str)
+        and is_content(value.get("content"))
         and isinstance(value.get("reasoning_content", ""), str)
     )
 

@@ -6,11 +6,11 @@ import json
 
 from ..places import BUILTIN
 from .generate import find
-from .options import BudgetOptions, JsonOption, ModelArgument
+from .options import JsonOption, ModelArgument, PlanOptions
 from .status import note, say
 
 
-def plan(budget: BudgetOptions, model: ModelArgument = BUILTIN, json_output: JsonOption = False) -> None:
+def plan(budget: PlanOptions, model: ModelArgument = BUILTIN, json_output: JsonOption = False) -> None:
     """Show how a memory budget is spent: dense weights, KV cache, experts that fit, predicted speed."""
     import edgemoe
 

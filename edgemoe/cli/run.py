@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,15 +12,16 @@ import typer
 from ..errors import UsageError
 from ..files import arrives
 from ..places import BUILTIN
-from .generate import load, stream, told
-from .options import EngineOptions, ModelArgument, SamplingOptions, VerboseOption
+from .generate import find, load, stream, told
+from .options import ModelArgument, SamplingOptions, SeeingOptions, VerboseOption
+from .pictures import ImageOption, check_encoder, found, with_pictures
 from .status import note, status_line
 
 _WAIT_S = 2.0  # after that a person wants to know what is waited for
 
 
 def run(
-    engine: EngineOptions,
+    engine: SeeingOptions,
     sampling: SamplingOptions,
     model: ModelArgument = BUILTIN,
     prompt: Annotated[
@@ -43,6 +45,7 @@ def run(
         ),
     ] = None,
     system: Annotated[str, typer.Option(metavar="TEXT", show_default=False, help="System prompt.")] = "",
+    image: ImageOption = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -53,16 +56,24 @@ def run(
     """
     if raw and system:
         raise UsageError("`--raw` uses no chat template, so `--system` has no place", hint="leave out one of the two")
-    said = sampling.said()
+    if raw and image:
+        raise UsageError("`--raw` uses no chat template, so `--image` has no place", hint="leave out one of the two")
+    said, pictures = sampling.said(), found(image or ())
     text = _prompt(prompt, file)
-    with load(model, engine, verbose=verbose) as opened:
+    path = find(model, verbose=verbose)
+    if pictures:
+        check_encoder(path, engine.mmproj)
+    else:  # nothing is planned for what is not asked for
+        engine = dataclasses.replace(engine, mmproj="off")
+    with load(path, engine, verbose=verbose) as opened:
         before = opened.stats()
         limits: dict[str, Any] = {"max_tokens": sampling.max_tokens, "sampling": opened.model.recommended.but(**said)}
         if raw:
             pieces = opened.generate(text, **limits)
         else:
-            messages = [{"role": "system", "content": system}] if system else []
-            pieces = told(opened.chat_pieces([*messages, {"role": "user", "content": text}], **limits))
+            messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+            messages.append({"role": "user", "content": with_pictures(text, pictures)})
+            pieces = told(opened.chat_pieces(messages, **limits))
         _, interrupted = stream(pieces, opened.cancel)
         print(flush=True)
         if verbose:

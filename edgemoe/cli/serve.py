@@ -9,7 +9,7 @@ import typer
 from ..errors import NativeError
 from ..places import BUILTIN
 from ..units import parse_size
-from .options import EngineOptions, SamplingOptions
+from .options import SamplingOptions, SeeingOptions
 from .status import note
 
 ModelArguments = Annotated[
@@ -24,7 +24,7 @@ ModelArguments = Annotated[
 
 
 def serve(
-    engine: EngineOptions,
+    engine: SeeingOptions,
     sampling: SamplingOptions,
     models: ModelArguments = None,
     host: Annotated[

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from ..units import parse_memory
 from .budget.planner import Plan, resolve_budget
 from .engine.engine import Engine
+from .find.mmproj import AUTO, OFF, encoder_of
 from .formats import format_of, open_model
 from .model import Model
 from .setup import Progress, Setup
@@ -30,6 +32,7 @@ def load(
     wanted = _setup(setup, asked)
     with ExitStack() as undo:
         model = undo.enter_context(open_model(path))
+        wanted = _with_encoder(model, wanted)
         form = format_of(model)
         form.check(model, wanted)
         made = form.plan(model, wanted, measure=False)
@@ -51,6 +54,7 @@ def load(
             n_draft=wanted.n_draft,
             n_row=wanted.n_rows,
             parallel=wanted.parallel,
+            mmproj=None if wanted.mmproj == OFF else Path(wanted.mmproj),
         )
         undo.pop_all()
         return engine
@@ -68,9 +72,17 @@ def plan(
     if not isinstance(model, Model):
         with open_model(model) as opened:
             return plan(opened, wanted, measure=measure)
+    wanted = _with_encoder(model, wanted)
     form = format_of(model)
     form.check(model, wanted)
     return form.plan(model, wanted, measure=measure)
+
+
+def _with_encoder(model: Model, wanted: Setup) -> Setup:
+    """With the file of the picture encoder, or "off"."""
+    if wanted.mmproj == AUTO and (model.format != "gguf" or wanted.parallel > 1):
+        return wanted.but(mmproj=OFF)
+    return wanted.but(mmproj=encoder_of(model.path, os.fspath(wanted.mmproj)) or OFF)
 
 
 def _setup(setup: Setup | None, asked: dict[str, Any]) -> Setup:

@@ -73,6 +73,8 @@ class Setup:
         None: 85 % of what is free there), or single experts of more layers, the most used first, where earlier runs
         have shown which they are and that measures faster. It rounds otherwise than the CPU.
     gpu_experts: single experts for the GPU, numbered through all layers; None: decided as said, once, and kept.
+    mmproj: a picture encoder's GGUF file, "auto" for the one beside the model (mmproj*.gguf) if there is one, or "off".
+        Memory for it is planned; the expert cache lends it while a picture is encoded. One answer at a time.
     rope_scaling ("none", "linear", "yarn"), rope_scale (the factor by which the context grows), rope_freq_base,
         rope_freq_scale (1 / rope_scale), yarn_orig_ctx (tokens), yarn_ext_factor, yarn_attn_factor, yarn_beta_slow,
         yarn_beta_fast: as llama.cpp's options of these names; None: as the model says. With any of them but
@@ -99,6 +101,7 @@ class Setup:
     device: str = "cpu"
     gpu_memory: str | int | None = None
     gpu_experts: Sequence[int] | None = None
+    mmproj: str | os.PathLike[str] = "off"
     rope_scaling: str | None = None
     rope_scale: float | None = None
     rope_freq_base: float | None = None
@@ -155,6 +158,11 @@ class Setup:
         if self.parallel > 1 and self.n_draft != 0:
             raise UsageError(
                 "`--draft` and `--parallel` do not go together: a pass has tokens of one answer, or one of each",
+                hint="leave one of them out",
+            )
+        if self.parallel > 1 and self.mmproj not in ("auto", "off"):
+            raise UsageError(
+                "`--mmproj` and `--parallel` do not go together: pictures are read one answer at a time",
                 hint="leave one of them out",
             )
         if self.n_ubatch is not None and self.n_ubatch < self.parallel:
@@ -246,6 +254,7 @@ class Setup:
             "read_bytes_per_s": self.read_bytes_per_s,
             "n_sequence": self.parallel,
             "profile": None if self.profile is None else os.fsencode(os.path.expanduser(self.profile)),
+            "mmproj": None if self.mmproj in ("auto", "off") else os.fsencode(self.mmproj),
             **rope.native(self.rope),
         }
         return NativeSetup(**{**values, **decided}, **_native.expert_list(experts))

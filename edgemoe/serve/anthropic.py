@@ -19,9 +19,18 @@ from .anthropic_shape import MessageShape
 from .failures import invalid
 from .flow import Flow
 from .prompts import Defaults
-from .protocol import ChatRequest, Count, FunctionCall, Message, NamedFunction, NamedTool, Probability, ToolCall
+from .protocol import ChatRequest, Count, FunctionCall, Message, NamedFunction, NamedTool, Part, Probability, ToolCall
 from .tools import made, offered
 from .wire import json_response
+
+
+class Source(Struct):
+    """Of a picture: its bytes as base64. Others are not fetched."""
+
+    type: str
+    media_type: str | None = None
+    data: str | None = None
+    url: str | None = None
 
 
 class Block(Struct):
@@ -36,6 +45,7 @@ class Block(Struct):
     content: str | list[dict[str, Any]] | None = None
     is_error: bool | None = None
     thinking: str | None = None
+    source: Source | None = None
 
 
 class Turn(Struct):
@@ -169,8 +179,24 @@ def _messages(turn: Turn, where: str) -> Iterator[Message]:
         elif block.type != "redacted_thinking":
             texts.append(block)
     if texts or calls or not turn.content:
-        text = _text(texts, where, "")
+        text = _content(texts, where) if turn.role == "user" else _text(texts, where, "")
         yield Message(turn.role, text, tool_calls=calls or None, reasoning_content=thought or None)
+
+
+def _content(blocks: list[Block], where: str) -> str | list[Part]:
+    """What a user says, with pictures."""
+    if not any(block.type == "image" for block in blocks):
+        return _text(blocks, where, "")
+    parts = []
+    for block in blocks:
+        if block.type != "image":
+            parts.append(Part("text", _text([block], where, "")))
+        elif block.source is None or (block.source.data is None and block.source.url is None):
+            raise invalid(f"`{where}`: a picture without a `source` of the type `base64`", where)
+        else:
+            url = block.source.url or f"data:{block.source.media_type or 'image'};base64,{block.source.data}"
+            parts.append(Part("image_url", image_url=url))
+    return parts
 
 
 def _result(block: Block, where: str) -> str:
@@ -186,5 +212,5 @@ def _text(content: str | list[Block], where: str, between: str) -> str:
         return content
     for block in content:
         if block.type != "text":
-            raise invalid(f"`{where}`: this server reads text only, not `{block.type:.60}`", where)
+            raise invalid(f"`{where}`: nothing of the type `{block.type:.60}` is read here", where)
     return between.join(block.text or "" for block in content)

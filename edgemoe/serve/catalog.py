@@ -35,7 +35,7 @@ class Entry:
     """A model on offer. created: when its file was last changed, in seconds since 1970.
 
     n_ctx: tokens that are served of the n_ctx_train that it was trained for. size_bytes: of its file. kind: its
-    architecture.
+    architecture. reads_pictures: an encoder is planned for.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Entry:
     kind: str
     n_expert: int
     recommended: Recommended
+    reads_pictures: bool
 
 
 @dataclass
@@ -101,19 +102,19 @@ class Catalog:
         with open_model(file) as model:
             # Refused now rather than at the first request for it.
             try:
-                n_ctx = plan(model, self._setup(name), measure=False).n_ctx
+                made = plan(model, self._setup(name), measure=False)
             except UnsupportedError as error:
                 if self.setup.parallel == 1:
                     raise
-                n_ctx = plan(model, self.setup.but(parallel=1), measure=False).n_ctx
+                made = plan(model, self.setup.but(parallel=1), measure=False)
                 self._one_by_one(name, error)
             info, recommended = model.info, model.recommended
         if name in self.entries:
             raise UsageError(f"two models are called `{name}`", hint=f"name one of them: `other={file}`")
         found = file.stat()
         self.entries[name] = Entry(
-            name, file, int(found.st_mtime), info.n_ctx_train, n_ctx, found.st_size, info.architecture, info.n_expert,
-            recommended,
+            name, file, int(found.st_mtime), info.n_ctx_train, made.n_ctx, found.st_size, info.architecture,
+            info.n_expert, recommended, made.picture_bytes > 0,
         )  # fmt: skip
 
     @property

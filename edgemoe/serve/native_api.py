@@ -141,7 +141,7 @@ class Native:
             "model_alias": name,
             "model_path": str(entry.path),
             "chat_template": (engine.model.chat_template if engine else None) or "",
-            "modalities": {"vision": False, "audio": False},
+            "modalities": {"vision": entry.reads_pictures, "audio": False},
             "build_info": f"edgemoe {__version__}",
             "is_sleeping": False,
         })  # fmt: skip

@@ -30,6 +30,7 @@ from .protocol import (
     JsonSchema,
     Limit,
     Message,
+    Part,
     Penalty,
     Probability,
     ResponseFormat,
@@ -193,7 +194,7 @@ class Ollama:
                 f"{entry.kind}.context_length": entry.n_ctx,
                 f"{entry.kind}.expert_count": entry.n_expert,
             },
-            "capabilities": ["completion", "tools"],
+            "capabilities": ["completion", "tools", *(["vision"] if entry.reads_pictures else [])],
             "modified_at": time_text(entry.created),
         }, 200, asked.headers)  # fmt: skip
 
@@ -259,12 +260,12 @@ def _chat(one: OllamaChat) -> ChatRequest:
 
 
 def _check(one: OllamaGenerate) -> None:
-    if one.images:
-        raise invalid("this server reads text only, no images", "images")
+    if one.images and one.raw:
+        raise invalid("a raw prompt has no place for pictures", "images")
 
 
 def _prompt(one: OllamaGenerate) -> ChatRequest:
-    messages = [Message("user", one.prompt)]
+    messages = [Message("user", _content(one.prompt or "", one.images))]
     if one.system:
         messages.insert(0, Message("system", one.system))
     return ChatRequest(messages=messages, response_format=_form(one.format), **_thinking(one.think), **_sampled(one))
@@ -279,8 +280,8 @@ def _raw(one: OllamaGenerate) -> CompletionRequest:
 
 
 def _message(message: OllamaMessage, i: int) -> Message:
-    if message.images:
-        raise invalid("this server reads text only, no images", f"messages[{i}].images")
+    if message.images and message.role != "user":
+        raise invalid("pictures are read in a user's message", f"messages[{i}].images")
     calls = [
         ToolCall(
             FunctionCall(call.function.name, json.dumps(call.function.arguments or {}, ensure_ascii=False)), call.id
@@ -289,11 +290,19 @@ def _message(message: OllamaMessage, i: int) -> Message:
     ]
     return Message(
         message.role,
-        message.content or "",
+        _content(message.content or "", message.images),
         name=message.tool_name,
         tool_calls=calls or None,
         reasoning_content=message.thinking,
     )
+
+
+def _content(text: str, images: list[str] | None) -> str | list[Part]:
+    """Pictures, which come as base64 alone, before the text."""
+    if not images:
+        return text
+    pictures = [Part("image_url", image_url=f"data:image;base64,{image}") for image in images]
+    return [*pictures, Part("text", text)]
 
 
 def _form(form: Any) -> ResponseFormat | None:

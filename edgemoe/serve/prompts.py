@@ -19,7 +19,7 @@ from . import tools as tool_text
 from .calls import after_thinking, behind, either
 from .failures import invalid, said
 from .forms import Form
-from .protocol import ChatRequest, Message, Prompt, ResponseFormat, Sampled, Tool
+from .protocol import ChatRequest, ImageUrl, Message, Part, Prompt, ResponseFormat, Sampled, Tool
 
 _PLAIN = Thinking()
 
@@ -101,7 +101,10 @@ def _names_of_calls(messages: Sequence[Message]) -> dict[str, str]:
 
 def _plain(message: Message, names: Mapping[str, str], *, native: bool) -> dict[str, Any]:
     """A message with its text in one piece. native: the template knows of calls and their results."""
-    text, role = content_text(message), message.role
+    role = message.role
+    if role == "user" and isinstance(message.content, list):
+        return {"role": role, "content": _content(message.content)}
+    text = content_text(message)
     if role == "tool":
         if not native:
             return _response(text)
@@ -131,6 +134,22 @@ def _response(text: str) -> dict[str, Any]:
     return {"role": "user", "content": f"<tool_response>\n{text}\n</tool_response>"}
 
 
+def _content(parts: Sequence[Part]) -> str | list[dict[str, Any]]:
+    """What `Engine.chat_prompt` takes: a text, or with pictures its parts. Raises ApiError."""
+    if not any(part.type == "image_url" for part in parts):
+        return _joined(parts)
+    found: list[dict[str, Any]] = []
+    for part in parts:
+        if part.type != "image_url":
+            found.append({"type": "text", "text": _joined([part])})
+            continue
+        url = part.image_url.url if isinstance(part.image_url, ImageUrl) else part.image_url
+        if url is None:
+            raise invalid("a part of the type `image_url` has no `image_url`", "messages")
+        found.append({"type": "image_url", "image_url": url})
+    return found
+
+
 def content_text(message: Message) -> str:
     """Raises ApiError for what is not text."""
     if message.content is None:
@@ -139,10 +158,14 @@ def content_text(message: Message) -> str:
         raise invalid(f"a message of the role `{message.role}` has no content", "messages")
     if isinstance(message.content, str):
         return message.content
-    for part in message.content:
+    return _joined(message.content)
+
+
+def _joined(parts: Sequence[Part]) -> str:
+    for part in parts:
         if part.type not in ("text", "refusal", "input_text") or (part.type == "text" and part.text is None):
-            raise invalid(f"this server reads text only, not a part of the type `{part.type}`", "messages")
-    return "".join(part.text or "" for part in message.content)
+            raise invalid(f"no part of the type `{part.type}` is read here, in this role", "messages")
+    return "".join(part.text or "" for part in parts)
 
 
 def texts_or_tokens(prompt: Prompt, param: str) -> list[str | list[int]]:

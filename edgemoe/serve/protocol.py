@@ -91,11 +91,19 @@ class Sampled(Struct, kw_only=True):
     user: str | None = None
 
 
-class Part(Struct):
-    """A piece of a message. Only text is read."""
+class ImageUrl(Struct):
+    """A picture: its `data:` URL. Others are not fetched."""
 
-    type: Annotated[str, Meta(extra_json_schema={"enum": ["text", "refusal", "input_text"]})]
+    url: str
+    detail: str | None = None  # without effect here
+
+
+class Part(Struct):
+    """A piece of a message: text, or in a user's message a picture."""
+
+    type: Annotated[str, Meta(extra_json_schema={"enum": ["text", "refusal", "input_text", "image_url"]})]
     text: str | None = None
+    image_url: ImageUrl | str | None = None
 
 
 class FunctionCall(Struct):

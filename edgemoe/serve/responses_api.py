@@ -27,6 +27,7 @@ from .protocol import (
     Message,
     NamedFunction,
     NamedTool,
+    Part,
     Penalty,
     Probability,
     ResponseFormat,
@@ -39,6 +40,7 @@ from .responses_shape import ResponsesShape, Said
 from .tools import made
 
 _MAX_STORED_BYTES = 4 << 20
+_PICTURE = "input_image"
 _TEXTS = ("input_text", "output_text", "text", "refusal")
 
 
@@ -230,7 +232,7 @@ def messages_of(value: ResponseRequest) -> list[Message]:
         if item.type in (None, "message"):
             if item.role is None:
                 raise invalid(f"`{where}` has no role", where)
-            found.append(Message(item.role, _text(item.content, where)))
+            found.append(Message(item.role, _content(item.role, item.content, where)))
         elif item.type == "function_call":
             call = ToolCall(FunctionCall(item.name or "", item.arguments or "{}"), item.call_id or "")
             last = found[-1] if found else None
@@ -245,12 +247,27 @@ def messages_of(value: ResponseRequest) -> list[Message]:
     return found
 
 
+def _content(role: str, content: str | list[dict[str, Any]] | None, where: str) -> str | list[Part]:
+    """What a message says, a user's with pictures."""
+    if role != "user" or not isinstance(content, list) or not any(part.get("type") == _PICTURE for part in content):
+        return _text(content, where)
+    parts = []
+    for part in content:
+        if part.get("type") != _PICTURE:
+            parts.append(Part("text", _text([part], where)))
+        elif not isinstance(part.get("image_url"), str):
+            raise invalid(f"`{where}`: a picture without an `image_url`; there are no files here", where)
+        else:
+            parts.append(Part("image_url", image_url=part["image_url"]))
+    return parts
+
+
 def _text(content: str | list[dict[str, Any]] | None, where: str) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     for part in content:
         if part.get("type") not in _TEXTS:
-            raise invalid(f"`{where}`: this server reads text only, not `{part.get('type')!s:.60}`", where)
+            raise invalid(f"`{where}`: nothing of the type `{part.get('type')!s:.60}` is read here", where)
     return "".join(str(part.get("text") or part.get("refusal") or "") for part in content)
 
 

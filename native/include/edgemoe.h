@@ -126,6 +126,8 @@ typedef struct emoe_setup {
     const char *profile; /* NULL, or a file of `edgemoe calibrate` of text of a task: the cache begins with its uses of
                             experts (not those of emoe_engine_warm_start), and lossy_nats takes its prices. Only read during
                             the call */
+    const char *mmproj; /* a picture encoder's file, for which a plan keeps memory that the cache can lend; NULL: none.
+                           Only read during the call */
 } emoe_setup;
 #define EMOE_LEAST_LOSSY 0.01
 #define EMOE_MAX_SEQUENCE 7
@@ -326,6 +328,7 @@ typedef struct emoe_plan {
     /* Of tables that stay in the files, and are not in dense_bytes; and for rows of them. 0: all is in memory. */
     uint64_t table_bytes;
     uint64_t row_cache_bytes;
+    uint64_t picture_bytes; /* lent by the expert cache while a picture of common size is encoded; 0: no encoder */
 } emoe_plan;
 
 /* How emoe_session_open with the same arguments would spend the budget. EMOE_ERR_MEMORY when it is too small:
@@ -578,6 +581,24 @@ EMOE_API emoe_status emoe_engine_trace(emoe_engine *engine, const char *path, co
 #define EMOE_FAULT_DELAY 4
 #define EMOE_FAULT_INTERRUPT 5
 EMOE_API void emoe_engine_inject_fault(emoe_engine *engine, uint32_t kind, uint64_t n);
+
+/* ------------------------------------------------------------------ pictures */
+
+/* Encodes a picture (the bytes of a JPEG, PNG, GIF or BMP file) with the encoder in the GGUF file mmproj, which is read
+ * for it and given back. The expert cache lends what that takes; EMOE_ERR_MEMORY where it cannot. What the model is to see
+ * of it stays until emoe_engine_picture_forget, in memory that the cache lends too. *picture is its number, from 1 on.
+ * EMOE_ERR_UNSUPPORTED: no libmtmd beside llama.cpp, no encoder of pictures, one of another model; EMOE_ERR_FORMAT: damaged.
+ * Engines of one sequence. */
+EMOE_API emoe_status emoe_engine_picture_add(emoe_engine *engine, const char *mmproj, const void *bytes,
+                                             uint64_t n_bytes, uint64_t *picture, emoe_error *err);
+/* What a picture is in a prompt, place by place: a token of text, or -1 - i for a row of its part i. Writes at most cap of
+ * them, and *n is how many there are. */
+EMOE_API emoe_status emoe_engine_picture_places(const emoe_engine *engine, uint64_t picture, int32_t *places,
+                                                uint32_t cap, uint32_t *n, emoe_error *err);
+/* Computes the rows of a part after what is in the sequence, which grows by as many tokens; no logits. The sequence can be
+ * cut before a part and behind it. As emoe_engine_decode otherwise. */
+EMOE_API emoe_status emoe_engine_picture_decode(emoe_engine *engine, uint64_t picture, uint32_t part, emoe_error *err);
+EMOE_API void emoe_engine_picture_forget(emoe_engine *engine, uint64_t picture);
 
 /* ------------------------------------------------------------------ calibration */
 

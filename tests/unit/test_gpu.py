@@ -13,7 +13,7 @@ import tinymoe
 import edgemoe
 from edgemoe import _abi as abi
 from edgemoe.cli.chat import _has_gpu, _small
-from edgemoe.cli.options import EngineOptions
+from edgemoe.cli.options import SeeingOptions
 from edgemoe.cli.panel import strip
 from edgemoe.devices import gpu
 from edgemoe.devices.gpu import Gpu, choose, install_line
@@ -113,7 +113,7 @@ def test_the_chat_without_a_budget_gives_a_gpu_all_it_has(
         return 77 * MIB
 
     monkeypatch.setattr("edgemoe.runtime.budget.share.share_budget", share_budget)
-    options = EngineOptions(device=device, gpu_memory=None if device == "cpu" else "1G", threads=2)
+    options = SeeingOptions(device=device, gpu_memory=None if device == "cpu" else "1G", threads=2)
     assert _has_gpu(options) is not small
     assert _small(Path("m.gguf"), options).memory == str(77 * MIB)
     # What the budget is planned for is what is loaded.

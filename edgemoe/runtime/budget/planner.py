@@ -86,6 +86,7 @@ class Plan:
     gpu_experts: those of other layers, numbered through all of them (neither cached nor in n_expert_total).
     table_bytes: of tables that stay in the files, and are not in dense_bytes; row_cache_bytes: for rows of them. Both
     are 0 where every expert fits beside the tables, which are in memory then.
+    picture_bytes: lent by the expert cache while a picture of common size is encoded, 0 without an encoder.
     n_ctx_asked: the context that was asked for, 0 for none; n_ctx is less where the model was trained for less.
     """
 
@@ -123,6 +124,7 @@ class Plan:
     n_ctx_asked: int = 0
     table_bytes: int = 0
     row_cache_bytes: int = 0
+    picture_bytes: int = 0
 
     @staticmethod
     def of(name: str, native: NativePlan, **more: Any) -> Plan:
@@ -161,8 +163,8 @@ class Plan:
 
     @property
     def cache_min_bytes(self) -> int:
-        """The smallest cache: it must be able to lend the largest batch its work space."""
-        return self.slot_min_bytes + self.prefill_bytes
+        """The smallest cache: it must be able to lend the largest batch, and a picture's encoder, their memory."""
+        return self.slot_min_bytes + max(self.prefill_bytes, self.picture_bytes)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object."""
@@ -184,6 +186,8 @@ class Plan:
         if self.row_cache_bytes:
             note = f"of tables of {format_size(self.table_bytes)}, which stay in the file"
             rows.insert(2, ("rows", self.row_cache_bytes, note))
+        if self.picture_bytes:
+            rows.append(("  lent", self.picture_bytes, "while a picture is encoded, by the encoder and its buffers"))
         lines = [f"{'budget':<16}{format_size(self.budget_bytes):>10}"]
         if self.context_line:
             lines.append(f"{'context':<16}{self.context_line}")

@@ -47,7 +47,9 @@ def propose(tokens: array[int], n_draft: int) -> tuple[list[int], int]:
         while (at := raw.rfind(suffix, 0, at)) >= 0:
             if at % _ITEM == 0:
                 begin = at // _ITEM + n_match
-                return tokens[begin : begin + n_draft].tolist(), n_match
+                drafted = tokens[begin : begin + n_draft].tolist()
+                n_text = next((i for i, token in enumerate(drafted) if token < 0), len(drafted))
+                return drafted[:n_text], n_match  # rows of pictures are nothing to guess
             at += len(suffix) - 1  # between two tokens: look further left
     return [], 0
 

@@ -25,16 +25,18 @@ from ..budget.planner import Plan
 from ..model import Model, ModelInfo
 from ..setup import READERS
 from ..text.bounds import Pace
-from ..text.prompt import CHATML_END, ChatPrompt, Message, first_rendering_bytes, render, rendering_bytes, text_bytes
+from ..text.prompt import CHATML_END, ChatPrompt, Message
 from ..text.sampling import Sampling
 from ..text.stream import Step, TextStream
 from ..text.template import resident_bytes as template_bytes
-from ..text.thinking import Piece, mark_texts, shown, thinking_of
+from ..text.thinking import Piece, mark_texts, shown
 from .backend import Backend
 from .collected import Collected
 from .draft import COST_RESIDENT, COST_STREAMED, Lookahead, Payoff, allowed
 from .passes import Passes, Sequences
+from .pictures import Pictures
 from .prefixes import Prefixes
+from .prompting import Asked, chat_prompt
 from .scoring import scores
 from .sequence import TokenSequence
 from .states import StateStore
@@ -79,6 +81,7 @@ class Engine:
         n_draft: int | None = 0,
         n_row: int = 1,
         parallel: int = 1,
+        mmproj: Path | None = None,
     ) -> None:
         """backend: the engine's from now on; with the smallest cache, which grows when it is known what is left for it.
 
@@ -125,6 +128,7 @@ class Engine:
             self._finalizer()
             raise
         self._sequence = sequences[0]
+        self._sequence.pictures = Pictures(mmproj) if mmproj else None
         self.n_vocab, self.n_ctx = self._sequence.n_vocab, self._sequence.n_ctx
         self.seats: tuple[Engine, ...] = (self, *(copy.copy(self) for _ in sequences[1:]))
         for seat, sequence in zip(self.seats, sequences, strict=True):
@@ -362,15 +366,8 @@ class Engine:
         begun: str = "",
     ) -> ChatPrompt:
         """`chat_tokens`, and how the answer is read. tools, variables: see `prompt.render`. Raises likewise."""
-        bos, eos = (self._token_text(token(self._sequence.text)) for token in (_native.text_bos, _native.text_eos))
-        template = self.model.chat_template
-        n_bytes = max(first_rendering_bytes(template), rendering_bytes(text_bytes(messages)))
-        with self.room(n_bytes, "the chat template"):
-            text = render(template, messages, bos=bos, eos=eos, tools=tools, variables=variables) + begun
-        # As llama.cpp does: a template that writes BOS itself gets no second one.
-        add_special = not (bos and text.startswith(bos))
-        tokens = self.tokens(text, add_special=add_special, parse_special=True)
-        return ChatPrompt(tokens, thinking_of(template, text))
+        wanted = Asked(messages, tools, variables, begun)
+        return chat_prompt(wanted, self.model.chat_template, self._sequence, self.tokens, self.room)
 
     @functools.cached_property
     def _adds_end(self) -> bool:
@@ -390,11 +387,6 @@ class Engine:
             if len(tokens) == 1:
                 pieces[tokens[0]] = text.encode()
         return pieces
-
-    def _token_text(self, token: int) -> str:
-        if token < 0:
-            return ""
-        return _native.text_piece(self._sequence.text, token, special=True).decode("utf-8", "replace")
 
     def _answer(
         self, tokens: list[int], max_tokens: int | None, sampling: Sampling | None, stop: Sequence[str]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 from ... import _native
 from ...errors import Cancelled, NativeError, UnsupportedError, UsageError
 from .backend import Backend
+from .pictures import Pictures, Row, runs, whole_parts
 from .prefixes import MIN_TOKENS, Prefixes
 from .states import shared
+
+T = TypeVar("T")
 
 _ANSWER_TOKENS = 512  # of room that a hint leaves for an answer
 _WAIT_S = 0.05  # how late a signal handler may run during prefill
@@ -32,6 +37,7 @@ class TokenSequence:
         self.n_ctx = backend.n_ctx
         self.epoch = 0
         self.prefixes: Prefixes | None = None
+        self.pictures: Pictures | None = None
         self._n_prompt = 0  # tokens of it that were somebody's prompt
         self.n_kept = 0  # what `become` found there, known while it computes the rest
         self._longest = longest or self.n_ctx
@@ -62,7 +68,7 @@ class TokenSequence:
 
     def check(self, tokens: Sequence[int]) -> None:
         """Raise UsageError for a token that is not in the vocabulary."""
-        wrong = next((token for token in tokens if not 0 <= token < self.n_vocab), None)
+        wrong = next((t for t in tokens if not 0 <= t < self.n_vocab and not isinstance(t, Row)), None)
         if wrong is not None:
             raise UsageError(f"token {wrong} is not in the vocabulary of {self.n_vocab:,}")
 
@@ -120,13 +126,33 @@ class TokenSequence:
                 raise Cancelled("cancelled")
             self._begin_epoch(epoch)
             try:
-                if len(tokens) > 1:
-                    self._decode_in_thread(backend, tokens, want_all)
-                else:
-                    backend.decode(tokens, want_all=want_all)
-                self._tokens.extend(tokens)
+                for run in runs(tokens):
+                    self._compute(backend, run, want_all)
+                    self._tokens.extend(run)
             finally:
                 self._synchronize(backend)
+
+    def places(self, pictures: Sequence[bytes]) -> list[list[int]]:
+        """The tokens and rows of pictures; see `Pictures`. Raises UnsupportedError where there is no encoder."""
+        if not pictures:
+            return []
+        with self._exclusive() as backend:
+            if self.pictures is None:
+                raise UnsupportedError(
+                    "this model reads no pictures here: there is no encoder for them",
+                    hint="name its mmproj file: `--mmproj FILE`; one alone beside the model is found",
+                )
+            return self._in_thread(backend, functools.partial(self.pictures.places, backend, pictures))
+
+    def _compute(self, backend: Backend, run: Sequence[int], want_all: bool) -> None:
+        first = run[0]
+        if isinstance(first, Row):
+            assert self.pictures is not None  # who made the row
+            self._in_thread(backend, functools.partial(self.pictures.compute, backend, first))
+        elif len(run) > 1:
+            self._in_thread(backend, functools.partial(backend.decode, run, want_all=want_all))
+        else:
+            backend.decode(run, want_all=want_all)
 
     def verify(self, tokens: Sequence[int], *, epoch: int) -> None:
         """Compute a few tokens in one pass, each rounded as if decoded alone; logits of all. Raises like `append`."""
@@ -160,13 +186,16 @@ class TokenSequence:
                 common = 0
             common = self._exchange(self.prefixes, wanted, common, anew=anew)
         self._n_prompt = len(wanted)
-        keep = min(common, len(wanted) - 1)  # the last is computed again for its logits
+        keep = whole_parts(tokens, min(common, len(wanted) - 1))  # the last is computed again for its logits
         try:
             self.rewind(keep)
         except UnsupportedError:  # recurrent state cannot be cut
             self.rewind(0)
         n_reused = self.n_kept = len(self._tokens)
-        self.append(wanted[n_reused:])
+        self.append(tokens[n_reused:])
+        if self.pictures:
+            with self._exclusive() as backend:
+                self.pictures.forget(backend)
         if self.prefixes and not self.prefixes.cuts and len(wanted) >= MIN_TOKENS:
             with self._exclusive() as backend:  # the answer that follows may be told otherwise in the next prompt
                 self.prefixes.keep(backend, self._tokens, to_disk=False)
@@ -249,14 +278,15 @@ class TokenSequence:
         elif epoch != self.epoch:
             raise UsageError("the engine was used for something else in the middle of this answer")
 
-    def _decode_in_thread(self, backend: Backend, tokens: Sequence[int], want_all: bool) -> None:
+    def _in_thread(self, backend: Backend, call: Callable[[], T]) -> T:
         """A prefill takes seconds, in which the main thread must be able to run signal handlers."""
         failure: list[BaseException] = []
+        results: list[T] = []
         done = threading.Event()  # not Thread.join: before Python 3.13 an interrupted join takes the thread for ended
 
         def decode() -> None:
             try:
-                backend.decode(tokens, want_all=want_all)
+                results.append(call())
             except BaseException as error:  # for the thread that waits
                 failure.append(error)
             finally:
@@ -275,6 +305,7 @@ class TokenSequence:
             raise
         if failure:
             raise failure[0]
+        return results[0]
 
     def _synchronize(self, backend: Backend) -> None:
         """After a failure the native sequence is shorter than what was asked for."""

@@ -16,7 +16,7 @@ from ...devices.gpu import Gpu
 from ...devices.gpu import choose as choose_gpu
 from ...devices.profile import contradict, profile
 from ...devices.storage import N_LANE, find_lanes
-from ...errors import UnsupportedError
+from ...errors import BudgetError, UnsupportedError
 from ...paths import cache_dir
 from ...units import MIB
 from ..budget.gpu_plan import gpu_budget, plan_for_gpu
@@ -24,6 +24,7 @@ from ..budget.placement import Placement
 from ..budget.planner import Plan, Speeds, finish, predict
 from ..engine import rates
 from ..find.local import split_set
+from ..find.mmproj import OFF
 from ..model import Model, ModelInfo
 from ..setup import Progress, Setup
 from ..text.template import first_rendering_bytes
@@ -65,7 +66,13 @@ def plan(model: GgufModel, setup: Setup, *, measure: bool) -> Plan:
         native = setup.native(later_bytes=later_bytes, **decided)
         info = model.info if gpu is None else model.host_info(native)
         chosen = _native.plan_make(model.handle, os.fspath(cache_dir()), native)
-        made = finish(info, chosen, None, n_ctx=setup.ctx, reader=reader)
+        try:
+            made = finish(info, chosen, None, n_ctx=setup.ctx, reader=reader)
+        except BudgetError as error:
+            if setup.mmproj == OFF:
+                raise
+            hint = f"{error.hint}, or `--mmproj off`: the picture encoder `{setup.mmproj}` has a part in it"
+            raise BudgetError(error.message, hint=hint, smallest=error.smallest) from None
         return made if gpu else _with_speed(model, made, measure=measure)
 
     if gpu is None:

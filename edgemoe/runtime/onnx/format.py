@@ -42,6 +42,7 @@ def check(model: Model, setup: Setup) -> None:
         "lossy": setup.lossy,
         "profile": setup.profile,
         "device": setup.device != "cpu",
+        "mmproj": setup.mmproj != "off",
         **{name.replace("_", "-"): True for name in setup.rope},
     }
     for name, value in given.items():

@@ -75,7 +75,7 @@ uint64_t Allowance::allowed_cache(uint64_t budget_bytes) const {
         throw BudgetError(smallest, "a budget of " + format_bytes(budget_bytes) + " is too small for " + model_.name +
                                         ": it takes " + format_bytes(smallest) + " here");
     }
-    uint64_t const most = model_.slot_bytes + plan_.prefill_bytes;
+    uint64_t const most = model_.slot_bytes + lent_bytes(plan_);
     uint64_t const whole = std::max(least, std::min(static_cast<uint64_t>(std::max<int64_t>(0, left)), most));
     switch (level_) {
     case EMOE_MEMORY_NORMAL: return whole;

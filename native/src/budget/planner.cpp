@@ -77,6 +77,11 @@ uint64_t fixed_bytes_of(const Dense &dense, const emoe_context_sizes &size, cons
            size.output_bytes + size.decode_bytes;
 }
 
+// Never both at once.
+uint64_t lent_bytes_of(const emoe_context_sizes &size, const Budget &budget) {
+    return std::max(size.prefill_bytes, budget.picture_bytes);
+}
+
 // The smallest budget, a whole number of MiB, that leaves `need` beside its own margin.
 uint64_t with_margin(uint64_t need) {
     need = std::min(need, k_most_bytes) + k_slack_bytes;
@@ -86,7 +91,7 @@ uint64_t with_margin(uint64_t need) {
 
 // The budget that holds a model of which cache_bytes are cached, with this context and batch.
 uint64_t budget_for(const Dense &dense, const emoe_context_sizes &size, const Budget &budget, uint64_t cache_bytes) {
-    return with_margin(fixed_bytes_of(dense, size, budget) + cache_bytes + size.prefill_bytes + budget.later_bytes);
+    return with_margin(fixed_bytes_of(dense, size, budget) + cache_bytes + lent_bytes_of(size, budget) + budget.later_bytes);
 }
 
 // The plan with this context and batch, if it can decode at all.
@@ -95,7 +100,7 @@ std::optional<emoe_plan> candidate(const emoe_model_info &model, const emoe_cont
     uint64_t const bytes = budget.bytes, margin = margin_bytes(bytes);
     auto const fits = [&](const Dense &dense, uint64_t slot_bytes) {
         return bytes >=
-               margin + fixed_bytes_of(dense, size, budget) + slot_bytes + size.prefill_bytes + budget.later_bytes;
+               margin + fixed_bytes_of(dense, size, budget) + slot_bytes + lent_bytes_of(size, budget) + budget.later_bytes;
     };
     // Memory is worth more to experts, of which a token uses many, than to tables, of which it uses a few rows.
     Dense const whole = in_memory(model, size);
@@ -122,7 +127,8 @@ std::optional<emoe_plan> candidate(const emoe_model_info &model, const emoe_cont
     p.slot_min_bytes = model.slot_min_bytes;
     p.n_expert_total = model.n_expert_total;
     p.gpu_bytes = size.gpu_bytes;
-    note_cache(&p, model, std::min(bytes - taken, model.slot_bytes + size.prefill_bytes));
+    p.picture_bytes = budget.picture_bytes;
+    note_cache(&p, model, std::min(bytes - taken, model.slot_bytes + lent_bytes_of(size, budget)));
     return p;
 }
 
@@ -142,7 +148,7 @@ std::optional<emoe_plan> best_batch(const emoe_model_info &model, const Sizes &s
         std::optional<emoe_plan> const found = candidate(model, sizes(n_ctx, n_ubatch), budget, n_ctx, n_ubatch);
         if (!found) continue;
         best = found;
-        bool const evicts_none = found->cache_bytes >= model.slot_bytes + found->prefill_bytes;
+        bool const evicts_none = found->cache_bytes >= model.slot_bytes + lent_bytes(*found);
         if (evicts_none || found->prefill_bytes * k_lent_share <= found->cache_bytes) break;
     }
     return best;
@@ -158,7 +164,9 @@ uint64_t fixed_bytes(const emoe_plan &p) {
     return p.process_bytes + p.dense_bytes + p.row_cache_bytes + p.kv_bytes + p.output_bytes + p.decode_bytes;
 }
 
-uint64_t cache_min_bytes(const emoe_plan &p) { return p.slot_min_bytes + p.prefill_bytes; }
+uint64_t lent_bytes(const emoe_plan &p) { return std::max(p.prefill_bytes, p.picture_bytes); }
+
+uint64_t cache_min_bytes(const emoe_plan &p) { return p.slot_min_bytes + lent_bytes(p); }
 
 void note_cache(emoe_plan *plan, const emoe_model_info &model, uint64_t cache_bytes) {
     plan->fraction = std::min(1.0, static_cast<double>(cache_bytes) / static_cast<double>(model.slot_bytes));

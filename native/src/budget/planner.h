@@ -17,6 +17,7 @@ struct Budget {
     uint64_t bytes = 0;         // the whole process
     uint64_t process_bytes = 0; // of it, before the model is loaded
     uint64_t later_bytes = 0;   // and what it takes after that, out of the cache
+    uint64_t picture_bytes = 0; // lent by the cache while a picture is encoded
     uint32_t n_threads = 1;
     uint32_t n_ctx = 0;    // 0: chosen
     uint32_t n_ubatch = 0; // 0: chosen
@@ -50,7 +51,9 @@ emoe_plan make_plan(const emoe_model_info &model, const Sizes &sizes, const Budg
 uint64_t margin_bytes(uint64_t budget_bytes);
 // All but the expert cache and the margin.
 uint64_t fixed_bytes(const emoe_plan &plan);
-// The smallest cache: it must be able to lend the largest batch its work space.
+// What the cache must be able to lend: its work space to the largest batch, its memory to a picture's encoder.
+uint64_t lent_bytes(const emoe_plan &plan);
+// The smallest cache: what it must be able to lend, and what it cannot.
 uint64_t cache_min_bytes(const emoe_plan &plan);
 // cache_bytes with what follows from it.
 void note_cache(emoe_plan *plan, const emoe_model_info &model, uint64_t cache_bytes);

@@ -301,7 +301,7 @@ void Engine::check_tokens(const int32_t *tokens, uint32_t n) const {
 uint64_t Engine::attempt(uint32_t n, const std::function<void()> &computing, const std::function<void()> &undo) {
     if (!keeps_cancel_) cancelled_.store(false);
     n_output_ = 0;
-    if (uint64_t const extra = work_.extra_bytes(n); extra > lent_bytes_) lend(extra);
+    if (uint64_t const extra = work_.extra_bytes(n); extra > lent_bytes_ - kept_bytes_) lend(extra);
     streamer_->begin_batch(n);
     if (cancelled_.load()) streamer_->fail_visit(cancelled()); // between the last call and this one's begin_batch
     uint64_t const t0 = now_ns();
@@ -329,26 +329,38 @@ void Engine::set_cache_bytes(uint64_t bytes) {
 
 bool Engine::lend(uint64_t bytes) {
     std::lock_guard<std::mutex> const lock(cache_mutex_);
+    bytes += kept_bytes_;
     if (cache_bytes_ < streamer_->min_bytes() + bytes) return false;
     lent_bytes_ = bytes;
     streamer_->set_cache_bytes(cache_bytes_ - bytes);
     return true;
 }
 
+void Engine::keep_lent(uint64_t bytes) {
+    std::lock_guard<std::mutex> const lock(cache_mutex_);
+    kept_bytes_ += bytes;
+    lent_bytes_ = std::max(lent_bytes_, kept_bytes_);
+}
+
+void Engine::give_up_lent(uint64_t bytes) {
+    std::lock_guard<std::mutex> const lock(cache_mutex_);
+    kept_bytes_ -= bytes;
+}
+
 // Not while every expert has a slot all the same: the next batch would only have to touch its pages anew. The tokens are
 // computed already: where memory lacks, the cache stays small until the next batch begins.
 void Engine::take_back() {
     std::lock_guard<std::mutex> const lock(cache_mutex_);
-    if (lent_bytes_ == 0 || cache_bytes_ - lent_bytes_ >= streamer_->max_bytes()) return;
+    if (lent_bytes_ == kept_bytes_ || cache_bytes_ - lent_bytes_ >= streamer_->max_bytes()) return;
     interposer_->release_work();
-    lent_bytes_ = 0;
+    lent_bytes_ = kept_bytes_;
     try {
-        streamer_->set_cache_bytes(cache_bytes_);
+        streamer_->set_cache_bytes(std::max(cache_bytes_ - std::min(cache_bytes_, lent_bytes_), streamer_->min_bytes()));
     } catch (const std::bad_alloc &) {
     }
 }
 
-void Engine::compute(const int32_t *tokens, uint32_t n, const std::vector<Sequence *> &members, Rounding rounding) {
+llama_batch Engine::batch_of(uint32_t n, const std::vector<Sequence *> &members) {
     places_.resize(n);
     place_of_.resize(n);
     n_place_.assign(n, 1);
@@ -358,10 +370,27 @@ void Engine::compute(const int32_t *tokens, uint32_t n, const std::vector<Sequen
     }
     llama_batch batch = {};
     batch.n_tokens = static_cast<int32_t>(n);
-    batch.token = const_cast<int32_t *>(tokens);
     batch.n_seq_id = n_place_.data();
     batch.seq_id = place_of_.data();
     batch.logits = wanted_.data();
+    return batch;
+}
+
+void Engine::compute(const int32_t *tokens, uint32_t n, const std::vector<Sequence *> &members, Rounding rounding) {
+    llama_batch batch = batch_of(n, members);
+    batch.token = const_cast<int32_t *>(tokens);
+    pos_.resize(n);
+    for (uint32_t i = 0; i < n; i++) {
+        bool const alone = members.size() == 1;
+        Sequence const &sequence = *members[alone ? 0 : i];
+        pos_[i] = *position(sequence, sequence.n_past) + (alone ? static_cast<llama_pos>(i) : 0);
+    }
+    batch.pos = pos_.data();
+    compute(batch, members, rounding);
+}
+
+void Engine::compute(const llama_batch &batch, const std::vector<Sequence *> &members, Rounding rounding) {
+    auto const n = static_cast<uint32_t>(batch.n_tokens);
     LogCapture const log;
     streamer_->begin_graph();
     interposer_->begin_graph();

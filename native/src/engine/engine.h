@@ -8,6 +8,7 @@
 #include "llama/interposer.h"
 #include "llama/measure.h"
 #include "llama/owned.h"
+#include "llama/picture.h"
 #include "llama/shell.h"
 #include "llama/tables.h"
 #include "llama/text.h"
@@ -20,8 +21,11 @@
 
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <string>
 #include <vector>
 
 namespace emoe {
@@ -36,6 +40,11 @@ public:
     void verify(const int32_t *tokens, uint32_t n);
     // One token each of n sequences in one graph, each rounded as if decoded alone.
     void step(const uint32_t *sequences, const int32_t *tokens, uint32_t n);
+    // Encodes a picture and keeps its rows, in memory that the cache lends, until they are forgotten. Its number.
+    uint64_t add_picture(const std::string &encoder, const uint8_t *bytes, uint64_t n_bytes);
+    const Picture &picture(uint64_t id) const;
+    void forget_picture(uint64_t id);
+    void decode_picture(uint64_t id, uint32_t part); // the rows of a part, after what is in the sequence; no logits
     // The sequence that all calls that name none are about.
     void select(uint32_t sequence);
     uint32_t n_sequence() const { return static_cast<uint32_t>(sequences_.size()); }
@@ -68,6 +77,9 @@ public:
 
 private:
     struct Loading;
+    struct Span { // of a picture in a sequence
+        uint32_t begin, n_row, n_position;
+    };
     // Of several, each keeps its logits while others are computed; those of one alone are llama.cpp's.
     struct Sequence : TextModel {
         const llama_vocab *vocab() const override { return words; }
@@ -75,6 +87,7 @@ private:
         const llama_vocab *words = nullptr;
         uint32_t place = 0; // llama.cpp's number for it, hence its part of the KV cache
         uint32_t n_past = 0;
+        std::vector<Span> spans; // in order
         uint32_t n_row = 0; // of kept
         std::vector<float> kept;
     };
@@ -91,9 +104,12 @@ private:
     uint64_t attempt(uint32_t n, const std::function<void()> &computing, const std::function<void()> &undo);
     void check_tokens(const int32_t *tokens, uint32_t n) const;
     // members: the sequence of all tokens, or of each one.
+    llama_batch batch_of(uint32_t n, const std::vector<Sequence *> &members); // without what is computed
     void compute(const int32_t *tokens, uint32_t n, const std::vector<Sequence *> &members, Rounding rounding);
+    void compute(const llama_batch &batch, const std::vector<Sequence *> &members, Rounding rounding);
+    static std::optional<llama_pos> position(const Sequence &sequence, uint32_t n);
     void forget_after(Sequence &sequence, uint32_t n);
-    bool sees_before(const Sequence &sequence, uint32_t n) const; // all that token n attends to is there
+    bool sees_before(const Sequence &sequence, llama_pos at) const; // all that a token there attends to is there
     void keep_logits(Sequence &sequence, uint32_t first_row, uint32_t n_row);
     void make_neighbours(const std::vector<Sequence *> &members);
     bool exchange(Sequence &a, Sequence &b);
@@ -101,6 +117,8 @@ private:
     // Cache bytes to the work space of a large batch, or to states. False where there are not as many.
     bool lend(uint64_t bytes);
     void take_back(); // after it
+    void keep_lent(uint64_t bytes); // for what stays after `take_back`: rows of pictures
+    void give_up_lent(uint64_t bytes);
 
     uint64_t const identity_; // of the model's files
     emoe_setup const setup_;  // but its pointers, which were valid while it was made
@@ -126,13 +144,17 @@ private:
     Failure stale_;    // why nothing more can be computed
     std::atomic<bool> cancelled_{false};
     bool keeps_cancel_ = false;
-    std::mutex cache_mutex_; // guards the next two
+    std::mutex cache_mutex_; // guards the next three
     uint64_t cache_bytes_ = 0;
     uint64_t lent_bytes_ = 0;
+    uint64_t kept_bytes_ = 0; // of lent_bytes_, what `take_back` leaves
     std::vector<int8_t> wanted_; // scratch of a batch: which tokens' logits
+    std::vector<llama_pos> pos_;
     std::vector<llama_seq_id> places_;
     std::vector<llama_seq_id *> place_of_;
     std::vector<int32_t> n_place_;
+    std::map<uint64_t, Picture> pictures_; // by number
+    uint64_t last_picture_ = 0;
     std::atomic<uint64_t> n_decode_{0}, n_prefill_{0}, decode_ns_{0}, prefill_ns_{0};
 };
 

@@ -36,12 +36,11 @@ void Engine::forget_after(Sequence &sequence, uint32_t n) {
     llama_memory_t const memory = llama_get_memory(ctx_.get());
     auto const place = static_cast<llama_seq_id>(sequence.place);
     sequence.n_row = 0;
-    if (sees_before(sequence, n) && llama_memory_seq_rm(memory, place, static_cast<llama_pos>(n), -1)) {
-        sequence.n_past = n;
-        return;
-    }
-    llama_memory_clear(memory, true); // it cannot be cut there: the caller computes it again
-    sequence.n_past = 0;
+    std::optional<llama_pos> const at = position(sequence, n);
+    bool const cut = at && sees_before(sequence, *at) && llama_memory_seq_rm(memory, place, *at, -1);
+    if (!cut) llama_memory_clear(memory, true); // it cannot be cut there: the caller computes it again
+    sequence.n_past = cut ? n : 0;
+    while (!sequence.spans.empty() && sequence.spans.back().begin >= sequence.n_past) sequence.spans.pop_back();
 }
 
 void Engine::rewind(uint32_t n) {
@@ -154,7 +153,7 @@ bool Engine::exchange(Sequence &a, Sequence &b) {
     auto const size = [&](const Sequence &s) {
         return s.n_past == 0 ? 0 : uint64_t{llama_state_seq_get_size(ctx_.get(), place(s))};
     };
-    uint64_t const lent = lent_bytes_; // a batch's work space may have been kept
+    uint64_t const lent = lent_bytes_ - kept_bytes_; // a batch's work space may have been kept
     if (!lend(lent + size(a) + size(b))) return false;
     auto const taken = [&](Sequence &s) {
         State state;

@@ -11,7 +11,7 @@ namespace emoe {
 
 namespace {
 
-constexpr uint64_t k_magic = 0x31657461745365ULL; // "eState1"
+constexpr uint64_t k_magic = 0x32657461745365ULL; // "eState2"
 constexpr uint64_t k_mix = 0x9e3779b97f4a7c15ULL;
 
 struct StateHead {
@@ -19,6 +19,7 @@ struct StateHead {
     uint64_t model; // what a state of another model or setup differs in
     uint64_t n_bytes;
     uint64_t n_past;
+    uint64_t n_span; // of pictures, before llama.cpp's own
     uint64_t sum;
 };
 
@@ -56,19 +57,19 @@ bool Engine::can_cut() const {
            llama_model_n_swa(model_.get()) == 0;
 }
 
-bool Engine::sees_before(const Sequence &sequence, uint32_t n) const {
+bool Engine::sees_before(const Sequence &sequence, llama_pos at) const {
     auto const window = static_cast<int64_t>(llama_model_n_swa(model_.get()));
-    if (window == 0 || n == 0) return true;
+    if (window == 0 || at == 0) return true;
     auto const place = static_cast<llama_seq_id>(sequence.place);
     int64_t const first = llama_memory_seq_pos_min(llama_get_memory(ctx_.get()), place);
-    return first >= 0 && first <= std::max<int64_t>(0, static_cast<int64_t>(n) - window + 1);
+    return first >= 0 && first <= std::max<int64_t>(0, int64_t{at} - window + 1);
 }
 
 uint64_t Engine::state_bytes() {
     if (selected().n_past == 0) return 0;
     AssertionGuard const guard;
     uint64_t const n = llama_state_seq_get_size(ctx_.get(), static_cast<llama_seq_id>(selected().place));
-    return n == 0 ? 0 : n + sizeof(StateHead);
+    return n == 0 ? 0 : n + sizeof(StateHead) + selected().spans.size() * sizeof(Span);
 }
 
 uint64_t Engine::get_state(uint8_t *buf, uint64_t cap) {
@@ -79,18 +80,22 @@ uint64_t Engine::get_state(uint8_t *buf, uint64_t cap) {
              static_cast<unsigned long long>(need), static_cast<unsigned long long>(cap));
     AssertionGuard const guard;
     Sequence const &sequence = selected();
-    uint64_t const n = llama_state_seq_get_data(ctx_.get(), buf + sizeof(StateHead), need - sizeof(StateHead),
+    uint8_t *const body = buf + sizeof(StateHead);
+    uint64_t const n_span_byte = sequence.spans.size() * sizeof(Span);
+    if (n_span_byte != 0) memcpy(body, sequence.spans.data(), n_span_byte);
+    uint64_t const n = llama_state_seq_get_data(ctx_.get(), body + n_span_byte, need - sizeof(StateHead) - n_span_byte,
                                                 static_cast<llama_seq_id>(sequence.place));
     if (n == 0) fail(EMOE_ERR_INTERNAL, "llama.cpp gives no state of %u tokens", sequence.n_past);
-    StateHead const head = {k_magic, state_key(), n, sequence.n_past, sum_of(buf + sizeof(StateHead), n)};
+    uint64_t const n_byte = n_span_byte + n;
+    StateHead const head = {k_magic, state_key(), n_byte, sequence.n_past, sequence.spans.size(), sum_of(body, n_byte)};
     memcpy(buf, &head, sizeof head);
-    return n + sizeof head;
+    return n_byte + sizeof head;
 }
 
 void Engine::set_state(const uint8_t *buf, uint64_t n_bytes) {
     StateHead head = {};
     if (n_bytes >= sizeof head) memcpy(&head, buf, sizeof head);
-    if (head.magic != k_magic || head.n_bytes != n_bytes - sizeof head)
+    if (head.magic != k_magic || head.n_bytes != n_bytes - sizeof head || head.n_span > head.n_bytes / sizeof(Span))
         fail(EMOE_ERR_ARGUMENT, "these %llu bytes are no state of a sequence",
              static_cast<unsigned long long>(n_bytes));
     if (head.model != state_key() || head.n_past == 0 || head.n_past > n_ctx_)
@@ -102,11 +107,14 @@ void Engine::set_state(const uint8_t *buf, uint64_t n_bytes) {
     Sequence &sequence = selected();
     forget_after(sequence, 0);
     auto const place = static_cast<llama_seq_id>(sequence.place);
-    if (llama_state_seq_set_data(ctx_.get(), buf + sizeof head, head.n_bytes, place) != head.n_bytes) {
+    uint64_t const n_span_byte = head.n_span * sizeof(Span), n = head.n_bytes - n_span_byte;
+    if (llama_state_seq_set_data(ctx_.get(), buf + sizeof head + n_span_byte, n, place) != n) {
         forget_after(sequence, 0);
         fail(EMOE_ERR_INTERNAL, "llama.cpp refuses the state: %s", log.last_error("no reason given").c_str());
     }
     sequence.n_past = static_cast<uint32_t>(head.n_past);
+    sequence.spans.resize(head.n_span);
+    if (head.n_span != 0) memcpy(sequence.spans.data(), buf + sizeof head, n_span_byte);
 }
 
 } // namespace emoe

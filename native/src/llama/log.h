@@ -9,6 +9,8 @@
 namespace emoe {
 
 void set_log_level(uint32_t level);
+// A line of a library's log (level: ggml_log_level), on its way to who listens.
+void log_callback_entry(int level, const char *text);
 
 // While one is alive on this thread, a failed assertion of ggml or llama.cpp throws EMOE_ERR_FORMAT instead of ending
 // the process: what a file says must never do that. For this thread only: a computation with threads of its own is not

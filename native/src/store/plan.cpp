@@ -1,6 +1,7 @@
 #include "store/plan.h"
 
 #include "llama/info.h"
+#include "llama/picture.h"
 #include "llama/prices.h"
 #include "llama/profile.h"
 #include "store/sizes.h"
@@ -14,6 +15,10 @@ emoe_plan plan_with(const emoe_model_info &model, const Sizes &sizes, const emoe
     Budget budget;
     budget.process_bytes = process_bytes;
     budget.later_bytes = setup.later_bytes;
+    if (setup.mmproj) {
+        EncoderSizes const encoder = measure_encoder(setup.mmproj);
+        budget.picture_bytes = encoder.weight_bytes + encoder.buffer_bytes;
+    }
     budget.n_threads = setup.n_threads != 0 ? setup.n_threads : physical_cores();
     budget.n_ctx = setup.n_ctx;
     budget.n_ubatch = setup.n_ubatch;
