@@ -99,6 +99,12 @@ def test_a_response_that_calls(server: Served) -> None:
     streamed = events(server, "/v1/responses", {**asked, "stream": True})
     done = [data for name, data in streamed if name == "response.function_call_arguments.done"]
     assert [data["arguments"] for data in done] == [call["arguments"]]
+    parts = [data["delta"] for name, data in streamed if name == "response.function_call_arguments.delta"]
+    assert "".join(parts) == call["arguments"] and len(parts) > 1
+    cut = {**asked, "max_output_tokens": len(parts) // 2 + 8}
+    half = events(server, "/v1/responses", {**cut, "stream": True})[-1]
+    assert half[0] == "response.incomplete" and half[1]["response"]["output"][-1]["status"] == "incomplete"
+    assert [item["type"] for item in server.ask("/v1/responses", cut)[1]["output"]] == ["message"]
     output = {"type": "function_call_output", "call_id": call["call_id"], "output": "3"}
     again = {"input": [{"role": "user", "content": "hello"}, call, output], "max_output_tokens": 4, **ANEW}
     first = server.ask("/v1/responses", {**again, "tools": tools})[1]
@@ -186,7 +192,7 @@ def test_a_message_that_calls(server: Served) -> None:
     assert call["type"] == "tool_use" and call["name"] == "add" and call["input"]["a"] in (1, 2)
     streamed = events(server, "/v1/messages", {**asked, "tool_choice": choice, "stream": True, **ANEW})
     parts = [data["delta"]["partial_json"] for name, data in streamed if name == "content_block_delta"]
-    assert json.loads("".join(parts)) == call["input"]
+    assert json.loads("".join(parts)) == call["input"] and len(parts) > 1
     result = {"type": "tool_result", "tool_use_id": call["id"], "content": [{"type": "text", "text": "3"}]}
     turns = [
         *HELLO,
