@@ -53,6 +53,12 @@ LossyOption = Annotated[
         show_default="0, exact",
     ),
 ]
+ParallelOption = Annotated[
+    int,
+    typer.Option(
+        metavar="N", help="Answers computed at once, each with a context of its own; 1 to 7. None changes another."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 

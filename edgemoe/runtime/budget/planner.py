@@ -86,6 +86,7 @@ class Plan:
     gpu_experts: those of other layers, numbered through all of them (neither cached nor in n_expert_total).
     table_bytes: of tables that stay in the files, and are not in dense_bytes; row_cache_bytes: for rows of them. Both
     are 0 where every expert fits beside the tables, which are in memory then.
+    n_sequence: answers that may be computed at once, each with a context of n_ctx tokens.
     n_ctx_asked: the context that was asked for, 0 for none; n_ctx is less where the model was trained for less.
     """
 
@@ -123,6 +124,7 @@ class Plan:
     n_ctx_asked: int = 0
     table_bytes: int = 0
     row_cache_bytes: int = 0
+    n_sequence: int = 1
 
     @staticmethod
     def of(name: str, native: NativePlan, **more: Any) -> Plan:
@@ -170,11 +172,12 @@ class Plan:
 
     def lines(self) -> list[str]:
         """The plan as text, one line an item, for people."""
+        each = f" for each of {self.n_sequence} answers" if self.n_sequence > 1 else ""
         experts = f"{self.n_slot:,} of {self.n_expert_total:,} experts ({self.fraction:.0%})"
         rows = [
             ("process", self.process_bytes, "interpreter, libraries, tokenizer"),
             ("dense weights", self.dense_bytes, "everything that is not a routed expert"),
-            ("KV cache", self.kv_bytes, f"{self.n_ctx:,} tokens"),
+            ("KV cache", self.kv_bytes, f"{self.n_ctx:,} tokens{each}"),
             ("compute", self.decode_bytes, f"llama.cpp's buffers and ours, {self.n_threads} threads"),
             ("output", self.output_bytes, "logits"),
             ("margin", self.margin_bytes, "page tables, allocator, kernel"),
@@ -232,11 +235,12 @@ def finish(
     speeds: Speeds | None,
     *,
     n_ctx: int | None,
+    n_sequence: int = 1,
     reader: str = "threads",
 ) -> Plan:
     """The plan that the library chose, with the speed to expect; or its refusal, in words.
 
-    n_ctx: the context that was asked for.
+    n_ctx, n_sequence: the context and the answers at once that were asked for.
     """
     native, status, error = chosen
     if status == ERR_MEMORY and native.smallest_bytes:
@@ -259,6 +263,7 @@ def finish(
         reader=reader,
         prediction=prediction,
         n_ctx_asked=n_ctx or 0,
+        n_sequence=n_sequence,
     )
 
 

@@ -65,7 +65,7 @@ def plan(model: GgufModel, setup: Setup, *, measure: bool) -> Plan:
         native = setup.native(later_bytes=later_bytes, **decided)
         info = model.info if gpu is None else model.host_info(native)
         chosen = _native.plan_make(model.handle, os.fspath(cache_dir()), native)
-        made = finish(info, chosen, None, n_ctx=setup.ctx, reader=reader)
+        made = finish(info, chosen, None, n_ctx=setup.ctx, n_sequence=setup.parallel, reader=reader)
         return made if gpu else _with_speed(model, made, measure=measure)
 
     if gpu is None:
