@@ -25,6 +25,7 @@ from .events import (
 )
 from .failures import ApiError
 from .responses import PromptProgress
+from .timing import Timings
 from .wire import SSE_KIND, SSE_WAITING, sse
 
 
@@ -74,7 +75,7 @@ class ResponsesShape:
                 yield self._event(name, response=self._response("in_progress", None))
         elif isinstance(event, Words) and event.text:
             self._said.text += event.text
-            yield from self._grow("message", "response.output_text.delta", event.text)
+            yield from self._grow("message", "response.output_text.delta", event.text, event.timings)
         elif isinstance(event, Thoughts):
             self._n_thought += len(event.tokens)
             yield from self._grow("reasoning", "response.reasoning_text.delta", event.text)
@@ -97,7 +98,7 @@ class ResponsesShape:
             if self.when_done:
                 self.when_done(self._said)
             status = "incomplete" if self._reason == "length" else "completed"
-            yield self._event(f"response.{status}", response=self._response(status, event))
+            yield self._event(f"response.{status}", response=self._response(status, event), **_timed(event.timings))
 
     def end(self) -> bytes:
         return b""
@@ -111,7 +112,9 @@ class ResponsesShape:
         return SSE_WAITING
 
     def progress(self, progress: PromptProgress) -> bytes:
-        return b""
+        """As llama.cpp tells it."""
+        response = self._response("in_progress", None)
+        return self._event("response.in_progress", response=response, prompt_progress=progress)
 
     # ---------------------------------------------------------------- a whole answer
 
@@ -153,7 +156,7 @@ class ResponsesShape:
             "usage": usage,
         }
 
-    def _grow(self, kind: str, name: str, text: str) -> Iterator[bytes]:
+    def _grow(self, kind: str, name: str, text: str, timings: Timings | None = None) -> Iterator[bytes]:
         """More of a message, or of what is thought before it."""
         if self._open and self._open.kind != kind:
             yield from self._close()
@@ -166,7 +169,7 @@ class ResponsesShape:
         self._open.texts.append(text)
         if name:
             more: dict[str, Any] = {"logprobs": []} if kind == "message" else {}
-            yield self._event(name, **self._place(), delta=text, **more)
+            yield self._event(name, **self._place(), delta=text, **more, **_timed(timings))
 
     def _close(self) -> Iterator[bytes]:
         if self._open is None:
@@ -218,6 +221,10 @@ def _part(kind: str, text: str) -> dict[str, Any]:
 def _item(opened: _Open, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
     item = {"id": opened.id, "type": opened.kind, "status": status, "content": content}
     return {**item, "role": "assistant"} if opened.kind == "message" else {**item, "summary": []}
+
+
+def _timed(timings: Timings | None) -> dict[str, Any]:
+    return {"timings": timings} if timings else {}
 
 
 def _call_item(opened: _Open, arguments: str, status: str) -> dict[str, Any]:

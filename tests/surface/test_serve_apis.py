@@ -16,6 +16,8 @@ import tinymoe
 from console import needs_library
 from serving import Served
 
+from edgemoe.serve.app import SPELLINGS
+
 pytestmark = needs_library
 
 HELLO = [{"role": "user", "content": "hello there"}]
@@ -112,6 +114,36 @@ def test_a_response_that_calls(server: Served) -> None:
     second = server.ask("/v1/responses", after)[1]
     assert first["usage"]["input_tokens"] == second["usage"]["input_tokens"]
     assert first["output"][0]["content"] == second["output"][0]["content"]
+
+
+def test_a_response_tells_how_far_it_is_where_that_is_asked_for(server: Served) -> None:
+    asked = {"input": "hello there", "max_output_tokens": 6, "stream": True, **ANEW}
+    told = events(server, "/responses", {**asked, "timings_per_token": True, "return_progress": True})
+    progress = [data["prompt_progress"] for name, data in told if "prompt_progress" in data]
+    assert progress[0]["processed"] == progress[0]["cache"] == 0
+    assert progress[-1]["processed"] == progress[-1]["total"] > 0 and len(progress) > 1
+    assert all(data["timings"] for name, data in told if name == "response.output_text.delta")
+    assert told[-1][1]["timings"]["predicted_n"] == 6
+    plain = events(server, "/responses", asked)
+    assert not [data for name, data in plain[:-1] if {"timings", "prompt_progress"} & data.keys()]
+
+
+def test_tokens_of_a_request_are_counted_without_an_answer(server: Served) -> None:
+    for path, asked in (("/v1/responses", {"input": "hello there"}), ("/v1/chat/completions", {"messages": HELLO})):
+        status, counted = server.ask(f"{path}/input_tokens", asked)
+        answer = server.ask(path, {**asked, "max_tokens": 1, **ANEW})[1]["usage"]
+        assert status == 200 and counted["input_tokens"] == answer.get("input_tokens", answer.get("prompt_tokens"))
+        assert server.ask(f"{path}/input_tokens", {})[0] == 400
+
+
+def test_llama_servers_other_names_are_the_same(server: Served) -> None:
+    for other, path in SPELLINGS.items():
+        method = "GET" if path in ("/v1/models", "/health") else "POST"
+        body = {"messages": HELLO, "input": "x", "prompt": "x", "max_tokens": 1, "max_output_tokens": 1, **ANEW}
+        sent = body if method == "POST" else None
+        found, wanted = (server.ask(one, sent, method=method) for one in (other, path))
+        assert found[0] == wanted[0] in (200, 400) and found[1].keys() == wanted[1].keys(), other
+        assert server.ask(other, sent, method="DELETE")[0] == 405
 
 
 def test_a_response_follows_another(server: Served) -> None:
