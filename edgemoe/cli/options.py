@@ -68,6 +68,12 @@ MmprojOption = Annotated[
         help="The picture encoder, in the budget: a GGUF file, `auto` (mmproj*.gguf beside the model) or `off`.",
     ),
 ]
+ParallelOption = Annotated[
+    int,
+    typer.Option(
+        metavar="N", help="Answers computed at once, each with a context of its own; 1 to 7. None changes another."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Annotated
 
 import typer
@@ -9,7 +10,7 @@ import typer
 from ..errors import NativeError
 from ..places import BUILTIN
 from ..units import parse_size
-from .options import SamplingOptions, SeeingOptions
+from .options import ParallelOption, SamplingOptions, SeeingOptions
 from .status import note
 
 ModelArguments = Annotated[
@@ -55,12 +56,7 @@ def serve(
         ),
     ] = None,
     queue: Annotated[int, typer.Option(metavar="N", help="Requests that may wait; more are refused.")] = 32,
-    parallel: Annotated[
-        int,
-        typer.Option(
-            metavar="N", help="Answers computed at once, each with a context of its own; 1 to 7. None changes another."
-        ),
-    ] = 1,
+    parallel: ParallelOption = 1,
     remember: Annotated[
         float,
         typer.Option(
@@ -83,9 +79,22 @@ def serve(
     """Serve models to OpenAI clients, with a page to look at. Sampling options are for requests that name none."""
     said = sampling.said()
     setup = engine.setup().but(parallel=parallel)
+    libraries()
+    from ..serve.prompts import Defaults
+    from ..serve.run import Settings, serve
+
+    settings = Settings(
+        host, port, api_key, tuple(cors_origin or ()), queue, tuple(allow_host or ()), strict, remember / 100,
+        parse_size(keep_states),
+    )  # fmt: skip
+    log = note if verbose else None
+    serve(models or [BUILTIN], setup, settings, Defaults(said, sampling.max_tokens), talk=note, log=log)
+
+
+def libraries() -> None:
+    """Load the server with the libraries that it needs: they are part of its process. Raises NativeError."""
     try:
-        from ..serve.prompts import Defaults
-        from ..serve.run import Settings, serve
+        importlib.import_module("edgemoe.serve.run")
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn", "msgspec"):
             raise
@@ -93,9 +102,3 @@ def serve(
             f"`edgemoe serve` needs the package `{error.name}`, which is not installed",
             hint=f"`pip install {error.name}` in this Python environment",
         ) from None
-    settings = Settings(
-        host, port, api_key, tuple(cors_origin or ()), queue, tuple(allow_host or ()), strict, remember / 100,
-        parse_size(keep_states),
-    )  # fmt: skip
-    log = note if verbose else None
-    serve(models or [BUILTIN], setup, settings, Defaults(said, sampling.max_tokens), talk=note, log=log)

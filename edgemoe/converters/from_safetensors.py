@@ -13,6 +13,7 @@ from ..errors import FormatError, StorageError, UsageError
 from . import safetensors_file
 from .gguf_header import encode
 from .hf_config import architecture_of, check_fixed, metadata
+from .hf_sampling import sampling_values
 from .hf_tensors import Mapped
 from .hf_tokenizer import tokenizer_values
 from .safetensors_file import Stored
@@ -37,6 +38,9 @@ def open_checkpoint(folder: Path, *, pre_tokenizer: str | None = None) -> Source
         mapped = Mapped(config, stored)
         n_vocab = mapped.dense["token_embd.weight"].ne[-1]
         values = {**metadata(config, n_vocab), "general.name": encode(_name(folder, config))}
+    generation = folder / "generation_config.json"
+    if generation.is_file():
+        values |= sampling_values(read_json(generation))
     values |= tokenizer_values(folder, config, n_vocab, pre_tokenizer=pre_tokenizer)
     experts = {key: tuple(stack[i] for i in range(len(stack))) for key, stack in sorted(mapped.experts.items())}
     dense = tuple(sorted(mapped.dense.values(), key=lambda tensor: _order(tensor.name)))

@@ -64,6 +64,17 @@ def chat_work(request: ChatRequest, defaults: Defaults) -> Work:
     return work
 
 
+def counting_work(request: ChatRequest) -> Work:
+    """How many tokens a conversation is shown to the model as. Raises ApiError for what is seen without a model."""
+    asked, begun = sampled.continued(request)
+    shown = offered(asked)
+
+    def work(engine: Engine) -> Iterator[int]:
+        yield len(prompts.shown_tokens(engine, asked, shown, begun))
+
+    return work
+
+
 def completion_work(request: CompletionRequest, defaults: Defaults, middle: Middle | None = None) -> Work:
     """middle: what the answer is put into, in place of a prompt. Raises ApiError for what is seen without a model."""
     given = prompts.texts_or_tokens(request.prompt, "prompt")

@@ -12,15 +12,13 @@ from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..runtime.engine.engine import Engine
-from . import prompts
-from .answers import chat_work
+from .answers import chat_work, counting_work
 from .anthropic_shape import MessageShape
 from .failures import invalid
 from .flow import Flow
 from .prompts import Defaults
 from .protocol import ChatRequest, Count, FunctionCall, Message, NamedFunction, NamedTool, Part, Probability, ToolCall
-from .tools import made, offered
+from .tools import made
 from .wire import json_response
 
 
@@ -114,20 +112,8 @@ class Anthropic:
         return await self._flow.answer(request, model, work, shape, stream=stream, headers=asked.headers)
 
     async def count_tokens(self, request: Request) -> Response:
-        asked = await self._flow.asked(request, CountRequest)
-        model = self._flow.worker.catalog.named(asked.value.model)
-
-        def build(one: CountRequest) -> Any:
-            chat = to_chat(one)
-            shown = offered(chat)
-
-            def work(engine: Engine) -> Iterator[int]:
-                yield len(prompts.shown_tokens(engine, chat, shown))
-
-            return work
-
-        (n_token,) = await self._flow.results(request, model, self._flow.later(asked, build))
-        return json_response({"input_tokens": n_token}, 200, asked.headers)
+        n_token, headers = await self._flow.result(request, CountRequest, lambda one: counting_work(to_chat(one)))
+        return json_response({"input_tokens": n_token}, 200, headers)
 
 
 # ---------------------------------------------------------------- to a chat

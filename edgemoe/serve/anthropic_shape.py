@@ -7,7 +7,19 @@ import secrets
 from collections.abc import Iterator
 from typing import Any
 
-from .events import Called, Event, Finished, Started, Thoughts, Used, Words, used_in
+from .events import (
+    Arguments,
+    Called,
+    Calling,
+    Event,
+    Finished,
+    Started,
+    Thoughts,
+    Used,
+    Words,
+    used_in,
+    without_half_calls,
+)
 from .failures import ApiError
 from .responses import PromptProgress
 from .wire import SSE_KIND, sse
@@ -37,8 +49,16 @@ class MessageShape:
             yield from self._grow("text", {"type": "text_delta", "text": event.text})
         elif isinstance(event, Thoughts):
             yield from self._grow("thinking", {"type": "thinking_delta", "thinking": event.text})
+        elif isinstance(event, Calling):
+            yield from self._close()
+            block = {"type": "tool_use", "id": f"toolu_{secrets.token_hex(12)}", "name": event.name, "input": {}}
+            yield from self._begin(block)
+        elif isinstance(event, Arguments):
+            delta = {"type": "input_json_delta", "partial_json": event.text}
+            yield _event("content_block_delta", index=len(self._blocks) - 1, delta=delta)
         elif isinstance(event, Called):
-            yield from self._called(event)
+            self._blocks[-1]["input"] = json.loads(event.call.arguments)
+            yield from self._close()
         elif isinstance(event, Finished):
             yield from self._close()
             reason = "stop_sequence" if event.stop else _REASONS.get(event.reason, "end_turn")
@@ -59,7 +79,7 @@ class MessageShape:
         return b""
 
     def whole(self, events: list[Event]) -> Any:
-        for event in events:
+        for event in without_half_calls(events):
             self.pieces(event)
         used = used_in(events)
         return {**self._message, "content": self._blocks, **self._ended, "usage": _usage(used)}
@@ -71,15 +91,6 @@ class MessageShape:
             yield from self._begin({"type": kind, kind: "", **({"signature": ""} if kind == "thinking" else {})})
         self._blocks[-1][kind] += delta[kind]
         yield _event("content_block_delta", index=len(self._blocks) - 1, delta=delta)
-
-    def _called(self, event: Called) -> Iterator[bytes]:
-        yield from self._close()
-        block = {"type": "tool_use", "id": f"toolu_{secrets.token_hex(12)}", "name": event.call.name, "input": {}}
-        yield from self._begin(block)
-        delta = {"type": "input_json_delta", "partial_json": event.call.arguments}
-        yield _event("content_block_delta", index=len(self._blocks) - 1, delta=delta)
-        self._blocks[-1]["input"] = json.loads(event.call.arguments)
-        yield from self._close()
 
     def _begin(self, block: dict[str, Any]) -> Iterator[bytes]:
         self._blocks.append(block)

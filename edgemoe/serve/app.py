@@ -42,6 +42,20 @@ Failure = Callable[[ApiError], Any]
 """How a protocol says what went wrong."""
 
 
+SPELLINGS = {
+    "/chat/completions": "/v1/chat/completions",
+    "/chat/completions/input_tokens": "/v1/chat/completions/input_tokens",
+    "/completions": "/completion",
+    "/responses": "/v1/responses",
+    "/responses/input_tokens": "/v1/responses/input_tokens",
+    "/models": "/v1/models",
+    "/embedding": "/v1/embeddings",
+    "/embeddings": "/v1/embeddings",
+    "/v1/health": "/health",
+}
+"""Other names that llama.cpp's server has for the same."""
+
+
 class Server:
     """What the routes share. log: receives a line for each request. strict: unknown parameters are refused."""
 
@@ -71,6 +85,8 @@ class Server:
             self._route("/api/budget", self.budget, "POST"),
             *(self._route(path, functools.partial(_static, name), "GET") for path, name in PAGE.items()),
         ]
+        known = {route.path: route for route in routes}
+        routes += [Route(other, known[path].endpoint, methods=known[path].methods) for other, path in SPELLINGS.items()]
         middleware = [
             Middleware(Front, intake=self._intake, log=self._log),
             Middleware(Guard, access=access),
@@ -81,8 +97,10 @@ class Server:
         openai = self._openai
         return [
             self._route("/v1/chat/completions", openai.chat, "POST"),
+            self._route("/v1/chat/completions/input_tokens", openai.input_tokens, "POST"),
             self._route("/v1/completions", openai.completions, "POST"),
             self._route("/v1/responses", self._responses.create, "POST"),
+            self._route("/v1/responses/input_tokens", self._responses.input_tokens, "POST"),
             self._route("/v1/embeddings", openai.embeddings, "POST"),
             self._route("/v1/models", openai.models, "GET"),
             self._route("/v1/models/{name:path}", openai.model, "GET"),

@@ -1,12 +1,8 @@
-"""Calls of tools in the form of a model: the grammar that they follow, and how they are read out of its text."""
+"""Calls of tools in the form of a model: what a call is, and the grammar that calls follow."""
 
 from __future__ import annotations
 
-import ast
-import contextlib
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +10,8 @@ from ..errors import UsageError
 from ..runtime.text.gbnf import JSON_RULES, in_class, literal, rules_text
 from ..runtime.text.grammar import Converter
 from ..runtime.text.schema import find, plain, types_of
-from ..runtime.text.thinking import Thinking, begun_mark
-from .forms import HERMES, Form, parts_of, pattern, piece, value_end
-
-_MAX_LITERAL = 20_000
+from ..runtime.text.thinking import Thinking
+from .forms import Form, piece, value_end
 
 
 @dataclass(frozen=True)
@@ -186,176 +180,3 @@ def kinds_of(schema: Any, document: Any, depth: int = 0) -> set[str]:
     if "type" not in schema and ("properties" in schema or "items" in schema):
         return {"object" if "properties" in schema else "array"}
     return set(types_of(schema))
-
-
-# ---------------------------------------------------------------- reading
-
-
-class CallReader:
-    """Splits a model's text into words and calls as it comes. Text that may be the beginning of a call is held back."""
-
-    def __init__(self, form: Form = HERMES, tools: Sequence[Known] = (), *, most: int | None = None) -> None:
-        """tools: say which values are strings. most: calls that are taken; what the model goes on with is dropped."""
-        self.n_call = 0
-        self._form = form
-        self._tools = {tool.name: tool.schema for tool in tools}
-        self._most = most
-        self._held = ""
-        self._inside = False
-        self._made = 0  # calls since the trigger
-        named = r"([a-zA-Z0-9_.-]+)" + ("" if form.tagged else pattern(form.neck))
-        self._name = re.compile(pattern(form.begin) + named)
-        self._between = re.compile(pattern(form.between) + named) if form.between is not None else None
-        self._end = re.compile(pattern(form.end))
-        # Of a tagged form: what stands before, between and behind keys and values.
-        self._empty = re.compile(pattern(form.empty)) if form.empty else None
-        self._neck, self._next, self._tail = (re.compile(pattern(one)) for one in (form.neck, form.next, form.tail))
-        self._middle = re.compile(f"({pattern(form.middle)}|{pattern(form.middle_json)})")
-        self._key = re.compile(f"[^{re.escape(form.middle.lstrip()[:1] or '<')}]+")
-        self._value_end = value_end(form)
-
-    def feed(self, text: str) -> Iterator[str | Call]:
-        self._held += text
-        while True:
-            before = (self._held, self._inside)
-            yield from self._inner() if self._inside else self._outer()
-            if (self._held, self._inside) == before:
-                return
-
-    def made(self, name: str, arguments: str) -> Iterator[Call]:
-        """A call that was told apart already."""
-        try:
-            found = json.loads(arguments)
-        except (ValueError, RecursionError):
-            return
-        if isinstance(found, dict):
-            yield from self._take(name, found)
-
-    def _take(self, name: str, arguments: Mapping[str, Any]) -> Iterator[Call]:
-        self._made += 1
-        if self._most is None or self.n_call < self._most:
-            self.n_call += 1
-            yield Call(name, json.dumps(arguments, ensure_ascii=False))
-
-    def _outer(self) -> Iterator[str | Call]:
-        trigger = self._form.trigger
-        before, found, rest = self._held.partition(trigger)
-        if found:
-            self._held, self._inside, self._made = rest, True, 0
-            if before.strip():
-                yield before
-            return
-        keep = begun_mark(self._held, trigger)
-        ready = self._held[: len(self._held) - keep]
-        if ready and (ready.strip() or not self.n_call):  # blanks between calls are no words
-            self._held = self._held[len(ready) :]
-            yield ready
-
-    def _inner(self) -> Iterator[str | Call]:
-        """One more call, or the end of them."""
-        if self._made and not self._may_go_on():
-            end = self._end.match(self._held)
-            self._held, self._inside = self._held[end.end() if end else 0 :], False
-            return
-        head = (self._between if self._made and self._between else self._name).match(self._held)
-        call = self._read(head[1], head.end()) if head else None
-        if call:
-            arguments, at = call
-            self._held = self._held[at:]
-            yield from self._take(head[1] if head else "", arguments)
-            return
-        close = _last_mark(self._form.end or self._form.tail)
-        if close and close in self._held and not self._made:
-            inside, _, rest = self._held.partition(close)
-            yield from self._lenient(inside)
-            self._held, self._inside = rest, False
-
-    def _may_go_on(self) -> bool:
-        """Whether what is held may be what stands between calls or behind them, or the beginning of it."""
-        ways = (parts_of(self._form.end)[0], parts_of(self._form.between or "")[0])
-        if self._form.end and self._end.fullmatch(self._held.rstrip()) and not self._form.between:
-            return False
-        whole = self._end.match(self._held) if self._form.end else None
-        if whole and not (ways[1] and (ways[1].startswith(self._held) or self._held.startswith(ways[1]))):
-            return False
-        return any(way and (way.startswith(self._held) or self._held.startswith(way)) for way in ways)
-
-    def _read(self, name: str, at: int) -> tuple[dict[str, Any], int] | None:
-        """Arguments from a place on, and where they end; None while they are not whole."""
-        if self._form.tagged:
-            return self._read_tagged(name, at)
-        try:
-            found, end = json.JSONDecoder(strict=False).raw_decode(self._held, at)
-        except (ValueError, RecursionError):
-            return None
-        return (found, end) if isinstance(found, dict) else None
-
-    def _read_tagged(self, name: str, at: int) -> tuple[dict[str, Any], int] | None:
-        held = self._held
-        empty = self._empty.match(held, at) if self._empty else None
-        if empty:
-            return {}, empty.end()
-        arguments: dict[str, Any] = {}
-        opening = self._neck.match(held, at)
-        while opening:
-            key = self._key.match(held, opening.end())
-            begin = self._middle.match(held, key.end()) if key else None
-            if not key or not begin:
-                return None
-            end = held.find(self._value_end, begin.end())
-            if end < 0:
-                return None
-            arguments[key[0].strip()] = self._value(name, key[0].strip(), held[begin.end() : end])
-            opening = self._next.match(held, end)
-            tail = self._tail.match(held, end)
-            if not opening and tail:
-                return arguments, tail.end()
-        return None
-
-    def _value(self, name: str, key: str, text: str) -> Any:
-        document = self._tools.get(name, {})
-        fields = document.get("properties", {})
-        kinds = kinds_of(fields.get(key, True) if isinstance(fields, Mapping) else True, document)
-        if text.startswith("<![CDATA[") and text.endswith("]]>"):
-            text = text[9:-3]
-        if kinds == {"string"}:
-            return text
-        with contextlib.suppress(ValueError, RecursionError):
-            return json.loads(text)
-        if len(text) <= _MAX_LITERAL:  # some templates show values as Python writes them, and models learn that
-            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-                found = ast.literal_eval(text.strip())
-                json.dumps(found)
-                return found
-        return text
-
-    def _lenient(self, inside: str) -> Iterator[str | Call]:
-        """A section that is not quite in form: JSON of calls all the same, or words."""
-        try:
-            found = json.loads(inside)
-            for one in found if isinstance(found, list) else [found]:
-                name, arguments = one["name"], one.get("arguments", one.get("parameters", {}))
-                if not isinstance(name, str) or not isinstance(arguments, dict):
-                    raise TypeError
-                yield from self._take(name, arguments)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            yield self._form.trigger + inside
-
-    def finish(self) -> Iterator[str | Call]:
-        """What was held back. Half a call is nothing."""
-        held, self._held = self._held, ""
-        if self._inside:
-            self._inside = False
-            if not self._made:
-                found = [*self._lenient(held)]
-                yield from (one for one in found if isinstance(one, Call))
-        elif (held.strip() and not self._form.trigger.startswith(held.strip())) or (held.strip() and not self.n_call):
-            yield held
-
-
-def _last_mark(text: str) -> str:
-    found = re.findall(r"<[^<>\s]+>", text)
-    return found[-1] if found else ""
-
-
-__all__ = ["Call", "CallReader", "Known", "after_thinking", "behind", "calls_grammar", "either", "until"]

@@ -54,8 +54,26 @@ class Thoughts:
 
 
 @dataclass(frozen=True)
+class Calling:
+    """A choice begins to call a tool: its number-th call. It is nothing where no `Called` follows."""
+
+    index: int
+    number: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """More of the JSON text of the arguments of a call that has begun."""
+
+    index: int
+    number: int
+    text: str
+
+
+@dataclass(frozen=True)
 class Called:
-    """A choice calls a tool: its number-th call."""
+    """A call is whole: all of what was said of it in parts."""
 
     index: int
     number: int
@@ -83,7 +101,15 @@ class Used:
     lossy: Lossy | None = None
 
 
-Event = Started | Scored | Words | Thoughts | Called | Finished | Used
+Event = Started | Scored | Words | Thoughts | Calling | Arguments | Called | Finished | Used
+
+
+def without_half_calls(events: Sequence[Event]) -> list[Event]:
+    """A whole answer has whole calls only."""
+    whole = {(event.index, event.number) for event in events if isinstance(event, Called)}
+    return [
+        event for event in events if not isinstance(event, Calling | Arguments) or (event.index, event.number) in whole
+    ]
 
 
 def used_in(events: Sequence[Event]) -> Used:

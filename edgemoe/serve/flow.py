@@ -145,6 +145,15 @@ class Flow:
 
         return await unless_gone(request.receive, collect())
 
+    async def result(
+        self, request: Request, kind: type[msgspec.Struct], build: Callable[[Any], Work]
+    ) -> tuple[Any, dict[str, str]]:
+        """The one thing that the work of a request yields, and headers. Raises ApiError, ClientGone."""
+        asked = await self.asked(request, kind)
+        model = self.worker.catalog.named(asked.value.model)
+        (found,) = await self.results(request, model, self.later(asked, build))
+        return found, asked.headers
+
     async def _collect(self, model: str, work: Work) -> list[Event]:
         events: list[Event] = []
         n_told = 0
@@ -235,21 +244,35 @@ class _Told:
         if isinstance(event, Started):
             self._n_prompt, self._begin = event.n_prompt, time.monotonic()
         elif self._n_prompt:
-            self._n_prompt = 0  # it is computed
+            done = self._computed() if self._progress else b""
+            self._n_prompt = 0
+            return done + self._shape.pieces(event)
         return self._shape.pieces(event)
 
     def ping(self) -> bytes:
         found = self._worker.progress(self._job) if self._n_prompt and self._progress else None
-        if found and found[1] <= found[0] <= self._n_prompt and found != self._last:
-            self._last = found
-            ms = int((time.monotonic() - self._begin) * 1000)
-            if said := self._shape.progress(PromptProgress(self._n_prompt, found[1], found[0], ms)):
-                self._pinged = time.monotonic()
-                return said
+        if found and found[1] <= found[0] <= self._n_prompt and (said := self._at(*found)):
+            self._pinged = time.monotonic()
+            return said
         if time.monotonic() - self._pinged < PING_S - 0.1:
             return b""
         self._pinged = time.monotonic()
         return self._shape.ping()
+
+    def _computed(self) -> bytes:
+        """The first and the last of what is told of a prompt, also of one that took no time."""
+        found = self._worker.progress(self._job)
+        n_cached = self._last[1] if self._last[1] >= 0 else min(found[1], self._n_prompt) if found else 0
+        first = b"" if self._last[1] >= 0 else self._at(n_cached, n_cached)
+        return first + self._at(self._n_prompt, n_cached)
+
+    def _at(self, n_computed: int, n_cached: int) -> bytes:
+        """b"" where the same was told."""
+        if self._last == (n_computed, n_cached):
+            return b""
+        self._last = (n_computed, n_cached)
+        ms = int((time.monotonic() - self._begin) * 1000)
+        return self._shape.progress(PromptProgress(self._n_prompt, n_cached, n_computed, ms))
 
 
 def _noted(request: Request, event: Event) -> dict[str, str]:

@@ -24,7 +24,7 @@ from .wire import json_response
 _SCRIPTS = ("lib/marked.js", "lib/purify.js", "server.js", "store.js", "text.js", "chat.js", "page.js")
 PAGE = {"/": "index.html", "/page.css": "page.css", **{f"/{name}": name for name in _SCRIPTS}}
 """Paths of the page's files: everybody may have them."""
-_OPEN_PATHS = (*PAGE, "/favicon.ico", "/health", "/openapi.json")
+_OPEN_PATHS = (*PAGE, "/favicon.ico", "/health", "/v1/health", "/openapi.json")
 _HEADER_NAMES = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+(?: *, *[A-Za-z0-9!#$%&'*+.^_`|~-]+)*")
 _OWN_HEADERS = "Authorization, Content-Type"
 ANYBODY = "*"

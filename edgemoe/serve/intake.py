@@ -20,6 +20,7 @@ from .failures import ApiError
 from .wire import ClientGone
 
 MAX_BODY_BYTES = 1 << 20
+_SMALL_BYTES = 64 * 1024  # of a body, for which a part of the room is kept: large ones that do not come end no chat
 _HELD = "edgemoe.held"
 _SILENT_S = 10.0  # between two pieces of a body
 _BODY_S = 60.0  # for a whole one
@@ -82,10 +83,12 @@ class Intake:
                 return bytes(body)
 
     def _hold(self, scope: Scope, n_bytes: int) -> None:
-        if self.n_bytes + n_bytes > self.max_bytes:
+        small = scope.get(_HELD, 0) + n_bytes <= _SMALL_BYTES
+        room = self.max_bytes if small else self.max_bytes * 3 // 4
+        if self.n_bytes + n_bytes > room:
             raise ApiError(
                 503,
-                f"the bodies of other requests take {self.n_bytes:,} bytes, there is room for {self.max_bytes:,}",
+                f"the bodies of other requests take {self.n_bytes:,} bytes, there is room for {room:,}",
                 code="too_many_bytes",
                 headers={"Retry-After": str(_RETRY_AFTER_S)},
             )

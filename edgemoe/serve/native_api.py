@@ -98,7 +98,7 @@ class Native:
 
             return work
 
-        tokens, headers = await self._result(request, TokenizeRequest, build)
+        tokens, headers = await self._flow.result(request, TokenizeRequest, build)
         return json_response({"tokens": tokens}, 200, headers)
 
     async def detokenize(self, request: Request) -> Response:
@@ -108,7 +108,7 @@ class Native:
 
             return work
 
-        text, headers = await self._result(request, DetokenizeRequest, build)
+        text, headers = await self._flow.result(request, DetokenizeRequest, build)
         return json_response({"content": text}, 200, headers)
 
     async def apply_template(self, request: Request) -> Response:
@@ -122,14 +122,8 @@ class Native:
 
             return work
 
-        text, headers = await self._result(request, ChatRequest, build)
+        text, headers = await self._flow.result(request, ChatRequest, build)
         return json_response({"prompt": text}, 200, headers)
-
-    async def _result(self, request: Request, kind: type[Struct], build: Any) -> tuple[Any, dict[str, str]]:
-        asked = await self._flow.asked(request, kind)
-        model = self._flow.worker.catalog.named(asked.value.model)
-        (found,) = await self._flow.results(request, model, self._flow.later(asked, build))
-        return found, asked.headers
 
     async def props(self, request: Request) -> Response:
         catalog = self._flow.worker.catalog

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .answers import chat_work, completion_work
+from .answers import chat_work, completion_work, counting_work
 from .catalog import Catalog
 from .events import Event
 from .failures import ApiError
@@ -114,6 +114,10 @@ class OpenAI:
         return await self._flow.answer(
             request, model, work, shape, stream=how.stream, progress=how.progress, headers=asked.headers
         )
+
+    async def input_tokens(self, request: Request) -> Response:
+        n_token, headers = await self._flow.result(request, ChatRequest, counting_work)
+        return json_response({"input_tokens": n_token}, 200, headers)
 
     async def embeddings(self, request: Request) -> Response:
         asked = await self._flow.asked(request, EmbeddingRequest)

@@ -72,8 +72,10 @@ _GIVEN: tuple[type[msgspec.Struct], ...] = (
 def _openai_paths() -> dict[str, Any]:
     return {
         "/v1/chat/completions": _post("Answer a conversation", "ChatRequest", "ChatCompletion", "ChatChunk"),
+        "/v1/chat/completions/input_tokens": _post("Count a conversation's tokens", "ChatRequest", None),
         "/v1/completions": _post("Continue a text", "CompletionRequest", "Completion", "Completion"),
         "/v1/responses": _post("Answer items", "ResponseRequest", None, "response.*"),
+        "/v1/responses/input_tokens": _post("Count items' tokens", "ResponseRequest", None),
         "/v1/embeddings": _refused("Refused: the models here continue text", "EmbeddingRequest"),
         "/v1/models": _get("The models on offer", _json("ModelList")),
         "/v1/models/{model}": _get("One of them", _json("ModelCard"), "model"),

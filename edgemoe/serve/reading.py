@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..runtime.text.thinking import Piece, Thinking
-from .calls import Call, CallReader, Known
-from .events import Called, Event, Thoughts, Words
+from .call_reader import CallBegun, CallPart, CallReader, Item
+from .calls import Call, Known
+from .events import Arguments, Called, Calling, Event, Thoughts, Words
 from .forms import Form
 from .scoring import LogProb
 from .timing import Timings
@@ -67,16 +68,24 @@ class AnswerReader:
         elif piece.kind == "call":
             # Where no tools were offered, a call that the model imagines is nobody's.
             if self._calls:
-                yield from self._told(self._calls.made(piece.name, piece.text))
+                yield from self._told(self._calls.told(piece.name, piece.text))
         elif self._calls and not self._in_channels:
             yield from self._told(self._calls.feed(piece.text))
         else:
             yield self._words(piece.text)
 
-    def _told(self, found: Iterator[str | Call]) -> Iterator[Event]:
+    def _told(self, found: Iterator[Item]) -> Iterator[Event]:
         assert self._calls
         for item in found:
-            yield Called(self._index, self.n_call - 1, item) if isinstance(item, Call) else self._words(item)
+            number = self._calls.n_begun - 1
+            if isinstance(item, CallBegun):
+                yield Calling(self._index, number, item.name)
+            elif isinstance(item, CallPart):
+                yield Arguments(self._index, number, item.text)
+            elif isinstance(item, Call):
+                yield Called(self._index, number, item)
+            else:
+                yield self._words(item)
 
     def _words(self, text: str) -> Words:
         logprobs, self._waiting = self._waiting, ()

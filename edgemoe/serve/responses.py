@@ -9,7 +9,7 @@ from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
-from .events import Called, Event, Finished, Scored, Started, Thoughts, Used, Words
+from .events import Arguments, Called, Calling, Event, Finished, Scored, Started, Thoughts, Used, Words
 from .lossy import Lossy
 from .scoring import LogProb
 from .timing import Timings
@@ -58,7 +58,20 @@ class CallOut(Struct):
     id: str
     function: CallFunction
     type: str = "function"
-    index: int | UnsetType = UNSET
+
+
+class FunctionDelta(Struct):
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class CallDelta(Struct):
+    """A call that begins (id, type, name), or more of its arguments."""
+
+    index: int
+    function: FunctionDelta
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
 
 
 class PromptDetails(Struct):
@@ -112,7 +125,7 @@ class Delta(Struct):
     role: str | UnsetType = UNSET
     content: str | UnsetType | None = UNSET
     reasoning_content: str | UnsetType = UNSET
-    tool_calls: list[CallOut] | UnsetType = UNSET
+    tool_calls: list[CallDelta] | UnsetType = UNSET
 
 
 class ChunkChoice(Struct):
@@ -230,7 +243,8 @@ def chat_completion(frame: Frame, events: Iterable[Event]) -> ChatCompletion:
             thoughts.setdefault(event.index, []).append(event.text)
             logprobs.setdefault(event.index, []).extend(map(_chat_logprob, event.logprobs))
         elif isinstance(event, Called):
-            calls.setdefault(event.index, []).append(_call(event))
+            function = CallFunction(event.call.name, event.call.arguments)
+            calls.setdefault(event.index, []).append(CallOut(_call_id(), function))
         elif isinstance(event, Finished):
             i = event.index
             text: str | None = "".join(texts.get(i, ()))
@@ -264,10 +278,12 @@ def chat_chunks(frame: Frame, event: Event, *, with_usage: bool) -> Iterator[Cha
         piece = chunk(ChunkChoice(event.index, more, told))
         piece.timings = (event.timings if isinstance(event, Words) else None) or UNSET
         yield piece
-    elif isinstance(event, Called):
-        call = _call(event)
-        call.index = event.number
+    elif isinstance(event, Calling):
+        call = CallDelta(event.number, FunctionDelta("", event.name), _call_id(), "function")
         yield chunk(ChunkChoice(event.index, Delta(tool_calls=[call])))
+    elif isinstance(event, Arguments):
+        more_of_it = CallDelta(event.number, FunctionDelta(event.text))
+        yield chunk(ChunkChoice(event.index, Delta(tool_calls=[more_of_it])))
     elif isinstance(event, Finished):
         piece = chunk(ChunkChoice(event.index, Delta(), None, _reason(event)))
         piece.timings = event.timings or UNSET
@@ -279,8 +295,8 @@ def chat_chunks(frame: Frame, event: Event, *, with_usage: bool) -> Iterator[Cha
         yield last
 
 
-def _call(event: Called) -> CallOut:
-    return CallOut(f"call_{secrets.token_hex(12)}", CallFunction(event.call.name, event.call.arguments))
+def _call_id() -> str:
+    return f"call_{secrets.token_hex(12)}"
 
 
 def _reason(event: Finished) -> FinishReason:

@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .answers import chat_work
+from .answers import chat_work, counting_work
 from .failures import ApiError, invalid
 from .flow import Flow
 from .prompts import Defaults
@@ -38,6 +38,8 @@ from .protocol import (
 )
 from .responses_shape import ResponsesShape, Said
 from .tools import made
+from .wire import json_response
+from .worker import Work
 
 _MAX_STORED_BYTES = 4 << 20
 _PICTURE = "input_image"
@@ -102,6 +104,8 @@ class ResponseRequest(Struct, kw_only=True):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     cache_prompt: bool | None = None
+    timings_per_token: bool | None = None
+    return_progress: bool | None = None
     stream: bool | None = None
     store: bool | None = None
     tools: Annotated[list[ResponseTool], Meta(max_length=128)] | None = None
@@ -136,11 +140,21 @@ class Responses:
         model = self._flow.worker.catalog.named(asked.value.model)
         before = self._before(asked.value.previous_response_id)
         stream, store, body = bool(asked.value.stream), asked.value.store is not False, asked.body
+        progress = bool(asked.value.return_progress)
         work = self._flow.later(asked, lambda one: chat_work(to_chat(one, before), self._defaults))
         shape = ResponsesShape(f"resp_{secrets.token_hex(16)}", model, lambda: frame_of(_request(body)))
         if store:
             shape.when_done = lambda said: self._remember(shape.id, body, before, said)
-        return await self._flow.answer(request, model, work, shape, stream=stream, headers=asked.headers)
+        return await self._flow.answer(
+            request, model, work, shape, stream=stream, progress=progress, headers=asked.headers
+        )
+
+    async def input_tokens(self, request: Request) -> Response:
+        def work_of(one: ResponseRequest) -> Work:
+            return counting_work(to_chat(one, self._before(one.previous_response_id)))
+
+        n_token, headers = await self._flow.result(request, ResponseRequest, work_of)
+        return json_response({"object": "response.input_tokens", "input_tokens": n_token}, 200, headers)
 
     def _before(self, name: str | None) -> bytes:
         if not name:
@@ -214,6 +228,7 @@ def to_chat(value: ResponseRequest, before: bytes) -> ChatRequest:
         presence_penalty=value.presence_penalty,
         frequency_penalty=value.frequency_penalty,
         cache_prompt=value.cache_prompt,
+        timings_per_token=value.timings_per_token,
         tools=tools or None,
         tool_choice=_choice(value.tool_choice, tools),
         parallel_tool_calls=value.parallel_tool_calls,

@@ -10,9 +10,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .calls import Call
-from .events import Called, Event, Finished, Started, Thoughts, Used, Words, used_in
+from .events import (
+    Arguments,
+    Called,
+    Calling,
+    Event,
+    Finished,
+    Started,
+    Thoughts,
+    Used,
+    Words,
+    used_in,
+    without_half_calls,
+)
 from .failures import ApiError
 from .responses import PromptProgress
+from .timing import Timings
 from .wire import SSE_KIND, SSE_WAITING, sse
 
 
@@ -26,10 +39,11 @@ class Said:
 
 @dataclass
 class _Open:
-    """The item that is being written. kind: "message" or "reasoning"."""
+    """The item that is being written. kind: "message", "reasoning" or "function_call". call: its id and its name."""
 
     kind: str
     id: str
+    call: dict[str, str] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
 
 
@@ -61,13 +75,20 @@ class ResponsesShape:
                 yield self._event(name, response=self._response("in_progress", None))
         elif isinstance(event, Words) and event.text:
             self._said.text += event.text
-            yield from self._grow("message", "response.output_text.delta", event.text)
+            yield from self._grow("message", "response.output_text.delta", event.text, event.timings)
         elif isinstance(event, Thoughts):
             self._n_thought += len(event.tokens)
             yield from self._grow("reasoning", "response.reasoning_text.delta", event.text)
-        elif isinstance(event, Called):
+        elif isinstance(event, Calling):
             yield from self._close()
-            yield from self._called(event.call)
+            yield from self._begin_call(event.name)
+        elif isinstance(event, Arguments) and self._open:
+            self._open.texts.append(event.text)
+            place = {"item_id": self._open.id, "output_index": len(self._output)}
+            yield self._event("response.function_call_arguments.delta", **place, delta=event.text)
+        elif isinstance(event, Called) and self._open:
+            self._said.calls.append((self._open.call["call_id"], event.call))
+            yield from self._close()
         elif isinstance(event, Finished):
             self._reason = event.reason
             if not self._output and not self._open:
@@ -77,7 +98,7 @@ class ResponsesShape:
             if self.when_done:
                 self.when_done(self._said)
             status = "incomplete" if self._reason == "length" else "completed"
-            yield self._event(f"response.{status}", response=self._response(status, event))
+            yield self._event(f"response.{status}", response=self._response(status, event), **_timed(event.timings))
 
     def end(self) -> bytes:
         return b""
@@ -91,12 +112,14 @@ class ResponsesShape:
         return SSE_WAITING
 
     def progress(self, progress: PromptProgress) -> bytes:
-        return b""
+        """As llama.cpp tells it."""
+        response = self._response("in_progress", None)
+        return self._event("response.in_progress", response=response, prompt_progress=progress)
 
     # ---------------------------------------------------------------- a whole answer
 
     def whole(self, events: list[Event]) -> Any:
-        for event in events:
+        for event in without_half_calls(events):
             self.pieces(event)
         used = used_in(events)
         return self._response("incomplete" if self._reason == "length" else "completed", used)
@@ -133,7 +156,7 @@ class ResponsesShape:
             "usage": usage,
         }
 
-    def _grow(self, kind: str, name: str, text: str) -> Iterator[bytes]:
+    def _grow(self, kind: str, name: str, text: str, timings: Timings | None = None) -> Iterator[bytes]:
         """More of a message, or of what is thought before it."""
         if self._open and self._open.kind != kind:
             yield from self._close()
@@ -146,10 +169,13 @@ class ResponsesShape:
         self._open.texts.append(text)
         if name:
             more: dict[str, Any] = {"logprobs": []} if kind == "message" else {}
-            yield self._event(name, **self._place(), delta=text, **more)
+            yield self._event(name, **self._place(), delta=text, **more, **_timed(timings))
 
     def _close(self) -> Iterator[bytes]:
         if self._open is None:
+            return
+        if self._open.kind == "function_call":
+            yield from self._end_call(self._open)
             return
         opened, text = self._open, "".join(self._open.texts)
         part = _part(opened.kind, text)
@@ -163,18 +189,23 @@ class ResponsesShape:
         self._output.append(item)
         self._open = None
 
-    def _called(self, call: Call) -> Iterator[bytes]:
-        call_id, item_id, index = f"call_{secrets.token_hex(12)}", f"fc_{secrets.token_hex(12)}", len(self._output)
-        self._said.calls.append((call_id, call))
-        item = {"type": "function_call", "id": item_id, "call_id": call_id, "name": call.name}
-        begun = {**item, "arguments": "", "status": "in_progress"}
-        done = {**item, "arguments": call.arguments, "status": "completed"}
-        place = {"item_id": item_id, "output_index": index}
-        yield self._event("response.output_item.added", output_index=index, item=begun)
-        yield self._event("response.function_call_arguments.delta", **place, delta=call.arguments)
-        yield self._event("response.function_call_arguments.done", **place, name=call.name, arguments=call.arguments)
-        yield self._event("response.output_item.done", output_index=index, item=done)
-        self._output.append(done)
+    def _begin_call(self, name: str) -> Iterator[bytes]:
+        call = {"call_id": f"call_{secrets.token_hex(12)}", "name": name}
+        self._open = _Open("function_call", f"fc_{secrets.token_hex(12)}", call)
+        item = _call_item(self._open, "", "in_progress")
+        yield self._event("response.output_item.added", output_index=len(self._output), item=item)
+
+    def _end_call(self, opened: _Open) -> Iterator[bytes]:
+        """Of a stream's last call only a half may be there."""
+        whole = bool(self._said.calls) and self._said.calls[-1][0] == opened.call["call_id"]
+        arguments, index = "".join(opened.texts), len(self._output)
+        item = _call_item(opened, arguments, "completed" if whole else "incomplete")
+        if whole:
+            place = {"item_id": opened.id, "output_index": index, "name": opened.call["name"]}
+            yield self._event("response.function_call_arguments.done", **place, arguments=arguments)
+        yield self._event("response.output_item.done", output_index=index, item=item)
+        self._output.append(item)
+        self._open = None
 
     def _place(self) -> dict[str, Any]:
         assert self._open is not None
@@ -190,3 +221,11 @@ def _part(kind: str, text: str) -> dict[str, Any]:
 def _item(opened: _Open, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
     item = {"id": opened.id, "type": opened.kind, "status": status, "content": content}
     return {**item, "role": "assistant"} if opened.kind == "message" else {**item, "summary": []}
+
+
+def _timed(timings: Timings | None) -> dict[str, Any]:
+    return {"timings": timings} if timings else {}
+
+
+def _call_item(opened: _Open, arguments: str, status: str) -> dict[str, Any]:
+    return {"type": "function_call", "id": opened.id, **opened.call, "arguments": arguments, "status": status}

@@ -55,6 +55,8 @@ def limit(request: Sampled, first: int | None, defaults: Defaults, *, otherwise:
 def continued(request: ChatRequest) -> tuple[ChatRequest, str]:
     """The request without an assistant's message at its end, and that message's text, which the answer goes on with."""
     last: Message = request.messages[-1]
+    if request.continue_final_message and request.add_generation_prompt:
+        raise invalid("`continue_final_message` and `add_generation_prompt` contradict one another", "messages")
     wanted = request.continue_final_message
     if wanted is None:
         wanted = request.add_generation_prompt is not True

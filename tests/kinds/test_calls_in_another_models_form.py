@@ -10,7 +10,8 @@ import pytest
 
 from edgemoe.runtime.text import bounds
 from edgemoe.runtime.text.messages import shown_calls
-from edgemoe.serve.calls import Call, CallReader, Known, calls_grammar
+from edgemoe.serve.call_reader import CallBegun, CallPart, CallReader, Item
+from edgemoe.serve.calls import Call, Known, calls_grammar
 from edgemoe.serve.forms import CHANNELS, HERMES, form_of, told_by
 
 _BEGIN = (
@@ -99,13 +100,17 @@ def test_calls_are_read_as_the_template_writes_them(name: str, step: int) -> Non
     shown = shown_calls(FORMS[name], calls=json.dumps(made))
     text = "Well. " + shown[shown.index(form.trigger) : shown.rindex("<|end|>")]
     reader = CallReader(form, TOOLS)
-    found: list[str | Call] = []
+    found: list[Item] = []
     for i in range(0, len(text), step):
         found += reader.feed(text[i : i + step])
     found += reader.finish()
     calls = [(item.name, json.loads(item.arguments)) for item in found if isinstance(item, Call)]
     assert calls == made
     assert "".join(item for item in found if isinstance(item, str)).strip() == "Well."
+    parts = [item.text for item in found if isinstance(item, CallPart)]
+    assert "".join(parts) == "".join(item.arguments for item in found if isinstance(item, Call))
+    # Arguments that are JSON come while they are written; what is no JSON comes whole.
+    assert (len(parts) > len(made)) == (step < 1000 and not form.tagged)
 
 
 @pytest.mark.parametrize("name", list(FORMS))
@@ -113,10 +118,11 @@ def test_half_a_call_is_never_text(name: str) -> None:
     form = form_of(FORMS[name])
     shown = shown_calls(FORMS[name], calls=json.dumps(CALLS[:1]))
     text = shown[shown.index(form.trigger) : shown.rindex("<|end|>")]
-    whole = [item for item in CallReader(form, TOOLS).feed(text) if isinstance(item, Call)]
+    whole: list[Item] = [item for item in CallReader(form, TOOLS).feed(text) if isinstance(item, Call)]
     for cut in range(len(form.trigger), len(text)):
         reader = CallReader(form, TOOLS)
-        found = [*reader.feed(text[:cut]), *reader.finish()]
+        told = [*reader.feed(text[:cut]), *reader.finish()]
+        found = [item for item in told if not isinstance(item, CallBegun | CallPart)]
         assert found in ([], whole), text[:cut]
 
 

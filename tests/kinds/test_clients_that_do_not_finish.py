@@ -89,10 +89,11 @@ def test_half_sent_bodies_stay_inside_the_budget(server: Served) -> None:
     time.sleep(0.5)
     assert server.rss_bytes() < before + 48 * MIB
     assert server.rss_bytes() < 200 * MIB
-    for client in clients:
-        client.close()
+    # Who asks a little is answered meanwhile.
     status, _ = server.ask(CHAT, {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2})
     assert status == 200
+    for client in clients:
+        client.close()
     assert "Traceback" not in "\n".join(server.talk)
 
 
@@ -171,20 +172,27 @@ def test_a_body_that_does_not_come_ends_in_time(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_bodies_are_counted_together() -> None:
-    """Of a budget of 200 MiB a thirty-second part may be bodies."""
+    """Of a budget of 200 MiB a thirty-second part may be bodies, and of that three quarters large ones."""
     room = intake.Intake(lambda: 200 * MIB)
 
     async def all_of_it() -> Any:
         return {"type": "http.request", "body": b"x" * 1_000_000, "more_body": False}
 
-    requests = [_request(all_of_it) for _ in range(8)]
-    for request in requests[:6]:
+    async def little() -> Any:
+        return {"type": "http.request", "body": b"x" * 60_000, "more_body": False}
+
+    requests = [_request(all_of_it) for _ in range(6)]
+    for request in requests[:4]:
         asyncio.run(room.body(request))
     with pytest.raises(ApiError) as caught:
-        asyncio.run(room.body(requests[6]))
+        asyncio.run(room.body(requests[4]))
     assert caught.value.status == 503 and "Retry-After" in caught.value.headers
-    room.release(requests[0].scope)
-    asyncio.run(room.body(requests[7]))
+    requests += [_request(little) for _ in range(20)]
+    for request in requests[6:]:
+        asyncio.run(room.body(request))
+    for request in (requests[0], *requests[6:]):
+        room.release(request.scope)
+    asyncio.run(room.body(requests[5]))
     for request in requests:
         room.release(request.scope)
     assert room.n_bytes == 0

@@ -166,6 +166,7 @@ def test_an_answer_that_is_begun_is_gone_on_with(server: Served) -> None:
     assert turned > plain + 2 and prompt_tokens(messages=begun, add_generation_prompt=True) == turned
     assert text_of(server, messages=begun) == text_of(server, messages=begun) != text_of(server)
     assert server.ask(CHAT, chat(continue_final_message=True))[0] == 400
+    assert server.ask(CHAT, chat(messages=begun, continue_final_message=True, add_generation_prompt=True))[0] == 400
 
 
 # ---------------------------------------------------------------- log-probabilities

@@ -33,8 +33,8 @@ def read(thinking: Thinking, text: str, step: int) -> list[Piece]:
     found += reader.finish()
     joined: list[Piece] = []
     for piece in found:
-        if joined and joined[-1].kind == piece.kind != "call":
-            joined[-1] = Piece(piece.kind, joined[-1].text + piece.text)
+        if joined and joined[-1].kind == piece.kind and not piece.name:
+            joined[-1] = Piece(piece.kind, joined[-1].text + piece.text, joined[-1].name)
         else:
             joined.append(piece)
     return joined
@@ -81,8 +81,11 @@ def test_a_call_in_a_channel_is_a_call(text: str, step: int) -> None:
     assert read(thinking_of(CHANNELS), text, step) == [Piece("thinking", "Hm."), Piece("call", '{"a": 1}', "add")]
 
 
-def test_half_a_call_in_a_channel_is_nothing() -> None:
-    assert read(thinking_of(CHANNELS), '<|channel|>commentary to=functions.add<|message|>{"a"', 2) == []
+def test_a_call_in_a_channel_comes_while_it_is_written() -> None:
+    text = '<|channel|>commentary to=functions.add<|message|>{"a": "b<c"'
+    assert read(thinking_of(CHANNELS), text, 2) == [Piece("call", '{"a": "b<c"', "add")]
+    reader = thinking_of(CHANNELS).reader()
+    assert [*reader.feed(text)] == [Piece("call", '{"a": "b<c"', "add")]
 
 
 def test_people_see_thinking_between_marks_of_one_kind() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import serving
 from console import Cli, needs_library
 
 pytestmark = needs_library
@@ -36,6 +37,19 @@ def test_plan_adds_up_to_the_budget(cli: Cli, good: Path) -> None:
     assert plan["prefill_bytes"] == plan["compute_bytes"] + plan["scratch_bytes"] - plan["decode_bytes"]
     assert plan["prefill_bytes"] <= plan["cache_bytes"]
     assert plan["reader"] in ("uring", "threads")
+
+
+def test_plan_of_several_answers_is_what_the_server_takes(cli: Cli, good: Path, tmp_path: Path) -> None:
+    options = ("--memory", "512M", "--ctx", 1024, "--threads", 1, "--parallel", 3)
+    told = json.loads(cli("plan", good, *options, "--json").stdout)
+    one = json.loads(cli("plan", good, *options[:-2], "--json").stdout)
+    assert told["n_sequence"] == 3 and told["kv_bytes"] > 2.5 * one["kv_bytes"]
+    assert "1,024 tokens for each of 3 answers" in cli("plan", good, *options).stdout
+    with serving.serve(tmp_path / "cache", good, *options) as server:
+        parts = server.live()["memory"]["parts"]
+    assert (parts["KV cache"], parts["dense weights"]) == (told["kv_bytes"], told["dense_bytes"])
+    # Libraries included: what a process has beside the plan differs by little from one to the next.
+    assert abs(parts["process"] - told["process_bytes"]) < 8 << 20
 
 
 def test_plan_is_readable(cli: Cli, good: Path) -> None:

@@ -168,7 +168,9 @@ def test_a_required_tool_is_called(server: Served) -> None:
     assert json.loads(call["function"]["arguments"])["a"] in (1, 2)
     chunks = list(server.stream(CHAT, {**asked, "stream": True}))
     parts = [c["choices"][0]["delta"]["tool_calls"][0] for c in chunks if "tool_calls" in c["choices"][0]["delta"]]
-    assert parts[0]["index"] == 0 and parts[0]["function"] == call["function"]
+    assert parts[0]["id"] and parts[0]["type"] == "function" and all(part["index"] == 0 for part in parts)
+    assert parts[0]["function"] == {"name": "add", "arguments": ""} and len(parts) > 2
+    assert "".join(part["function"]["arguments"] for part in parts) == call["function"]["arguments"]
     # The answer to the call goes back in.
     messages = [*HELLO, choice["message"], {"role": "tool", "tool_call_id": call["id"], "content": "3"}]
     assert server.ask(CHAT, chat(messages=messages, tools=[ADD]))[0] == 200

@@ -16,6 +16,8 @@ import tinymoe
 from console import needs_library
 from serving import Served
 
+from edgemoe.serve.app import SPELLINGS
+
 pytestmark = needs_library
 
 HELLO = [{"role": "user", "content": "hello there"}]
@@ -99,6 +101,12 @@ def test_a_response_that_calls(server: Served) -> None:
     streamed = events(server, "/v1/responses", {**asked, "stream": True})
     done = [data for name, data in streamed if name == "response.function_call_arguments.done"]
     assert [data["arguments"] for data in done] == [call["arguments"]]
+    parts = [data["delta"] for name, data in streamed if name == "response.function_call_arguments.delta"]
+    assert "".join(parts) == call["arguments"] and len(parts) > 1
+    cut = {**asked, "max_output_tokens": len(parts) // 2 + 8}
+    half = events(server, "/v1/responses", {**cut, "stream": True})[-1]
+    assert half[0] == "response.incomplete" and half[1]["response"]["output"][-1]["status"] == "incomplete"
+    assert [item["type"] for item in server.ask("/v1/responses", cut)[1]["output"]] == ["message"]
     output = {"type": "function_call_output", "call_id": call["call_id"], "output": "3"}
     again = {"input": [{"role": "user", "content": "hello"}, call, output], "max_output_tokens": 4, **ANEW}
     first = server.ask("/v1/responses", {**again, "tools": tools})[1]
@@ -106,6 +114,36 @@ def test_a_response_that_calls(server: Served) -> None:
     second = server.ask("/v1/responses", after)[1]
     assert first["usage"]["input_tokens"] == second["usage"]["input_tokens"]
     assert first["output"][0]["content"] == second["output"][0]["content"]
+
+
+def test_a_response_tells_how_far_it_is_where_that_is_asked_for(server: Served) -> None:
+    asked = {"input": "hello there", "max_output_tokens": 6, "stream": True, **ANEW}
+    told = events(server, "/responses", {**asked, "timings_per_token": True, "return_progress": True})
+    progress = [data["prompt_progress"] for name, data in told if "prompt_progress" in data]
+    assert progress[0]["processed"] == progress[0]["cache"] == 0
+    assert progress[-1]["processed"] == progress[-1]["total"] > 0 and len(progress) > 1
+    assert all(data["timings"] for name, data in told if name == "response.output_text.delta")
+    assert told[-1][1]["timings"]["predicted_n"] == 6
+    plain = events(server, "/responses", asked)
+    assert not [data for name, data in plain[:-1] if {"timings", "prompt_progress"} & data.keys()]
+
+
+def test_tokens_of_a_request_are_counted_without_an_answer(server: Served) -> None:
+    for path, asked in (("/v1/responses", {"input": "hello there"}), ("/v1/chat/completions", {"messages": HELLO})):
+        status, counted = server.ask(f"{path}/input_tokens", asked)
+        answer = server.ask(path, {**asked, "max_tokens": 1, **ANEW})[1]["usage"]
+        assert status == 200 and counted["input_tokens"] == answer.get("input_tokens", answer.get("prompt_tokens"))
+        assert server.ask(f"{path}/input_tokens", {})[0] == 400
+
+
+def test_llama_servers_other_names_are_the_same(server: Served) -> None:
+    for other, path in SPELLINGS.items():
+        method = "GET" if path in ("/v1/models", "/health") else "POST"
+        body = {"messages": HELLO, "input": "x", "prompt": "x", "max_tokens": 1, "max_output_tokens": 1, **ANEW}
+        sent = body if method == "POST" else None
+        found, wanted = (server.ask(one, sent, method=method) for one in (other, path))
+        assert found[0] == wanted[0] in (200, 400) and found[1].keys() == wanted[1].keys(), other
+        assert server.ask(other, sent, method="DELETE")[0] == 405
 
 
 def test_a_response_follows_another(server: Served) -> None:
@@ -186,7 +224,7 @@ def test_a_message_that_calls(server: Served) -> None:
     assert call["type"] == "tool_use" and call["name"] == "add" and call["input"]["a"] in (1, 2)
     streamed = events(server, "/v1/messages", {**asked, "tool_choice": choice, "stream": True, **ANEW})
     parts = [data["delta"]["partial_json"] for name, data in streamed if name == "content_block_delta"]
-    assert json.loads("".join(parts)) == call["input"]
+    assert json.loads("".join(parts)) == call["input"] and len(parts) > 1
     result = {"type": "tool_result", "tool_use_id": call["id"], "content": [{"type": "text", "text": "3"}]}
     turns = [
         *HELLO,

@@ -19,7 +19,8 @@ from edgemoe.converters.gguf_header import decode, decode_strings
 from edgemoe.converters.hf_rows import Fp8Rows, KeyHalf, Mxfp4Rows, TransposedRows
 from edgemoe.converters.safetensors_file import Stored
 from edgemoe.converters.source import FileRows, PickedRows, SourceFile
-from edgemoe.errors import UnsupportedError
+from edgemoe.errors import FormatError, UnsupportedError
+from edgemoe.runtime.formats import open_model
 
 RNG = np.random.default_rng(0)
 
@@ -156,6 +157,41 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
     (folder / "config.json").write_text(json.dumps({**tinyhf.config_of(arch), **change}))
     with pytest.raises(UnsupportedError):
         open_source(folder)
+
+
+def test_what_the_maker_recommends_for_sampling_is_kept(tmp_path: Path) -> None:
+    folder, out = tinyhf.write(tmp_path / "hf", "qwen3_moe"), tmp_path / "out.gguf"
+    said = {
+        "do_sample": True,
+        "temperature": 0.6,
+        "top_k": 20,
+        "top_p": 0.95,
+        "repetition_penalty": 1.05,
+        "min_p": None,
+    }
+    (folder / "generation_config.json").write_text(json.dumps({**said, "eos_token_id": [1]}))
+    convert(open_source(folder), out, Options(type_name="Q8_0"))
+    with open_model(out) as model:
+        found = model.recommended
+    values = found.values
+    assert [values[name] for name in ("temp", "top_k", "top_p", "repeat_penalty")] == [0.6, 20, 0.95, 1.05]
+    assert set(found.given) == {"temp", "top_k", "top_p", "repeat_penalty"}
+    # A GGUF keeps what it has.
+    convert(open_source(out), tmp_path / "again.gguf", Options(type_name="Q4_0"))
+    kept = gguf_header.read(tmp_path / "again.gguf").values
+    first = gguf_header.read(out).values
+    sampling = {key: value for key, value in first.items() if key.startswith("general.sampling.")}
+    assert len(sampling) == 4 and {key: kept[key] for key in sampling} == sampling
+
+
+def test_sampling_that_is_not_meant_or_makes_no_sense(tmp_path: Path) -> None:
+    folder = tinyhf.write(tmp_path / "hf", "qwen3_moe")
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": False, "temperature": 0.6}))
+    assert not [key for key in open_source(folder).values if key.startswith("general.sampling.")]
+    for said in ({"temperature": "hot"}, {"top_k": 2.5}, {"top_p": True}, {"min_p": 1e300}, {"top_k": [4]}):
+        (folder / "generation_config.json").write_text(json.dumps(said))
+        with pytest.raises(FormatError, match=f"generation_config.json says `{next(iter(said))}` is"):
+            open_source(folder)
 
 
 # ---------------------------------------------------------------- tokenizers

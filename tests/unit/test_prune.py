@@ -161,7 +161,7 @@ def test_what_rounding_is_made_good_with_goes_along(tmp_path: Path) -> None:
     n = next(iter(known.layers.values())).n_expert
     w = np.arange(3 * n, dtype=np.float32).reshape(3, n)
     samples = {number: KeptSample(np.zeros((3, 8), np.uint8), w) for number in known.layers}
-    known = matter(dataclasses.replace(known, samples=samples), dict.fromkeys(known.layers, [1]))
+    known = matter(dataclasses.replace(known, samples=samples), {number: [1] for number in known.layers})
     done = prune(source, known, 1 / n)
     for sample in done.calibration.samples.values():
         assert (sample.load()[1] == np.delete(w, 1, axis=1)).all()

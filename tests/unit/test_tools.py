@@ -7,9 +7,10 @@ import json
 import pytest
 
 from edgemoe.serve import tools
-from edgemoe.serve.calls import Call, CallReader, Known, calls_grammar
+from edgemoe.serve.call_reader import CallBegun, CallPart, CallReader, Item
+from edgemoe.serve.calls import Call, Known, calls_grammar
 from edgemoe.serve.failures import ApiError
-from edgemoe.serve.forms import HERMES
+from edgemoe.serve.forms import HERMES, Form
 from edgemoe.serve.protocol import (
     ChatRequest,
     Function,
@@ -26,14 +27,24 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required"
 ADD = Tool(Function("add", "adds", SCHEMA))
 
 
+def items(text: str, step: int, form: Form = HERMES, *, most: int | None = None) -> list[Item]:
+    reader = CallReader(form, most=most)
+    found = [item for i in range(0, len(text), step) for item in reader.feed(text[i : i + step])]
+    return [*found, *reader.finish()]
+
+
 def read(text: str, step: int, *, most: int | None = None) -> list[str | Call]:
-    reader = CallReader(most=most)
-    found: list[str | Call] = []
-    for i in range(0, len(text), step):
-        found += reader.feed(text[i : i + step])
-    found += reader.finish()
+    """Words and whole calls; what is told of calls before must come to the same."""
+    found = items(text, step, most=most)
+    begun = [item.name for item in found if isinstance(item, CallBegun)]
+    calls = [item for item in found if isinstance(item, Call)]
+    assert begun[: len(calls)] == [call.name for call in calls] and len(begun) - len(calls) in (0, 1)
+    told = "".join(item.text for item in found if isinstance(item, CallPart))
+    assert told.startswith("".join(call.arguments for call in calls))
     joined: list[str | Call] = []
     for item in found:
+        if isinstance(item, CallBegun | CallPart):
+            continue
         if isinstance(item, str) and joined and isinstance(joined[-1], str):
             joined[-1] += item
         else:
@@ -49,6 +60,34 @@ def test_calls_and_words_come_apart_wherever_the_text_is_cut(step: int) -> None:
     assert read(f"{CALL} Done.", step) == [add, " Done."]
     assert read("1 < 2 and <tool", step) == ["1 < 2 and <tool"]
     assert read("no calls here", step) == ["no calls here"]
+
+
+def test_arguments_come_while_they_are_written() -> None:
+    reader = CallReader()
+    assert [*reader.feed('<tool_call>\n{"name": "add", "arguments": ')] == []
+    assert [*reader.feed('{"a": ')] == [CallBegun("add"), CallPart('{"a": ')]
+    assert [*reader.feed('"}\\"')] == [CallPart('"}\\"')]
+    assert [*reader.feed('{"')] == [CallPart('{"')]
+    assert [*reader.feed("}}\n</tool")] == [CallPart("}"), Call("add", '{"a": "}\\"{"}')]
+    assert [*reader.feed("_call>"), *reader.finish()] == []
+
+
+def test_what_json_has_no_place_for_in_a_string_comes_as_json_spells_it() -> None:
+    text = '<tool_call>\n{"name": "add", "arguments": {\n"a": "x\n\ty"}}\n</tool_call>'
+    (call,) = read(text, 1)
+    assert isinstance(call, Call) and json.loads(call.arguments) == {"a": "x\n\ty"}
+
+
+def test_arguments_that_are_no_json_after_all_are_no_call() -> None:
+    broken = '<tool_call>\n{"name": "add", "arguments": {"a": nothing]}\n</tool_call>'
+    for step in (1, 5, 1000):
+        whole = [item for item in items(broken + CALL, step) if not isinstance(item, CallBegun | CallPart)]
+        assert whole == [Call("add", '{"a": 1}')]
+
+
+def test_calls_that_nobody_asked_for_are_not_begun() -> None:
+    found = items(f"{CALL}\n{CALL}", 3, most=1)
+    assert found.count(CallBegun("add")) == 1 and len([item for item in found if isinstance(item, Call)]) == 1
 
 
 def test_half_a_call_is_never_text() -> None:

@@ -87,6 +87,7 @@ class Plan:
     table_bytes: of tables that stay in the files, and are not in dense_bytes; row_cache_bytes: for rows of them. Both
     are 0 where every expert fits beside the tables, which are in memory then.
     picture_bytes: lent by the expert cache while a picture of common size is encoded, 0 without an encoder.
+    n_sequence: answers that may be computed at once, each with a context of n_ctx tokens.
     n_ctx_asked: the context that was asked for, 0 for none; n_ctx is less where the model was trained for less.
     """
 
@@ -125,6 +126,7 @@ class Plan:
     table_bytes: int = 0
     row_cache_bytes: int = 0
     picture_bytes: int = 0
+    n_sequence: int = 1
 
     @staticmethod
     def of(name: str, native: NativePlan, **more: Any) -> Plan:
@@ -172,11 +174,12 @@ class Plan:
 
     def lines(self) -> list[str]:
         """The plan as text, one line an item, for people."""
+        each = f" for each of {self.n_sequence} answers" if self.n_sequence > 1 else ""
         experts = f"{self.n_slot:,} of {self.n_expert_total:,} experts ({self.fraction:.0%})"
         rows = [
             ("process", self.process_bytes, "interpreter, libraries, tokenizer"),
             ("dense weights", self.dense_bytes, "everything that is not a routed expert"),
-            ("KV cache", self.kv_bytes, f"{self.n_ctx:,} tokens"),
+            ("KV cache", self.kv_bytes, f"{self.n_ctx:,} tokens{each}"),
             ("compute", self.decode_bytes, f"llama.cpp's buffers and ours, {self.n_threads} threads"),
             ("output", self.output_bytes, "logits"),
             ("margin", self.margin_bytes, "page tables, allocator, kernel"),
@@ -236,11 +239,12 @@ def finish(
     speeds: Speeds | None,
     *,
     n_ctx: int | None,
+    n_sequence: int = 1,
     reader: str = "threads",
 ) -> Plan:
     """The plan that the library chose, with the speed to expect; or its refusal, in words.
 
-    n_ctx: the context that was asked for.
+    n_ctx, n_sequence: the context and the answers at once that were asked for.
     """
     native, status, error = chosen
     if status == ERR_MEMORY and native.smallest_bytes:
@@ -263,6 +267,7 @@ def finish(
         reader=reader,
         prediction=prediction,
         n_ctx_asked=n_ctx or 0,
+        n_sequence=n_sequence,
     )
 
 

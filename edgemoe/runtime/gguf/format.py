@@ -67,7 +67,7 @@ def plan(model: GgufModel, setup: Setup, *, measure: bool) -> Plan:
         info = model.info if gpu is None else model.host_info(native)
         chosen = _native.plan_make(model.handle, os.fspath(cache_dir()), native)
         try:
-            made = finish(info, chosen, None, n_ctx=setup.ctx, reader=reader)
+            made = finish(info, chosen, None, n_ctx=setup.ctx, n_sequence=setup.parallel, reader=reader)
         except BudgetError as error:
             if setup.mmproj == OFF:
                 raise

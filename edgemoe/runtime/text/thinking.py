@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of an answer. A call's text is its arguments, as the model wrote them, and comes in one piece."""
+    """A part of an answer. A call's text is its arguments, as the model wrote them; its first piece has its name."""
 
     kind: Literal["text", "thinking", "call"]
     text: str
@@ -234,25 +234,20 @@ class ChannelReader:
             yield from self._piece(body)
             self._where = "header" if mark == START else "between"
             return
-        if self._where == "call":
-            return
         keep = begun_mark(self._held, *_ENDS, START)
         body, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         yield from self._piece(body)
 
     def _piece(self, body: str) -> Iterator[Piece]:
-        if self._where == "call":
-            yield Piece("call", body, self._name)
-        elif body:
-            yield Piece("thinking" if self._where == "thinking" else "text", body)
+        if not body or self._where not in ("text", "thinking", "call"):
+            return
+        yield Piece(self._where, body, self._name if self._where == "call" else "")
+        self._name = ""
 
     def finish(self) -> Iterator[Piece]:
-        """A call that is whole but for its mark is one; half a header is nothing."""
+        """Half a header is nothing."""
         held, self._held = self._held, ""
-        if self._where == "call" and held.rstrip().endswith("}"):
-            yield Piece("call", held, self._name)
-        elif self._where in ("text", "thinking"):
-            yield from self._piece(held)
+        yield from self._piece(held)
 
 
 def begun_mark(text: str, *marks: str) -> int:
@@ -278,7 +273,7 @@ def shown(pieces: Iterator[Piece]) -> Iterator[str]:
 
 def said(piece: Piece) -> str:
     """A piece's text for people: of a call also the function's name."""
-    return f"{piece.name} {piece.text}" if piece.kind == "call" else piece.text
+    return f"{piece.name} {piece.text}" if piece.name else piece.text
 
 
 def parted(text: str, thinking: Thinking) -> tuple[str, str]:
