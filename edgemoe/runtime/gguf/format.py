@@ -65,7 +65,7 @@ def plan(model: GgufModel, setup: Setup, *, measure: bool) -> Plan:
         native = setup.native(later_bytes=later_bytes, **decided)
         info = model.info if gpu is None else model.host_info(native)
         chosen = _native.plan_make(model.handle, os.fspath(cache_dir()), native)
-        made = finish(info, chosen, None, n_ctx=setup.ctx, reader=reader)
+        made = replace(finish(info, chosen, None, n_ctx=setup.ctx, reader=reader), page_cache=setup.page_cache)
         return made if gpu else _with_speed(model, made, measure=measure)
 
     if gpu is None:
@@ -111,7 +111,8 @@ def _compare(model: Model, plan: Plan, block_bytes: int, main_type: str, stats: 
     """What a run tells of the speeds that its plan expected. stats: the fields of `emoe_stats`."""
     work = (model.info.dense_token_bytes + model.info.token_bytes) * stats["n_decode"]
     known = stats["n_decode"] >= _LEAST_TOKENS and not plan.device
-    read = stats["read_bytes"] * 1e9 / stats["drive_ns"] if stats["read_bytes"] > _LEAST_READ else None
+    of_drive = stats["read_bytes"] > _LEAST_READ and not stats["page_cache"]
+    read = stats["read_bytes"] * 1e9 / stats["drive_ns"] if of_drive else None
     compute = work * 1e9 / stats["decode_ns"] if known else None
     with suppress(OSError):  # the file may be gone by now
         contradict(

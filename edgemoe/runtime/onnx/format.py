@@ -40,6 +40,7 @@ def check(model: Model, setup: Setup) -> None:
         "kv-type": setup.kv_type != "f16",
         "draft": setup.n_draft or 0,
         "lossy": setup.lossy,
+        "page-cache": setup.page_cache,
         "device": setup.device != "cpu",
         **{name.replace("_", "-"): True for name in setup.rope},
     }
