@@ -67,6 +67,9 @@ MAX_SEQUENCE = 7
 READER_AUTO = 0
 READER_THREADS = 1
 READER_URING = 2
+READ_DIRECT = 0
+READ_BUFFERED = 1
+READ_PAGE_CACHE = 2
 
 FINISH_NONE = 0
 FINISH_STOP = 1
@@ -310,7 +313,7 @@ class Stats(Struct):
         ("decode_bytes", c_uint64),
         ("prefill_bytes", c_uint64),
         ("reader", c_uint32),
-        ("reserved", c_uint32),
+        ("page_cache", c_uint32),
         ("n_streamed", c_uint64),
         ("n_late", c_uint64),
         ("n_prefetch", c_uint64),

@@ -129,6 +129,9 @@ def test_how_experts_are_read_is_in_the_plan_and_in_the_counters(path: Path, eng
     with edgemoe.load(path, memory="2GiB", ctx=256, buffered=True) as buffered:
         assert (buffered.plan.direct_io, buffered.plan.reader) == (False, "threads")
         assert (buffered.stats().direct_io, buffered.stats().reader) == (False, "threads")
+    with edgemoe.load(path, memory="2GiB", ctx=256, page_cache=True) as kept:
+        assert kept.plan.page_cache and kept.stats().page_cache and not kept.stats().direct_io
+        assert "through the page cache, which keeps what it can" in "\n".join(kept.plan.lines())
 
 
 def test_the_largest_batch_gives_back_what_it_borrowed(path: Path) -> None:

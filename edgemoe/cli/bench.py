@@ -215,7 +215,7 @@ def _print(report: dict[str, Any]) -> None:
     console.print(table)
     _print_ratio(console.print, report)
     facts = report["runs"][0]["facts"]  # of EdgeMoE, which runs first
-    console.print(f"experts read {reading(facts['direct_io'], facts['reader'])}")
+    console.print(f"experts read {reading(facts['direct_io'], facts['reader'], page_cache=False)}")
     storage = machine.get("storage", {})
     direct = "O_DIRECT" if disk["direct_io"] else "buffered"
     console.print(

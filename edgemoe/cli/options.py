@@ -173,6 +173,13 @@ class EngineOptions(BudgetOptions):
     ] = "off"
     lossy: LossyOption = 0.0
     profile: ProfileOption = None
+    page_cache: Annotated[
+        bool,
+        typer.Option(
+            "--page-cache",
+            help="Let the system's page cache keep experts in memory that nobody uses, outside the budget.",
+        ),
+    ] = False
     trace: Annotated[
         str | None,
         typer.Option(metavar="FILE", show_default=False, help="Record routing and reads for `edgemoe replay`; slower."),

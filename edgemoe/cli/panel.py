@@ -100,7 +100,7 @@ def lines(snapshot: Snapshot) -> list[str]:
     from ..runtime.engine.stats import reading
 
     stats = snapshot.stats
-    found = [*rows(snapshot), ("reading", reading(stats.direct_io, stats.reader))]
+    found = [*rows(snapshot), ("reading", reading(stats.direct_io, stats.reader, stats.page_cache))]
     return [f"{label:<11}{text}" for label, text in found]
 
 

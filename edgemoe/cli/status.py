@@ -29,7 +29,9 @@ def status_line(answer: Stats) -> str:
     if answer.lossy_nats:
         parts.append(f"lossy: {answer.spent_line}")
     parts.append(f"{format_size(answer.rss_bytes)} of {format_size(answer.budget_bytes)}")
-    if not answer.direct_io:
+    if answer.page_cache:
+        parts.append("page cache")
+    elif not answer.direct_io:
         parts.append("no O_DIRECT")
     elif answer.reader != "uring":
         parts.append("no io_uring")

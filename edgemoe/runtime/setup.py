@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import _native
-from .._abi import BUDGET_AUTO, BUDGET_BYTES, BUDGET_SHARE, LEAST_LOSSY, MAX_SEQUENCE, MAX_VERIFY
+from .._abi import BUDGET_AUTO, BUDGET_BYTES, BUDGET_SHARE, LEAST_LOSSY, MAX_SEQUENCE, MAX_VERIFY, READ_PAGE_CACHE
 from .._abi import Setup as NativeSetup
 from ..devices.cpu import physical_cores
 from ..devices.gpu import DEVICES
@@ -64,10 +64,13 @@ class Setup:
     profile: of a task: a file of `edgemoe calibrate` of text like what comes. The cache begins with what it says of the
         experts' use, not with what earlier runs learned, and this run's is not kept; with lossy, prices are its.
     warm_start: begin with what earlier runs learned about the model's experts, and keep what this one learns.
-    buffered: read through the page cache even where O_DIRECT works.
+    buffered: read through the page cache even where O_DIRECT works, and drop what was read.
+    page_cache: read through it and let it keep what it can: memory that nobody uses serves as a second cache. It is
+        not in the budget: the system takes it back when somebody wants it. Not under a limit of the kernel.
     reader: "uring", "threads", or "auto": io_uring where the kernel allows it.
     read_lanes: reads under way at once; 0: as measured once on the model's file, if it streams.
-    read_limit: bytes a second, for experiments.
+    read_limit: bytes a second, for experiments: a drive that gives no more, and answers after 80 us. Faster ones than
+        the real drive need page_cache, and a file that is in it.
     device: "cpu", "vulkan", "cuda", "metal", or "auto": a GPU where this llama.cpp sees one; `engine.plan.device` says
         which. It gets dense weights and KV cache, and the experts of as many layers as gpu_memory holds ("4GiB";
         None: 85 % of what is free there), or single experts of more layers, the most used first, where earlier runs
@@ -95,6 +98,7 @@ class Setup:
     profile: str | None = None
     warm_start: bool = True
     buffered: bool = False
+    page_cache: bool = False
     reader: str = "auto"
     read_lanes: int = 0
     read_limit: str | int | None = None
@@ -126,7 +130,7 @@ class Setup:
         rope.check(self.rope)
         self._check_numbers()
         limited = self.read_bytes_per_s > 0
-        if self.reader == "uring" and (self.buffered or limited):
+        if self.reader == "uring" and (self.buffered or self.page_cache or limited):
             raise UsageError(
                 "io_uring reads neither through the page cache nor at a limit", hint="use the reader `threads`"
             )
@@ -248,7 +252,7 @@ class Setup:
             "policy": POLICIES.index(self.policy),
             "prefetch": PREFETCH.index(self.prefetch),
             "reader": READERS.index(self.reader),
-            "buffered": int(self.buffered),
+            "buffered": READ_PAGE_CACHE if self.page_cache else int(self.buffered),
             "n_read_lane": self.read_lanes,
             "lossy_nats": self.lossy,
             "read_bytes_per_s": self.read_bytes_per_s,

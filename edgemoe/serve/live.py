@@ -76,7 +76,7 @@ class LiveView:
             },
             "lossy": lossy_of(recent),
             "memory": memory_parts(engine, stats),
-            "reading": reading(stats.direct_io, stats.reader),
+            "reading": reading(stats.direct_io, stats.reader, stats.page_cache),
             "experts": experts(engine),
         }
 

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <numeric>
 #include <vector>
 
 namespace fs = std::filesystem;
@@ -46,7 +47,9 @@ public:
     Root &operator=(const Root &) = delete;
 
     std::vector<CgroupLimit> limits() const { return cgroup_limits(path_.string()); }
+    std::string path() const { return path_.string(); }
     Machine machine() const { return emoe::machine(path_.string()); }
+    uint64_t cgroup_limit_bytes() const { return emoe::cgroup_limit_bytes(path_.string()); }
 
 private:
     fs::path path_;
@@ -57,6 +60,7 @@ static std::string digits(uint64_t n) { return std::to_string(n) + "\n"; }
 static void without_limits_it_is_the_machine() {
     Root const root("0::/user\n", k_v2, {{"sys/fs/cgroup/user/memory.max", "max\n"}});
     CHECK(root.limits().empty());
+    CHECK_EQ(root.cgroup_limit_bytes(), 0u);
     Machine const m = root.machine();
 #if defined(__linux__)
     CHECK_EQ(m.total_bytes, 16 * k_gib);
@@ -65,6 +69,30 @@ static void without_limits_it_is_the_machine() {
 #endif
     CHECK(m.n_core >= 1);
 }
+
+#if defined(__linux__)
+static std::string of_cpu(int cpu, const char *file) {
+    return "sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/" + file;
+}
+
+// A slow core makes the fast ones wait at every barrier.
+static void of_two_kinds_of_cores_the_fast_ones_count() {
+    std::vector<uint32_t> cpus(8);
+    std::iota(cpus.begin(), cpus.end(), 0u);
+    Root const plain("0::/\n", k_v2, {});
+    CHECK_EQ(physical_cores(cpus, plain.path()), 8u);
+    Files laptop{{"sys/devices/cpu_core/cpus", "0-3\n"}, {"sys/devices/cpu_atom/cpus", "4-7\n"}};
+    for (int i = 0; i < 4; i++)
+        laptop.emplace(of_cpu(i, "topology/thread_siblings_list"), i < 2 ? "0-1\n" : "2-3\n");
+    Root const hybrid("0::/\n", k_v2, laptop);
+    CHECK_EQ(physical_cores(cpus, hybrid.path()), 2u);
+    CHECK_EQ(physical_cores({4, 5, 6}, hybrid.path()), 3u); // where it may run on the slow ones alone
+    Files phone;
+    for (int i = 0; i < 8; i++)
+        phone.emplace(of_cpu(i, "cpu_capacity"), i < 3 ? "325\n" : i < 7 ? "830\n" : "1024\n");
+    CHECK_EQ(physical_cores(cpus, Root("0::/\n", k_v2, phone).path()), 5u);
+}
+#endif
 
 static void the_tightest_parent_of_a_version_2_cgroup_counts() {
     Root const root("0::/a/b\n", k_v2,
@@ -76,6 +104,7 @@ static void the_tightest_parent_of_a_version_2_cgroup_counts() {
     CHECK_EQ(root.limits().size(), 2u);
 #if defined(__linux__)
     CHECK_EQ(root.machine().limit_bytes, 2 * k_gib);
+    CHECK_EQ(root.cgroup_limit_bytes(), 2 * k_gib);
     CHECK_EQ(root.machine().available_bytes, k_gib + 256 * k_mib); // page cache that nobody uses can be had
 #endif
 }
@@ -174,6 +203,9 @@ static void a_process_knows_its_own_memory() {
 
 int main() {
     without_limits_it_is_the_machine();
+#if defined(__linux__)
+    of_two_kinds_of_cores_the_fast_ones_count();
+#endif
     the_tightest_parent_of_a_version_2_cgroup_counts();
     a_version_1_cgroup_counts_and_its_number_for_none_does_not();
     controllers_that_share_a_version_1_hierarchy_are_told_apart();

@@ -97,9 +97,9 @@ std::unique_ptr<Reader> open_reader(uint32_t n_lane, Faults &faults, ReadSink &s
     return make_reader(params, faults, sink);
 }
 
-void reads_arrive_whole(bool buffered) {
+void reads_arrive_whole(FileAccess access) {
     TestFile const f;
-    File const file(f.path, buffered);
+    File const file(f.path, access);
     Buffer buffer;
     Results results;
     Faults faults;
@@ -118,7 +118,7 @@ void reads_arrive_whole(bool buffered) {
 // Every n: exactly one read goes wrong (or none, with the delay and the short read, which is made good).
 void one_fault_at_every_read(uint32_t kind, bool is_error) {
     TestFile const f;
-    File file(f.path, false);
+    File file(f.path, FileAccess::direct);
     for (uint64_t n = 0; n < k_n_read; n++) {
         Faults faults;
         faults.kind = kind;
@@ -142,7 +142,7 @@ void one_fault_at_every_read(uint32_t kind, bool is_error) {
 
 void a_file_that_ended_early_is_an_error() {
     TestFile const f;
-    File file(f.path, false);
+    File file(f.path, FileAccess::direct);
     WritableFile(f.path).resize(5 * k_read + 10);
     Buffer buffer;
     Results results;
@@ -157,7 +157,7 @@ void a_file_that_ended_early_is_an_error() {
 
 void closing_drops_what_has_not_begun() {
     TestFile const f;
-    File file(f.path, false);
+    File file(f.path, FileAccess::direct);
     Faults faults;
     faults.kind = EMOE_FAULT_DELAY;
     faults.countdown = 0;
@@ -175,7 +175,7 @@ void closing_drops_what_has_not_begun() {
 // that it arrived has arrived, the reader can be closed, and after a single failure it reads on.
 void an_enter_that_fails_is_no_silence(int error, bool stays) {
     TestFile const f;
-    File const file(f.path, false);
+    File const file(f.path, FileAccess::direct);
     uint32_t n_refused = 0;
     for (uint64_t n = 0; n < 24; n++) {
         Faults faults;
@@ -243,7 +243,7 @@ void no_thread_is_one_clear_error() {
 void missing_file_is_one_clear_error() {
     std::string message;
     try {
-        File const file("/nonexistent/model.gguf", false);
+        File const file("/nonexistent/model.gguf", FileAccess::direct);
     } catch (const Error &e) {
         message = e.what();
     }
@@ -266,8 +266,8 @@ int main() {
             fprintf(stderr, "io_uring is not allowed here: only the thread engine was tested\n");
             continue;
         }
-        reads_arrive_whole(false);
-        reads_arrive_whole(true);
+        for (FileAccess const access : {FileAccess::direct, FileAccess::buffered, FileAccess::page_cache})
+            reads_arrive_whole(access);
         one_fault_at_every_read(EMOE_FAULT_FAIL, true);
         one_fault_at_every_read(EMOE_FAULT_TRUNCATE, true);
         one_fault_at_every_read(EMOE_FAULT_SHORT, false);

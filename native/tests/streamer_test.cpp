@@ -209,7 +209,7 @@ uint64_t bytes_for(uint32_t n) {
     TestModel const model;
     Layout layout = model.layout;
     // As the streamer's: of the file's own file system, 4096 where the kernel does not tell (qemu's does not).
-    place_experts(&layout, std::max(512u, File(model.file->path, false).alignment()));
+    place_experts(&layout, std::max(512u, File(model.file->path, FileAccess::direct).alignment()));
     SlotClasses const classes = slot_classes(layout);
     return classes.classes.back().slot_bytes * n;
 }

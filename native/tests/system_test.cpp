@@ -19,6 +19,12 @@
 #include <utility>
 #include <vector>
 
+#ifdef __linux__
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 using namespace emoe;
 
 namespace {
@@ -94,10 +100,10 @@ std::string pattern(size_t n) {
 void a_file_is_read_at_places_from_threads() {
     std::string const content = pattern(1000003);
     TemporaryFile const there(content);
-    for (bool const buffered : {false, true}) {
-        File const file(there.path, buffered);
+    for (FileAccess const access : {FileAccess::direct, FileAccess::buffered, FileAccess::page_cache}) {
+        File const file(there.path, access);
         CHECK_EQ(file.size(), content.size());
-        CHECK(!buffered || !file.direct());
+        CHECK(access == FileAccess::direct || !file.direct());
         std::atomic<int> wrong{0};
         auto const read_all = [&](size_t lane) {
             size_t const block = 4 * 4096;
@@ -119,9 +125,39 @@ void a_file_is_read_at_places_from_threads() {
     }
 }
 
+#ifdef __linux__
+// Pages of a file in the page cache.
+size_t n_cached(const std::string &path, size_t bytes) {
+    int const fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    void *const at = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, fd, 0);
+    std::vector<unsigned char> here(bytes / 4096);
+    CHECK(at != MAP_FAILED && mincore(at, bytes, here.data()) == 0);
+    munmap(at, bytes);
+    close(fd);
+    return static_cast<size_t>(std::count_if(here.begin(), here.end(), [](unsigned char c) { return (c & 1) != 0; }));
+}
+
+void the_page_cache_keeps_what_it_is_asked_to() {
+    constexpr size_t k_bytes = size_t{1} << 20;
+    TemporaryFile const there(pattern(k_bytes));
+    int const fd = open(there.path.c_str(), O_RDONLY | O_CLOEXEC);
+    CHECK_EQ(fsync(fd), 0); // what is not written yet is kept for that alone
+    close(fd);
+    Arena const to(k_bytes, false);
+    size_t kept[3] = {};
+    for (FileAccess const access : {FileAccess::buffered, FileAccess::page_cache}) {
+        File const file(there.path, access);
+        CHECK_EQ(file.read(to.data(), k_bytes, 0), static_cast<int64_t>(k_bytes));
+        kept[static_cast<size_t>(access)] = n_cached(there.path, k_bytes);
+    }
+    CHECK_EQ(kept[EMOE_READ_BUFFERED], 0u);
+    CHECK_EQ(kept[EMOE_READ_PAGE_CACHE], k_bytes / 4096);
+}
+#endif
+
 void what_cannot_be_opened_is_said() {
     for (const char *path : {"not there", "."}) try {
-            File const file(path, false);
+            File const file(path, FileAccess::direct);
             CHECK(false);
         } catch (const Error &e) {
             CHECK_EQ(e.status, EMOE_ERR_IO);
@@ -134,7 +170,7 @@ void what_cannot_be_opened_is_said() {
 
 void a_file_that_is_written_to_has_changed() {
     TemporaryFile const there(pattern(10000));
-    File file(there.path, true);
+    File file(there.path, FileAccess::buffered);
     FileStamp before, after;
     CHECK(stamp_of(there.path, &before));
     CHECK_EQ(before.size, 10000u);
@@ -183,7 +219,7 @@ void a_file_is_lengthened_without_being_written() {
     file.resize(64 * k_mib);
     FileStamp stamp;
     CHECK(stamp_of(there.path, &stamp) && stamp.size == 64 * k_mib);
-    File const read(there.path, true);
+    File const read(there.path, FileAccess::buffered);
     char byte = 'x';
     CHECK(read.read(&byte, 1, 63 * k_mib) == 1 && byte == 0);
     file.resize(4);
@@ -229,6 +265,9 @@ int main() {
     an_arena_moves();
     memory_of_others_can_be_discarded();
     a_file_is_read_at_places_from_threads();
+#ifdef __linux__
+    the_page_cache_keeps_what_it_is_asked_to();
+#endif
     what_cannot_be_opened_is_said();
     a_file_that_is_written_to_has_changed();
     a_file_appears_whole_or_not_at_all();

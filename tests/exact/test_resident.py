@@ -11,10 +11,11 @@ import pytest
 from exact_engines import streamed
 
 from edgemoe import _native
+from edgemoe._abi import READ_BUFFERED, READ_PAGE_CACHE
 from edgemoe.errors import UnsupportedError
 from edgemoe.runtime.setup import POLICIES, PREFETCH
 
-READERS = {"threads": (1, False), "io_uring": (2, False), "buffered": (0, True)}
+READERS = {"threads": (1, 0), "io_uring": (2, 0), "buffered": (0, READ_BUFFERED), "page cache": (0, READ_PAGE_CACHE)}
 
 
 @pytest.fixture(scope="module")

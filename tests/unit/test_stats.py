@@ -51,9 +51,9 @@ def test_what_is_a_size_is_a_state() -> None:
 
 
 def test_how_experts_are_read_says_what_is_not_to_be_had() -> None:
-    assert reading(True, "uring") == "past the page cache (O_DIRECT), io_uring"
-    assert reading(True, "threads") == "past the page cache (O_DIRECT), threads (no io_uring)"
-    assert reading(False, "threads") == "through the page cache (no O_DIRECT), threads"
+    assert reading(True, "uring", False) == "past the page cache (O_DIRECT), io_uring"
+    assert reading(True, "threads", False) == "past the page cache (O_DIRECT), threads (no io_uring)"
+    assert reading(False, "threads", False) == "through the page cache (no O_DIRECT), threads"
 
 
 def test_stats_are_json() -> None:

@@ -79,7 +79,8 @@ class Plan:
     allocator. cache_bytes: the expert cache, of which slot_min_bytes cannot be lent. n_slot: experts that fit in it
     (estimate). fraction: of all experts, 0 to 1. smallest_bytes: the smallest budget that works (with the shortest
     context if none was asked for). resident_bytes: the budget in which every expert fits and stays, also during a
-    large batch and after the chat template's first rendering. direct_io, reader: how experts are read (see Stats).
+    large batch and after the chat template's first rendering. direct_io, reader, page_cache: how experts are read (see
+    Stats).
     device: the GPU that has dense weights and KV cache ("CUDA0"), "" for the CPU; device_description: what it calls
     itself; device_number: 1 + its index among ggml's devices, 0 for the CPU. prediction: None with a GPU, whose speed
     nobody measured. gpu_bytes: given there, of gpu_budget_bytes. n_gpu_layer: layers whose experts are computed there,
@@ -114,6 +115,7 @@ class Plan:
     resident_bytes: int
     direct_io: bool
     reader: str = ""
+    page_cache: bool = False
     prediction: Prediction | None = None
     device: str = ""
     device_description: str = ""
@@ -200,7 +202,7 @@ class Plan:
             layers += f", {len(self.gpu_experts):,} single experts" if self.gpu_experts else ""
             of = f" of {format_size(self.gpu_budget_bytes)} on {self.device}"
             lines.append(f"{'GPU':<16}{format_size(self.gpu_bytes):>10}{of}: dense weights, KV cache{layers}")
-        lines.append(f"{'reading':<16}{reading(self.direct_io, self.reader)}")
+        lines.append(f"{'reading':<16}{reading(self.direct_io, self.reader, self.page_cache)}")
         if self.prediction:
             speed = format_speeds(self.prediction.low, self.prediction.high)
             lines.append(f"{'decode':<16}{speed}: {self.prediction.reason}")

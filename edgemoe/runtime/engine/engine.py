@@ -158,7 +158,7 @@ class Engine:
             native = backend.stats()
         memory = process_memory()
         known = {name: native[name] for name in _NATIVE_STATS}
-        flags = {name: bool(native[name]) for name in ("direct_io", "prefetch_paused")}
+        flags = {name: bool(native[name]) for name in ("direct_io", "page_cache", "prefetch_paused")}
         known["n_decode"] += self._n_draft_used  # a pass counts as one token
         return Stats(
             **{**known, **flags, "reader": READERS[native["reader"]]},

@@ -68,6 +68,7 @@ def plan(model: GgufModel, setup: Setup, *, measure: bool) -> Plan:
         chosen = _native.plan_make(model.handle, os.fspath(cache_dir()), native)
         try:
             made = finish(info, chosen, None, n_ctx=setup.ctx, n_sequence=setup.parallel, reader=reader)
+            made = replace(made, page_cache=setup.page_cache)
         except BudgetError as error:
             if setup.mmproj == OFF:
                 raise
@@ -118,7 +119,8 @@ def _compare(model: Model, plan: Plan, block_bytes: int, main_type: str, stats: 
     """What a run tells of the speeds that its plan expected. stats: the fields of `emoe_stats`."""
     work = (model.info.dense_token_bytes + model.info.token_bytes) * stats["n_decode"]
     known = stats["n_decode"] >= _LEAST_TOKENS and not plan.device
-    read = stats["read_bytes"] * 1e9 / stats["drive_ns"] if stats["read_bytes"] > _LEAST_READ else None
+    of_drive = stats["read_bytes"] > _LEAST_READ and not stats["page_cache"]
+    read = stats["read_bytes"] * 1e9 / stats["drive_ns"] if of_drive else None
     compute = work * 1e9 / stats["decode_ns"] if known else None
     with suppress(OSError):  # the file may be gone by now
         contradict(

@@ -305,7 +305,7 @@ class OnnxBackend:
         output_bytes = self._n_outputs * self.n_vocab * 4
         zeros = (
             "n_streamed", "n_late", "n_prefetch", "n_prefetch_used", "prefetch_bytes", "drive_ns", "prefetch_paused",
-            "prefetch_depth", "with_ns", "without_ns", "scratch_bytes", "n_gpu", "gpu_bytes", "direct_io",
+            "prefetch_depth", "with_ns", "without_ns", "scratch_bytes", "n_gpu", "gpu_bytes", "direct_io", "page_cache",
             "row_cache_bytes", "n_row_hit", "n_row_miss", "row_read_bytes", "n_skip", "skip_bytes", "lossy_nats",
             "spent_nats",
         )  # fmt: skip

@@ -41,6 +41,7 @@ def check(model: Model, setup: Setup) -> None:
         "draft": setup.n_draft or 0,
         "lossy": setup.lossy,
         "profile": setup.profile,
+        "page-cache": setup.page_cache,
         "device": setup.device != "cpu",
         "mmproj": setup.mmproj != "off",
         **{name.replace("_", "-"): True for name in setup.rope},

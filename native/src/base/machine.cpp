@@ -32,4 +32,12 @@ Machine machine(const std::string &root) {
     return m;
 }
 
+uint64_t cgroup_limit_bytes(const std::string &root) {
+    Machine m;
+    read_memory(root, &m);
+    uint64_t least = m.total_bytes;
+    for (CgroupLimit const &group : cgroup_limits(root)) lower(&least, group.limit_bytes);
+    return least < m.total_bytes ? least : 0;
+}
+
 } // namespace emoe

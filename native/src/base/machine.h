@@ -21,7 +21,7 @@ struct ProcessMemory {
 };
 
 struct Machine {
-    uint32_t n_core = 1;          // physical cores that this process may run on
+    uint32_t n_core = 1;          // see physical_cores
     uint64_t total_bytes = 0;     // RAM
     uint64_t limit_bytes = 0;     // what this process may use at most: RAM, cgroups, rlimits
     uint64_t available_bytes = 0; // what can be had now without swapping, below every limit
@@ -31,8 +31,16 @@ struct Machine {
 // root: "", or a folder in which proc/ and sys/ are looked for instead of / (tests).
 Machine machine(const std::string &root = "");
 
-// Cores that this process may run on, hardware threads of one core counted once; at least 1.
+// The smallest limit of a cgroup around this process that is below RAM, 0 for none: page cache counts into it.
+uint64_t cgroup_limit_bytes(const std::string &root = "");
+
+// Cores that this process may run on and compute with: hardware threads of one core counted once, and of a processor with
+// cores of two kinds the fast ones, since a slow one would make all others wait at every barrier. At least 1.
 uint32_t physical_cores();
+#ifdef __linux__
+// The same of these CPUs.
+uint32_t physical_cores(const std::vector<uint32_t> &cpus, const std::string &root);
+#endif
 
 ProcessMemory process_memory();
 // The part of it that is asked for often: cheap.

@@ -71,25 +71,62 @@ void read_memory(const std::string &, Machine *m) {
 }
 #endif
 
+#ifdef __linux__
+
+namespace {
+
+// Of a list such as "0-3,8".
+bool lists(const std::string &list, uint32_t cpu) {
+    const char *at = list.c_str();
+    for (char *end = nullptr; *at != 0; at = *end == ',' ? end + 1 : "") {
+        unsigned long const first = strtoul(at, &end, 10);
+        if (end == at) return false;
+        unsigned long const last = *end == '-' ? strtoul(end + 1, &end, 10) : first;
+        if (cpu >= first && cpu <= last) return true;
+    }
+    return false;
+}
+
+} // namespace
+
+uint32_t physical_cores(const std::vector<uint32_t> &cpus, const std::string &root) {
+    std::string const system = root + "/sys/devices/system/cpu/cpu";
+    // Intel's two kinds have lists of their own; elsewhere the kernel says what a CPU is worth, 1024 the fastest.
+    std::string const fast = file_text(root + "/sys/devices/cpu_core/cpus");
+    uint64_t best = 0;
+    std::vector<uint64_t> worth;
+    for (uint32_t const cpu : cpus) {
+        std::string const text = file_text(system + std::to_string(cpu) + "/cpu_capacity");
+        worth.push_back(!fast.empty()  ? (lists(fast, cpu) ? 1 : 0)
+                        : text.empty() ? 1
+                                       : strtoull(text.c_str(), nullptr, 10));
+        best = std::max(best, worth.back());
+    }
+    std::set<std::string> cores;
+    for (size_t i = 0; i < cpus.size(); i++) {
+        if (worth[i] * 2 < best) continue;
+        std::string const cpu = std::to_string(cpus[i]);
+        std::string const siblings = file_text(system + cpu + "/topology/thread_siblings_list");
+        cores.insert(siblings.empty() ? "cpu" + cpu : siblings); // without topology every CPU counts
+    }
+    return static_cast<uint32_t>(cores.size());
+}
+
+#endif
+
 uint32_t physical_cores() {
 #if defined(__linux__)
     cpu_set_t allowed;
     CPU_ZERO(&allowed);
     if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) {
-        std::set<std::string> cores;
-        for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
-            if (!CPU_ISSET(cpu, &allowed)) continue;
-            std::string const siblings =
-                file_text("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
-            // No topology in this container: every CPU counts.
-            cores.insert(siblings.empty() ? "cpu" + std::to_string(cpu) : siblings);
-        }
-        if (!cores.empty()) return static_cast<uint32_t>(cores.size());
+        std::vector<uint32_t> cpus;
+        for (uint32_t cpu = 0; cpu < CPU_SETSIZE; cpu++)
+            if (CPU_ISSET(cpu, &allowed)) cpus.push_back(cpu);
+        if (!cpus.empty()) return physical_cores(cpus, "");
     }
 #elif defined(__APPLE__)
     int n = 0;
     size_t size = sizeof n;
-    // The fast cores: a slow one would make all others wait at every barrier.
     if (sysctlbyname("hw.perflevel0.physicalcpu", &n, &size, nullptr, 0) == 0 && n > 0) return static_cast<uint32_t>(n);
 #endif
     return std::max(1u, std::thread::hardware_concurrency());

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <sched.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -31,12 +32,15 @@ void prefer_short_turns() {
 #endif
 }
 
+void sleep_exactly() { (void)prctl(PR_SET_TIMERSLACK, 1UL, 0UL, 0UL, 0UL); }
+
 } // namespace emoe
 
 #else
 
 namespace emoe {
 void prefer_short_turns() {}
+void sleep_exactly() {}
 } // namespace emoe
 
 #endif

@@ -7,4 +7,7 @@ namespace emoe {
 // Linux 6.12 and newer (EEVDF: a shorter slice is an earlier deadline); elsewhere nothing happens.
 void prefer_short_turns();
 
+// Lets the calling thread sleep no longer than it asks for; Linux adds 50 us otherwise. Elsewhere nothing happens.
+void sleep_exactly();
+
 } // namespace emoe

@@ -1,5 +1,7 @@
 // What is asked for, checked: the one place that knows what a field of emoe_setup may be.
 #include "base/guard.h"
+#include "base/machine.h"
+#include "budget/planner.h"
 #include "cache/policy.h"
 #include "capi/handles.h"
 #include "llama/measure.h"
@@ -57,6 +59,14 @@ void check_lossy(const emoe_setup &s) {
         fail(EMOE_ERR_ARGUMENT, "what is left out at a price is not read ahead: leave prefetch on automatic, or off");
 }
 
+void check_access(const emoe_setup &s) {
+    if (s.buffered > EMOE_READ_PAGE_CACHE) fail(EMOE_ERR_ARGUMENT, "unknown way to read %u", s.buffered);
+    if (s.buffered != EMOE_READ_PAGE_CACHE) return;
+    if (uint64_t const limit = cgroup_limit_bytes())
+        fail(EMOE_ERR_UNSUPPORTED, "the page cache counts into the limit of this process's cgroup, %s: read without it",
+             format_bytes(limit).c_str());
+}
+
 } // namespace
 
 void check_memory(uint32_t kind, uint64_t memory) {
@@ -79,6 +89,7 @@ emoe_setup read_setup(const emoe_setup *setup, bool shaped) {
         fail(EMOE_ERR_ARGUMENT, "%u sequences: at most %u", s.n_sequence, EMOE_MAX_SEQUENCE);
     if (s.n_read_lane > k_max_lanes)
         fail(EMOE_ERR_ARGUMENT, "%u reads at once: at most %u", s.n_read_lane, k_max_lanes);
+    check_access(s);
     check_lossy(s);
     if (s.n_gpu_expert != 0) check_pointer(s.gpu_experts, "gpu_experts");
     check_rope(s);

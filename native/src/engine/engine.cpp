@@ -33,7 +33,7 @@ Streamer::Params streamer_params(const ModelIndex &index, const emoe_setup &p, u
     s.reader.kind = static_cast<ReaderKind>(p.reader);
     s.reader.n_lane = p.n_read_lane == 0 ? 4 : p.n_read_lane;
     s.reader.bytes_per_s = p.read_bytes_per_s;
-    s.buffered = p.buffered != 0;
+    s.access = static_cast<FileAccess>(p.buffered);
     return s;
 }
 
@@ -46,11 +46,11 @@ Engine::Engine(const ModelIndex &index, const std::string &shell_path, const emo
       streamer_(std::make_unique<Streamer>(index.layout, streamer_params(index, setup, cache_bytes, gpu_parts_))),
       waiting_(setup.n_threads) {
     if (setup.profile) streamer_->warm_start(load_uses(index, setup.profile));
-    dense_ = std::make_unique<DenseWeights>(index, setup.buffered != 0, setup.row_cache_bytes == 0);
+    dense_ = std::make_unique<DenseWeights>(index, static_cast<FileAccess>(setup.buffered), setup.row_cache_bytes == 0);
     RowReader::Params rows;
     rows.bytes = setup.row_cache_bytes;
     rows.reader = streamer_params(index, setup, cache_bytes, gpu_parts_).reader;
-    rows.buffered = setup.buffered != 0;
+    rows.access = static_cast<FileAccess>(setup.buffered);
     tables_ = std::make_unique<TableNodes>(index, rows, streamer_->faults(),
                                            [this](const Failure &why) { streamer_->fail_visit(why); });
     check_unchanged(index); // the files were opened by name, the index is from before
@@ -431,6 +431,7 @@ emoe_stats Engine::stats() const {
     out.n_slot = s.n_slot;
     out.n_slot_used = s.n_slot_used;
     out.direct_io = s.direct_io ? 1 : 0;
+    out.page_cache = setup_.buffered == EMOE_READ_PAGE_CACHE ? 1 : 0;
     out.reader = static_cast<uint32_t>(s.reader);
     out.n_decode = n_decode_;
     out.n_prefill = n_prefill_;

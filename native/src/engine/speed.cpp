@@ -112,7 +112,7 @@ private:
 emoe_storage_speed measure_storage(const std::string &path, uint64_t block_bytes, uint32_t n_lane, uint64_t max_bytes,
                                    uint64_t max_ns) {
     emoe_storage_speed speed = {};
-    File file(path, false);
+    File file(path, FileAccess::direct);
     if (file.size() == 0) fail(EMOE_ERR_FORMAT, "`%s` is empty", path.c_str());
     if (n_lane == 0 || n_lane > 64) fail(EMOE_ERR_ARGUMENT, "%u reads at once: from 1 to 64 make sense", n_lane);
     uint64_t const block = std::clamp<uint64_t>(block_bytes / 4096 * 4096, 4096, uint64_t{64} << 20);

@@ -1,6 +1,9 @@
 // A file read without the page cache: O_DIRECT (Windows: FILE_FLAG_NO_BUFFERING) where the file system takes it, else
-// buffered reads that drop their pages behind them. Paths are UTF-8.
+// buffered reads that drop their pages behind them; or, where that is asked for, through a page cache that keeps what
+// it can. Paths are UTF-8.
 #pragma once
+
+#include <edgemoe.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -20,10 +23,12 @@ struct FileStamp {
 };
 bool stamp_of(const std::string &path, FileStamp *stamp); // false when it cannot be asked
 
+enum class FileAccess : uint32_t { direct = EMOE_READ_DIRECT, buffered = EMOE_READ_BUFFERED, page_cache = EMOE_READ_PAGE_CACHE };
+
 class File final {
 public:
-    // Throws EMOE_ERR_IO with the path and the system's reason. buffered: with the page cache.
-    File(const std::string &path, bool buffered);
+    // Throws EMOE_ERR_IO with the path and the system's reason.
+    File(const std::string &path, FileAccess access);
     ~File();
     File(const File &) = delete;
     File &operator=(const File &) = delete;
@@ -56,6 +61,7 @@ private:
     uint64_t size_ = 0;
     uint32_t alignment_ = 512; // buffered reads may begin anywhere: never more than a direct file's
     bool direct_ = false;
+    bool keeps_ = false; // what was read stays in the page cache
 };
 
 // The first of them that has changed; null: none has.

@@ -56,14 +56,14 @@ bool stamp_of(const std::string &path, FileStamp *stamp) {
     return true;
 }
 
-File::File(const std::string &path, bool buffered) : path_(path) {
+File::File(const std::string &path, FileAccess access) : path_(path), keeps_(access == FileAccess::page_cache) {
     struct stat st = {};
     if (stat(path.c_str(), &st) != 0)
         fail(EMOE_ERR_IO, "cannot open `%s`: %s", path.c_str(), os_message(errno).c_str());
     if (!S_ISREG(st.st_mode)) fail(EMOE_ERR_IO, "`%s` is not a file", path.c_str());
     size_ = static_cast<uint64_t>(st.st_size);
 #ifdef O_DIRECT
-    if (!buffered) {
+    if (access == FileAccess::direct) {
         handle_ = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
         if (handle_ >= 0) {
             alignment_ = direct_alignment(fd());
@@ -80,13 +80,13 @@ File::File(const std::string &path, bool buffered) : path_(path) {
         }
     }
 #else
-    (void)buffered;
+    (void)access;
 #endif
     if (handle_ < 0) handle_ = open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (handle_ < 0) fail(EMOE_ERR_IO, "cannot open `%s`: %s", path.c_str(), os_message(errno).c_str());
     accept();
 #ifdef F_NOCACHE
-    if (!buffered) direct_ = fcntl(fd(), F_NOCACHE, 1) == 0; // macOS: no page cache, no alignment rule
+    if (access == FileAccess::direct) direct_ = fcntl(fd(), F_NOCACHE, 1) == 0; // macOS: no page cache, no alignment rule
 #endif
 #ifdef POSIX_FADV_RANDOM
     if (!direct_) (void)posix_fadvise(fd(), 0, 0, POSIX_FADV_RANDOM); // no read-ahead beyond what is asked
@@ -115,7 +115,8 @@ int64_t File::read(void *dst, size_t bytes, uint64_t offset) const {
 
 void File::drop(uint64_t offset, uint64_t bytes) const {
 #ifdef POSIX_FADV_DONTNEED
-    if (!direct_) (void)posix_fadvise(fd(), static_cast<off_t>(offset), static_cast<off_t>(bytes), POSIX_FADV_DONTNEED);
+    if (!direct_ && !keeps_)
+        (void)posix_fadvise(fd(), static_cast<off_t>(offset), static_cast<off_t>(bytes), POSIX_FADV_DONTNEED);
 #else
     (void)offset;
     (void)bytes;

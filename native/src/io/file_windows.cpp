@@ -58,11 +58,11 @@ bool stamp_of(const std::string &path, FileStamp *stamp) {
     return known;
 }
 
-File::File(const std::string &path, bool buffered) : path_(path) {
+File::File(const std::string &path, FileAccess access) : path_(path), keeps_(access == FileAccess::page_cache) {
     DWORD const attributes = GetFileAttributesW(wide(path).c_str());
     if (attributes != INVALID_FILE_ATTRIBUTES && (attributes & FILE_ATTRIBUTE_DIRECTORY))
         fail(EMOE_ERR_IO, "`%s` is not a file", path.c_str());
-    if (!buffered) {
+    if (access == FileAccess::direct) {
         handle_ = open_shared(path, FILE_FLAG_NO_BUFFERING);
         direct_ = handle_ != -1;
         if (direct_) alignment_ = k_alignment;

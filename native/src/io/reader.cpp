@@ -95,6 +95,8 @@ std::unique_ptr<Reader> make_reader(const ReaderParams &params, Faults &faults, 
 
 namespace {
 
+constexpr uint64_t k_answer_ns = 80000; // of a throttled drive: what an NVMe drive takes
+
 class ThreadReader final : public Reader {
 public:
     ThreadReader(const ReaderParams &params, Faults &faults, ReadSink &sink)
@@ -149,6 +151,7 @@ private:
 
 void ThreadReader::run() {
     prefer_short_turns();
+    if (bytes_per_s_ != 0) sleep_exactly();
     for (;;) {
         ReadProgress p;
         {
@@ -171,13 +174,13 @@ void ThreadReader::run() {
     }
 }
 
-// Each read books its share of the drive's time and sleeps to the end of it.
+// Each read books its share of the drive's time and sleeps to the end of it, and as long as a drive takes to answer.
 void ThreadReader::throttle(uint32_t bytes) {
     uint64_t until;
     {
         std::lock_guard<std::mutex> const lock(mutex_);
         free_at_ns_ = std::max(free_at_ns_, now_ns()) + uint64_t{bytes} * 1000000000u / bytes_per_s_;
-        until = free_at_ns_;
+        until = free_at_ns_ + k_answer_ns;
     }
     uint64_t const now = now_ns();
     if (until > now) std::this_thread::sleep_for(std::chrono::nanoseconds(until - now));

@@ -72,7 +72,8 @@ enum class ReaderKind : uint32_t { automatic = 0, threads = 1, uring = 2 };
 struct ReaderParams {
     ReaderKind kind = ReaderKind::automatic; // automatic: io_uring where it works and no throttle is set
     uint32_t n_lane = 4;                     // reads under way at once
-    uint64_t bytes_per_s = 0;                // throttle over all lanes, 0 for none (threads only)
+    // A drive that gives no more over all lanes, and answers after 80 us; 0: the real one (threads only).
+    uint64_t bytes_per_s = 0;
 };
 
 class Reader {

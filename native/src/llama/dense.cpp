@@ -66,9 +66,9 @@ std::vector<uintptr_t> mappings_of(const std::string &path) {
     return found;
 }
 
-DenseWeights::DenseWeights(const ModelIndex &index, bool buffered, bool with_tables)
+DenseWeights::DenseWeights(const ModelIndex &index, FileAccess access, bool with_tables)
     : tensors_(index.dense.size(), Tensor{k_no_extent, 0}) {
-    for (std::string const &path : index.layout.paths) files_.push_back(std::make_unique<File>(path, buffered));
+    for (std::string const &path : index.layout.paths) files_.push_back(std::make_unique<File>(path, access));
     std::vector<size_t> order(index.dense.size());
     std::iota(order.begin(), order.end(), size_t{0});
     auto const &d = index.dense;

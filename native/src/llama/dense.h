@@ -27,7 +27,7 @@ class DenseWeights {
 public:
     // Opens the files; reads nothing. Throws EMOE_ERR_IO, EMOE_ERR_MEMORY.
     // with_tables: tables too; else those have no place here.
-    DenseWeights(const ModelIndex &index, bool buffered, bool with_tables);
+    DenseWeights(const ModelIndex &index, FileAccess access, bool with_tables);
 
     // Where llama.cpp has mapped the shell; 0: nobody says, and the weights stay where they are. What nobody uses of it is
     // unmapped after loading, and other memory may come to lie there: an address alone makes no tensor a weight.

@@ -102,7 +102,7 @@ void GpuExperts::fill(const Stack &stack, ggml_tensor *weights) {
 
 SliceReader::SliceReader(const Layout &layout) {
     for (std::string const &path : layout.paths) {
-        files_.push_back(std::make_unique<File>(path, false));
+        files_.push_back(std::make_unique<File>(path, FileAccess::direct));
         alignment_ = std::max(alignment_, files_.back()->alignment());
     }
 }

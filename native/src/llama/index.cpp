@@ -130,7 +130,7 @@ uint64_t identity_of(const std::vector<std::string> &paths) {
 }
 
 GgufPtr open_gguf(const std::string &path, uint64_t *file_bytes) {
-    File const file(path, true); // exists, is a file, may be read
+    File const file(path, FileAccess::buffered); // exists, is a file, may be read
     *file_bytes = file.size();
     char magic[4] = {};
     if (FILE *f = open_stream(path, "rb")) {
@@ -425,7 +425,7 @@ void place_for_files(ModelIndex *index) {
     index->alignment = 512;
     index->direct_io = true;
     for (std::string const &path : index->layout.paths) {
-        File const file(path, false);
+        File const file(path, FileAccess::direct);
         index->alignment = std::max(index->alignment, file.alignment());
         index->direct_io = index->direct_io && file.direct();
     }

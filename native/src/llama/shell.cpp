@@ -61,7 +61,7 @@ void write_to(const WritableFile &out, const ModelIndex &index, bool with_data) 
     out.write(meta.data(), meta.size(), 0);
     if (!with_data) return;
     std::vector<std::unique_ptr<File>> sources;
-    for (std::string const &p : index.layout.paths) sources.push_back(std::make_unique<File>(p, true));
+    for (std::string const &p : index.layout.paths) sources.push_back(std::make_unique<File>(p, FileAccess::buffered));
     for (TensorInfo const &t : index.dense) {
         uint64_t const to = meta.size() + gguf_get_tensor_offset(g.get(), gguf_find_tensor(g.get(), t.name.c_str()));
         copy_tensor(t, *sources[t.file], out, to);

@@ -17,7 +17,7 @@ RowReader::RowReader(const std::vector<std::string> &paths, std::vector<RowTable
                      Faults &faults)
     : tables_(std::move(tables)), buffer_bytes_(k_span) {
     ReaderParams reader = params.reader;
-    for (std::string const &path : paths) files_.push_back(std::make_unique<File>(path, params.buffered));
+    for (std::string const &path : paths) files_.push_back(std::make_unique<File>(path, params.access));
     for (RowTable const &table : tables_) {
         File const &file = *files_[table.file];
         uint64_t const align = file.alignment();

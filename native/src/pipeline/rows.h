@@ -33,7 +33,7 @@ public:
     struct Params {
         uint64_t bytes = 0; // of memory: what reads land in, and the rows that are kept of all tables
         ReaderParams reader;
-        bool buffered = false; // do not try O_DIRECT
+        FileAccess access = FileAccess::direct;
     };
     // Opens the files; reads nothing. Throws EMOE_ERR_IO, EMOE_ERR_MEMORY.
     RowReader(const std::vector<std::string> &paths, std::vector<RowTable> tables, const Params &params,

@@ -49,7 +49,7 @@ Streamer::Streamer(Layout layout, const Params &params)
     direct_io_ = true;
     alignment_ = 512;
     for (std::string const &path : layout_.paths) {
-        files_.push_back(std::make_unique<File>(path, params.buffered));
+        files_.push_back(std::make_unique<File>(path, params.access));
         alignment_ = std::max(alignment_, files_.back()->alignment());
         direct_io_ = direct_io_ && files_.back()->direct();
     }

@@ -92,7 +92,7 @@ public:
         PolicyKind policy = PolicyKind::next_use;
         PrefetchMode prefetch = PrefetchMode::automatic;
         ReaderParams reader;
-        bool buffered = false;       // do not try O_DIRECT
+        FileAccess access = FileAccess::direct;
         uint32_t n_embd = 0;         // length of router inputs; 0: nothing can be predicted
         std::vector<uint8_t> on_gpu; // by ExpertIndex: 1 when a GPU has it, and we never read it; may be empty
         double price_nats = 0;       // LOSSY: missing experts may be left out in decode for so many nats a token
