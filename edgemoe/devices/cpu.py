@@ -18,7 +18,7 @@ _REPORTED = (
 
 
 def physical_cores() -> int:
-    """Cores that this process may run on: hardware threads of one counted once, the fast ones of two kinds; at least 1."""
+    """Cores that this process may run on, threads of one core counted once, of two kinds the fast ones; at least 1."""
     return _native.memory()["n_core"]
 
 

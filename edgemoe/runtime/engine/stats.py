@@ -7,7 +7,8 @@ from typing import Any
 
 # What is a state, not a counter: `since` keeps the newer one.
 _STATES = frozenset(
-    ("n_slot", "n_slot_used", "direct_io", "page_cache", "reader", "cache_bytes", "dense_bytes", "kv_bytes", "compute_bytes",
+    ("n_slot", "n_slot_used", "direct_io", "page_cache", "reader", "cache_bytes", "dense_bytes", "kv_bytes",
+     "compute_bytes",
      "output_bytes", "scratch_bytes", "decode_bytes", "prefill_bytes", "rss_bytes", "peak_bytes", "budget_bytes",
      "n_past", "n_ctx", "prefetch_paused", "prefetch_depth", "prefetch_threshold", "with_ns", "without_ns",
       "gpu_bytes", "row_cache_bytes", "untouched_bytes", "lossy_nats", "spent_nats")
@@ -34,7 +35,8 @@ class Stats:
     prefetch_paused: reading ahead was found slower than not, and is stopped for now; with_ns, without_ns: the mean
     token of either kind lately. prefetch_depth, prefetch_threshold: layers looked ahead, and the least probability
     for which an expert is read. drive_ns: time with a read under way. n_read, read_bytes: reads issued.
-    direct_io: reads bypass the page cache; page_cache: it keeps what was read (`Setup.page_cache`). reader: how they are made, "threads" or "uring".
+    direct_io: reads bypass the page cache; page_cache: it keeps what was read (`Setup.page_cache`). reader: how they
+    are made, "threads" or "uring".
     stall_ns: time in which a compute thread slept for a read, mean over threads.
     n_gpu: uses of experts that a GPU has one by one, which are neither hit nor miss.
     gpu_bytes: allocated on the GPU, 0 without one: weights, KV cache and compute buffers.
