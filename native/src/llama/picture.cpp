@@ -81,7 +81,7 @@ mtmd_context_params params_of(uint32_t n_threads) {
 
 // The weights' bytes, after a look at what the file says of itself.
 uint64_t weight_bytes(const std::string &path) {
-    uint64_t const file_bytes = File(path, false).size();
+    uint64_t const file_bytes = File(path, FileAccess::buffered).size();
     AssertionGuard const guard;
     LogCapture const log;
     gguf_init_params init = {};
