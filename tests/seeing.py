@@ -25,11 +25,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 """By kind of encoder: the architecture, and keys that its file has besides."""
 
 
-def model(folder: Path, kind: str) -> tuple[Path, Path]:
-    """A model with its encoder beside it."""
+def model(folder: Path, kind: str, **encoder: int) -> tuple[Path, Path]:
+    """A model with its encoder beside it. encoder: see `tinyvision.write`."""
     name, keys = MODELS[kind]
     path = architectures.write(folder / f"{kind}.gguf", name, **keys)
-    return path, tinyvision.write(folder / f"mmproj-{kind}.gguf", kind, width=width_of(path))
+    return path, tinyvision.write(folder / f"mmproj-{kind}.gguf", kind, width=width_of(path), **encoder)
 
 
 def take(engine: Streamed, mmproj: Path, prompt: Sequence[str | bytes], cache_bytes: int) -> None:
@@ -43,7 +43,7 @@ def take(engine: Streamed, mmproj: Path, prompt: Sequence[str | bytes], cache_by
         _native.engine_set_cache_bytes(engine.handle, ROOM)
         picture = _native.picture_add(engine.handle, str(mmproj), part)
         _native.engine_set_cache_bytes(engine.handle, cache_bytes)
-        for number, run in groupby(_native.picture_places(engine.handle, picture), lambda place: min(place, 0)):
+        for number, run in groupby(_native.picture_tokens(engine.handle, picture), lambda place: min(place, 0)):
             if number < 0:
                 _native.picture_decode(engine.handle, picture, -1 - number)
             else:
@@ -60,7 +60,13 @@ def width_of(path: Path) -> int:
 
 
 def stock(
-    path: Path, mmproj: Path, prompt: Sequence[str | bytes], tokens: Sequence[int], *, n_ubatch: int = 64
+    path: Path,
+    mmproj: Path,
+    prompt: Sequence[str | bytes],
+    tokens: Sequence[int],
+    *,
+    n_ubatch: int = 64,
+    most_rows: int = -1,
 ) -> list[bytes]:
     """Logits after a prompt of texts and pictures, and after each of some tokens behind it."""
     import llama_cpp.llama_cpp as llama
@@ -77,6 +83,7 @@ def stock(
     n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(loaded))
     seeing = mtmd.mtmd_context_params_default()
     seeing.use_gpu, seeing.print_timings, seeing.n_threads = False, False, 1
+    seeing.image_max_tokens = most_rows
     sees = mtmd.mtmd_init_from_file(str(mmproj).encode(), loaded, seeing)
     assert sees
     marker = mtmd.mtmd_default_marker().decode()

@@ -221,7 +221,7 @@ from .model import (
 from .pictures import picture_add as picture_add
 from .pictures import picture_decode as picture_decode
 from .pictures import picture_forget as picture_forget
-from .pictures import picture_places as picture_places
+from .pictures import picture_tokens as picture_tokens
 from .policy import (
     policy_badness as policy_badness,
 )

@@ -20,21 +20,21 @@ def picture_add(engine: EngineHandle, mmproj: str, data: bytes) -> int:
     return number.value
 
 
-def picture_places(engine: EngineHandle, picture: int) -> list[int]:
+def picture_tokens(engine: EngineHandle, picture: int) -> list[int]:
     """What it is in a prompt: tokens, and -1 - i for each row of its part i."""
     n, error = ctypes.c_uint32(), abi.Error()
 
-    def ask(places: array[int]) -> None:
-        pointer = int32_pointer(places) if places else None
-        status = library().emoe_engine_picture_places(
-            engine, picture, pointer, len(places), ctypes.byref(n), ctypes.byref(error)
+    def ask(tokens: array[int]) -> None:
+        pointer = int32_pointer(tokens) if tokens else None
+        status = library().emoe_engine_picture_tokens(
+            engine, picture, pointer, len(tokens), ctypes.byref(n), ctypes.byref(error)
         )
         check(status, error)
 
     ask(array("i"))
-    places = array("i", bytes(4 * n.value))
-    ask(places)
-    return places.tolist()
+    tokens = array("i", bytes(4 * n.value))
+    ask(tokens)
+    return tokens.tolist()
 
 
 def picture_decode(engine: EngineHandle, picture: int, part: int) -> None:

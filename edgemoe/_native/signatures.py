@@ -97,7 +97,7 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "emoe_engine_can_verify": (_status, [_engine, _err]),
     "emoe_engine_text": (_text, [_engine]),
     "emoe_engine_picture_add": (_status, [_engine, c_char_p, c_void_p, c_uint64, _bytes, _err]),
-    "emoe_engine_picture_places": (
+    "emoe_engine_picture_tokens": (
         _status,
         [_engine, c_uint64, POINTER(c_int32), c_uint32, POINTER(c_uint32), _err],
     ),

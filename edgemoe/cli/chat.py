@@ -20,7 +20,7 @@ from .conversation import Conversation, Message, fit
 from .generate import find, load, stream, told, write
 from .options import EngineOptions, ModelArgument, SamplingOptions, SeeingOptions, VerboseOption
 from .panel import lines, look, memory_rows
-from .pictures import ImageOption, check_encoder, found, no_encoder, text_of
+from .pictures import ImageOption, check_encoder, found, text_of
 from .status import note, say, status_line
 from .terminal import FENCE, Question, is_interactive, prepare, read_question
 
@@ -260,7 +260,7 @@ class _Chat:
             return note("no picture goes with the next question")
         picture = found([name])
         if not self._engine.plan.picture_bytes:
-            raise no_encoder(self._path)
+            check_encoder(self._path, "off")
         self.pictures += picture
         note(f"{len(self.pictures)} pictures go with the next question" if len(self.pictures) > 1 else "ask about it")
 

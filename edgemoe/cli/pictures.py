@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import UnsupportedError, UsageError
+from ..errors import UsageError
 
 ImageOption = Annotated[
     list[str] | None,
@@ -19,9 +19,6 @@ ImageOption = Annotated[
         help="A picture that goes with the question (JPEG, PNG, GIF, BMP); repeatable.",
     ),
 ]
-
-
-_NAME_ONE = "name one: `--mmproj FILE`"
 
 
 def found(names: Sequence[str]) -> list[Path]:
@@ -35,22 +32,10 @@ def found(names: Sequence[str]) -> list[Path]:
 
 def check_encoder(model: Path, mmproj: str) -> None:
     """Raise UnsupportedError, before a model is loaded, where nothing reads its pictures."""
-    from ..runtime.find.mmproj import encoder_of
+    from ..runtime.find.mmproj import encoder_of, why_none
 
     if encoder_of(model, mmproj) is None:
-        raise no_encoder(model)
-
-
-def no_encoder(model: Path) -> UnsupportedError:
-    """Why a model reads no pictures."""
-    from ..runtime.find.mmproj import beside
-
-    several = ", ".join(f"`{file.name}`" for file in beside(model))
-    if "," in several:
-        return UnsupportedError(f"several picture encoders are beside the model: {several}", hint=_NAME_ONE)
-    return UnsupportedError(
-        f"`{model.name}` has no picture encoder here", hint=f"put its mmproj file beside it, or {_NAME_ONE}"
-    )
+        raise why_none(model)
 
 
 def with_pictures(text: str, files: Sequence[Path]) -> str | list[dict[str, Any]]:

@@ -592,13 +592,13 @@ EMOE_API void emoe_engine_inject_fault(emoe_engine *engine, uint32_t kind, uint6
 /* Encodes a picture (the bytes of a JPEG, PNG, GIF or BMP file) with the encoder in the GGUF file mmproj, which is read
  * for it and given back. The expert cache lends what that takes; EMOE_ERR_MEMORY where it cannot. What the model is to see
  * of it stays until emoe_engine_picture_forget, in memory that the cache lends too. *picture is its number, from 1 on.
- * EMOE_ERR_UNSUPPORTED: no libmtmd beside llama.cpp, no encoder of pictures, one of another model; EMOE_ERR_FORMAT: damaged.
- * Engines of one sequence. */
+ * EMOE_ERR_ARGUMENT: these bytes are no picture; EMOE_ERR_FORMAT: the encoder's file is damaged; EMOE_ERR_UNSUPPORTED: it
+ * encodes no pictures, or is another model's, or there is no libmtmd beside llama.cpp. Engines of one sequence. */
 EMOE_API emoe_status emoe_engine_picture_add(emoe_engine *engine, const char *mmproj, const void *bytes,
                                              uint64_t n_bytes, uint64_t *picture, emoe_error *err);
-/* What a picture is in a prompt, place by place: a token of text, or -1 - i for a row of its part i. Writes at most cap of
- * them, and *n is how many there are. */
-EMOE_API emoe_status emoe_engine_picture_places(const emoe_engine *engine, uint64_t picture, int32_t *places,
+/* What a picture is in a prompt: tokens of text, and -1 - i for each row of its part i. Writes at most cap of them, and *n
+ * is how many there are. */
+EMOE_API emoe_status emoe_engine_picture_tokens(const emoe_engine *engine, uint64_t picture, int32_t *tokens,
                                                 uint32_t cap, uint32_t *n, emoe_error *err);
 /* Computes the rows of a part after what is in the sequence, which grows by as many tokens; no logits. The sequence can be
  * cut before a part and behind it. As emoe_engine_decode otherwise. */

@@ -246,13 +246,13 @@ void an_engine_stands_garbage(emoe_engine *engine, const char *folder) {
     REFUSED(emoe_engine_state_get(engine, bytes.data(), 1, &n_bytes, &g_err));
     REFUSED(emoe_engine_state_get(engine, bytes.data(), bytes.size(), nullptr, &g_err));
     uint64_t picture = 0;
-    uint32_t n_place = 0;
+    uint32_t n_token = 0;
     REFUSED(emoe_engine_picture_add(engine, nullptr, bytes.data(), bytes.size(), &picture, &g_err));
     REFUSED(emoe_engine_picture_add(engine, k_nowhere, nullptr, 1, &picture, &g_err));
     REFUSED(emoe_engine_picture_add(engine, k_nowhere, bytes.data(), bytes.size(), nullptr, &g_err));
     REFUSED(emoe_engine_picture_add(engine, k_nowhere, bytes.data(), bytes.size(), &picture, &g_err));
-    REFUSED(emoe_engine_picture_places(engine, k_garbage, nullptr, 0, &n_place, &g_err));
-    REFUSED(emoe_engine_picture_places(engine, k_garbage, nullptr, 0, nullptr, &g_err));
+    REFUSED(emoe_engine_picture_tokens(engine, k_garbage, nullptr, 0, &n_token, &g_err));
+    REFUSED(emoe_engine_picture_tokens(engine, k_garbage, nullptr, 0, nullptr, &g_err));
     REFUSED(emoe_engine_picture_decode(engine, k_garbage, 0, &g_err));
     emoe_engine_picture_forget(engine, k_garbage);
     REFUSED(emoe_engine_state_set(engine, nullptr, 1, &g_err));

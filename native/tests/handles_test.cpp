@@ -176,9 +176,9 @@ void a_null_engine_is_refused() {
     REFUSED(emoe_engine_state_get(nullptr, &state, 1, &n_state, &g_err));
     REFUSED(emoe_engine_state_set(nullptr, &state, 1, &g_err));
     uint64_t picture = 0;
-    uint32_t n_place = 0;
+    uint32_t n_token = 0;
     REFUSED(emoe_engine_picture_add(nullptr, k_nowhere, &state, 1, &picture, &g_err));
-    REFUSED(emoe_engine_picture_places(nullptr, 1, nullptr, 0, &n_place, &g_err));
+    REFUSED(emoe_engine_picture_tokens(nullptr, 1, nullptr, 0, &n_token, &g_err));
     REFUSED(emoe_engine_picture_decode(nullptr, 1, 0, &g_err));
     emoe_engine_picture_forget(nullptr, 1);
     emoe_engine_cancel(nullptr);

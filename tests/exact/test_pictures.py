@@ -11,7 +11,7 @@ import tinyvision
 from exact_engines import Streamed, streamed
 
 from edgemoe import _native
-from edgemoe.errors import FormatError, StorageError, UnsupportedError
+from edgemoe.errors import FormatError, StorageError, UnsupportedError, UsageError
 
 TOKENS = [40, 50, 60, 70, 80, 90]
 FIRST, SECOND = tinyvision.png(112, 80), tinyvision.png(64, 128, seed=1)
@@ -52,6 +52,19 @@ def test_pictures_equal_stock(model: Model, kind: str, cache: str) -> None:
         assert (engine.stats()["n_evict"] > 0) == (cache == "small")
     assert len(set(reference)) == len(reference)
     assert reference != seeing.stock(path, mmproj, ("Look at this: ", SECOND, *PROMPT[2:]), TOKENS, n_ubatch=n_ubatch)
+
+
+def test_rows_that_are_read_at_once_are_no_more_than_a_batch(model: Model) -> None:
+    """As with stock's `--image-max-tokens`, where stock alone would end the process."""
+    path, mmproj = model("gemma4v")
+    prompt = ("Look: ", tinyvision.png(640, 480), " What is it?")
+    reference = seeing.stock(path, mmproj, prompt, TOKENS, n_ubatch=128, most_rows=128)
+    with streamed(path, share=1.0, n_ubatch=128) as engine:
+        seeing.take(engine, mmproj, prompt, seeing.ROOM)
+        assert 100 < _native.engine_n_past(engine.handle) < 200
+        assert rows_after(engine, TOKENS) == reference
+    with streamed(path, share=1.0, n_ubatch=32) as engine, pytest.raises(UnsupportedError, match="at once"):
+        seeing.take(engine, mmproj, prompt, seeing.ROOM)
 
 
 def test_a_sequence_is_cut_before_and_behind_a_picture(model: Model) -> None:
@@ -102,9 +115,9 @@ def test_what_is_no_picture_or_no_encoder_is_said(model: Model, tmp_path: Path) 
             _native.picture_add(engine.handle, str(encoder), data)
 
         for data in (b"", b"no picture at all", FIRST[:20]):
-            with pytest.raises(FormatError, match="no picture"):
+            with pytest.raises(UsageError, match="no picture"):
                 add(mmproj, data)
-        with pytest.raises(FormatError, match="112 x 80 pixels is damaged"):
+        with pytest.raises(UsageError, match="112 x 80 pixels is damaged"):
             add(mmproj, FIRST[:60])
         with pytest.raises(UnsupportedError, match="n_embd = 384"):
             add(narrow, FIRST)

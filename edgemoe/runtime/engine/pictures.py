@@ -1,8 +1,8 @@
 """Pictures in prompts: encoded when they first come, told apart by what is in them, encoded again where that is needed.
 
-A prompt is a list of tokens. What the model sees of a picture are rows of numbers, no tokens: each has a place in the
-list all the same, a number below zero that is drawn from the picture's hash and the encoder's. So prompts are compared,
-kept and taken up again with pictures in them as without, and one picture is never taken for another.
+A prompt is a list of tokens. What the model sees of a picture are rows of embeddings. Each stands in the list as a
+number below zero, drawn from the hash of the picture and of the encoder. So prompts are compared, kept and taken up
+again with pictures in them as without, and one picture is never taken for another.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from itertools import groupby
 from pathlib import Path
 
 from ... import _native
-from ...errors import BudgetError, FormatError, UnsupportedError
+from ...errors import BudgetError, UnsupportedError, UsageError
 from .backend import Backend
 
-_KNOWN = 64  # pictures whose places are remembered
+_MOST_KNOWN = 64  # pictures whose tokens are remembered
 
 
 class Row(int):
-    """The place of a row of a picture in a prompt: a number that no token has.
+    """A row of a picture in a prompt: a number that no token has.
 
     picture: the bytes of its file. part: of the picture; a part is computed as a whole. index: in the part.
     """
@@ -41,6 +41,8 @@ class Row(int):
 
 def runs(tokens: Sequence[int]) -> Iterator[list[int]]:
     """Tokens in the pieces in which they are computed: of text, or the rows of a part of a picture."""
+    if not tokens:
+        yield []  # which nobody can compute: refused as ever
     n_part = 0
 
     def piece(token: int) -> int:
@@ -67,31 +69,34 @@ class Pictures:
         self.mmproj = mmproj
         status = mmproj.stat()
         self._encoder = f"{mmproj.resolve()} {status.st_size} {status.st_mtime_ns}".encode()
-        self._places: OrderedDict[bytes, list[int]] = OrderedDict()  # by hash
+        self._known: OrderedDict[bytes, list[int]] = OrderedDict()  # by hash
         self._encoded: dict[bytes, int] = {}  # numbers of those whose rows are in memory, by hash
 
-    def places(self, backend: Backend, pictures: Sequence[bytes]) -> list[list[int]]:
+    def tokens(self, backend: Backend, pictures: Sequence[bytes]) -> list[list[int]]:
         """What pictures are in a prompt: tokens and rows. pictures: the bytes of their files."""
         keys = {self._key(data) for data in pictures}
         for key in self._encoded.keys() - keys:  # of a prompt that was not computed
             _native.picture_forget(backend.engine, self._encoded.pop(key))
-        return [self._places_of(backend, data) for data in pictures]
+        return [self._tokens_of(backend, data) for data in pictures]
 
-    def _places_of(self, backend: Backend, data: bytes) -> list[int]:
+    def _tokens_of(self, backend: Backend, data: bytes) -> list[int]:
         key = self._key(data)
-        if key not in self._places:
+        if key not in self._known:
             number = self._encode(backend, key, data)
-            self._places[key] = _native.picture_places(backend.engine, number)
-            if len(self._places) > _KNOWN:
-                self._places.popitem(last=False)
-        self._places.move_to_end(key)
+            self._known[key] = _native.picture_tokens(backend.engine, number)
+            if len(self._known) > _MOST_KNOWN:
+                self._known.popitem(last=False)
+        self._known.move_to_end(key)
         return self._rows(key, data)
 
     def compute(self, backend: Backend, first: Row) -> None:
         """Compute the part that begins with this row."""
         key = self._key(first.picture)
         number = self._encoded.get(key) or self._encode(backend, key, first.picture)
-        _native.picture_decode(backend.engine, number, first.part)
+        try:
+            _native.picture_decode(backend.engine, number, first.part)
+        except UnsupportedError as error:
+            raise UnsupportedError(error.message, hint="a larger `--memory` makes batches larger") from None
 
     def forget(self, backend: Backend) -> None:
         """Give the memory of rows back: a prompt is computed, or another one begins."""
@@ -99,32 +104,34 @@ class Pictures:
             _native.picture_forget(backend.engine, self._encoded.popitem()[1])
 
     def _encode(self, backend: Backend, key: bytes, data: bytes) -> int:
-        """Raises BudgetError, FormatError for what is no picture, UnsupportedError for another model's encoder."""
+        """Raises BudgetError, UsageError for what is no picture, UnsupportedError for another model's encoder."""
         try:
             self._encoded[key] = _native.picture_add(backend.engine, os.fspath(self.mmproj), data)
         except BudgetError as error:
             raise BudgetError(error.message, hint="give a smaller picture, or a larger `--memory`") from None
-        except FormatError as error:
-            raise FormatError(error.message, hint=_format_hint(data)) from None
+        except UsageError as error:
+            raise UsageError(error.message, hint=_format_hint(data)) from None
         except UnsupportedError as error:
-            raise UnsupportedError(error.message, hint="name the encoder of this model: `--mmproj FILE`") from None
+            where = "libmtmd comes with an installation from source: `pip install .`"
+            hint = where if "libmtmd" in error.message else "name the encoder of this model: `--mmproj FILE`"
+            raise UnsupportedError(error.message, hint=hint) from None
         return self._encoded[key]
 
     def _key(self, data: bytes) -> bytes:
         return hashlib.sha256(self._encoder + b"\0" + data).digest()
 
     def _rows(self, key: bytes, data: bytes) -> list[int]:
-        places = self._places[key]
-        drawn = array("I")
-        drawn.frombytes(hashlib.shake_256(key).digest(drawn.itemsize * len(places)))
+        known = self._known[key]
+        drawn = array("I")  # as many rows as the batch allows: of two numbers of them none are the same
+        drawn.frombytes(hashlib.shake_256(key + len(known).to_bytes(4, "big")).digest(drawn.itemsize * len(known)))
         found, counts = [], dict[int, int]()
-        for place, number in zip(places, drawn, strict=True):
-            if place >= 0:
-                found.append(place)
+        for token, number in zip(known, drawn, strict=True):
+            if token >= 0:
+                found.append(token)
                 continue
-            index = counts.get(place, 0)
-            counts[place] = index + 1
-            found.append(Row.of(-1 - (number >> 1), data, -1 - place, index))
+            index = counts.get(token, 0)
+            counts[token] = index + 1
+            found.append(Row.of(-1 - (number >> 1), data, -1 - token, index))
         return found
 
 

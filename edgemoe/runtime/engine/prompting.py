@@ -47,8 +47,8 @@ def chat_prompt(
         raise UsageError("the model's chat template shows no pictures, or shows one twice", hint="leave them out")
     # As llama.cpp does: a template that writes BOS itself gets no second one.
     tokens = tokenize(texts[0], add_special=not (bos and text.startswith(bos)), parse_special=True)
-    for places, behind in zip(sequence.places(pictures), texts[1:], strict=True):
-        tokens += places + tokenize(behind, add_special=False, parse_special=True)
+    for picture, behind in zip(sequence.tokens_of(pictures), texts[1:], strict=True):
+        tokens += picture + tokenize(behind, add_special=False, parse_special=True)
     return ChatPrompt(tokens, thinking_of(template, text))
 
 

@@ -132,7 +132,7 @@ class TokenSequence:
             finally:
                 self._synchronize(backend)
 
-    def places(self, pictures: Sequence[bytes]) -> list[list[int]]:
+    def tokens_of(self, pictures: Sequence[bytes]) -> list[list[int]]:
         """The tokens and rows of pictures; see `Pictures`. Raises UnsupportedError where there is no encoder."""
         if not pictures:
             return []
@@ -142,13 +142,12 @@ class TokenSequence:
                     "this model reads no pictures here: there is no encoder for them",
                     hint="name its mmproj file: `--mmproj FILE`; one alone beside the model is found",
                 )
-            return self._in_thread(backend, functools.partial(self.pictures.places, backend, pictures))
+            return self._in_thread(backend, functools.partial(self.pictures.tokens, backend, pictures))
 
     def _compute(self, backend: Backend, run: Sequence[int], want_all: bool) -> None:
-        first = run[0]
-        if isinstance(first, Row):
+        if run and isinstance(run[0], Row):
             assert self.pictures is not None  # who made the row
-            self._in_thread(backend, functools.partial(self.pictures.compute, backend, first))
+            self._in_thread(backend, functools.partial(self.pictures.compute, backend, run[0]))
         elif len(run) > 1:
             self._in_thread(backend, functools.partial(backend.decode, run, want_all=want_all))
         else:

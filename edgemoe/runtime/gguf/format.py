@@ -16,7 +16,7 @@ from ...devices.gpu import Gpu
 from ...devices.gpu import choose as choose_gpu
 from ...devices.profile import contradict, profile
 from ...devices.storage import N_LANE, find_lanes
-from ...errors import BudgetError, UnsupportedError
+from ...errors import BudgetError, FormatError, UnsupportedError
 from ...paths import cache_dir
 from ...units import MIB
 from ..budget.gpu_plan import gpu_budget, plan_for_gpu
@@ -74,6 +74,10 @@ def plan(model: GgufModel, setup: Setup, *, measure: bool) -> Plan:
                 raise
             hint = f"{error.hint}, or `--mmproj off`: the picture encoder `{setup.mmproj}` has a part in it"
             raise BudgetError(error.message, hint=hint, smallest=error.smallest) from None
+        except (FormatError, UnsupportedError) as error:  # the encoder's
+            if setup.mmproj == OFF or error.hint:
+                raise
+            raise type(error)(error.message, hint="`--mmproj off` leaves pictures out") from None
         return made if gpu else _with_speed(model, made, measure=measure)
 
     if gpu is None:

@@ -16,7 +16,7 @@ emoe_status emoe_engine_picture_add(emoe_engine *engine, const char *mmproj, con
     });
 }
 
-emoe_status emoe_engine_picture_places(const emoe_engine *engine, uint64_t picture, int32_t *places, uint32_t cap,
+emoe_status emoe_engine_picture_tokens(const emoe_engine *engine, uint64_t picture, int32_t *tokens, uint32_t cap,
                                        uint32_t *n, emoe_error *err) {
     return guarded(err, [&] {
         check_pointer(n, "n");
@@ -26,7 +26,7 @@ emoe_status emoe_engine_picture_places(const emoe_engine *engine, uint64_t pictu
             all.insert(all.end(), parts[i].tokens.begin(), parts[i].tokens.end());
             all.insert(all.end(), parts[i].n_row, -1 - static_cast<int32_t>(i));
         }
-        if (places) std::copy_n(all.begin(), std::min<size_t>(cap, all.size()), places);
+        if (tokens) std::copy_n(all.begin(), std::min<size_t>(cap, all.size()), tokens);
         *n = static_cast<uint32_t>(all.size());
     });
 }

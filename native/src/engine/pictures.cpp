@@ -20,7 +20,8 @@ uint64_t Engine::add_picture(const std::string &encoder, const uint8_t *bytes, u
     };
     waiting_.begin();
     try {
-        Picture picture = encode_picture(encoder, model_.get(), bytes, n_bytes, setup_.n_threads, room);
+        Picture picture =
+            encode_picture(encoder, model_.get(), bytes, n_bytes, setup_.n_threads, setup_.n_ubatch, room);
         waiting_.end();
         keep_lent(picture.bytes());
         pictures_.emplace(++last_picture_, std::move(picture));

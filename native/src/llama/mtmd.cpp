@@ -27,7 +27,8 @@ void log_line(ggml_log_level level, const char *text, void *) { log_callback_ent
 
 class Library {
 public:
-    Library() : path_(file_of(reinterpret_cast<const void *>(&llama_decode)).parent_path() / k_name), module_(path_, false) {
+    Library()
+        : path_(file_of(reinterpret_cast<const void *>(&llama_decode)).parent_path() / k_name), module_(path_, false) {
         if (!module_.loaded())
             fail(EMOE_ERR_UNSUPPORTED, "pictures need libmtmd, and there is none at `%s`", text_of(path_).c_str());
         find(f_.params, "mtmd_context_params_default");

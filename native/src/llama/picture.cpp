@@ -36,11 +36,13 @@ std::vector<llama_pos> positions_of(const Picture::Part &part, uint32_t first, u
 #ifndef EMOE_MTMD
 
 namespace {
-[[noreturn]] void none() { fail(EMOE_ERR_UNSUPPORTED, "this build of edgemoe was made without libmtmd: it reads no pictures"); }
+[[noreturn]] void none() {
+    fail(EMOE_ERR_UNSUPPORTED, "this build of edgemoe was made without libmtmd: it reads no pictures");
+}
 } // namespace
 
 EncoderSizes measure_encoder(const std::string &) { none(); }
-Picture encode_picture(const std::string &, const llama_model *, const uint8_t *, uint64_t, uint32_t,
+Picture encode_picture(const std::string &, const llama_model *, const uint8_t *, uint64_t, uint32_t, uint32_t,
                        const std::function<void(uint64_t)> &) {
     none();
 }
@@ -55,6 +57,7 @@ constexpr uint64_t k_read_bytes = 16;
 // And then: the pixels, the picture in the encoder's size as bytes and as floats.
 constexpr uint64_t k_prepared_bytes = 3 + 3 + 12;
 constexpr uint64_t k_common_pixels = 2 << 20; // as a plan takes a picture to be
+constexpr uint32_t k_least_limit = 128;       // rows: encoders have a least size of their own
 constexpr uint64_t k_spare_bytes = 4 * k_mib; // the encoder's graph, its tensors' names
 
 struct Free {
@@ -78,7 +81,7 @@ mtmd_context_params params_of(uint32_t n_threads) {
 
 // The weights' bytes, after a look at what the file says of itself.
 uint64_t weight_bytes(const std::string &path) {
-    uint64_t const file_bytes = File(path, FileAccess::direct).size();
+    uint64_t const file_bytes = File(path, FileAccess::buffered).size();
     AssertionGuard const guard;
     LogCapture const log;
     gguf_init_params init = {};
@@ -115,12 +118,12 @@ Pixels read_pixels(const uint8_t *bytes, uint64_t n_bytes, const std::function<v
     int width = 0, height = 0, channels = 0;
     int const n = n_bytes > INT_MAX ? 0 : static_cast<int>(n_bytes);
     if (n == 0 || !mtmd().picture_info(bytes, n, &width, &height, &channels) || width <= 0 || height <= 0)
-        fail(EMOE_ERR_FORMAT, "these %llu bytes are no picture that can be read (JPEG, PNG, GIF, BMP)",
+        fail(EMOE_ERR_ARGUMENT, "these %llu bytes are no picture that can be read (JPEG, PNG, GIF, BMP)",
              static_cast<unsigned long long>(n_bytes));
     uint64_t const n_pixel = static_cast<uint64_t>(width) * static_cast<uint64_t>(height);
     room(k_read_bytes * n_pixel + k_mib);
     Owned<Mtmd::Pixels> const pixels(mtmd().picture_load(bytes, n, &width, &height, &channels, 3));
-    if (!pixels) fail(EMOE_ERR_FORMAT, "this picture of %d x %d pixels is damaged", width, height);
+    if (!pixels) fail(EMOE_ERR_ARGUMENT, "this picture of %d x %d pixels is damaged", width, height);
     Pixels found;
     found.n = n_pixel;
     found.bitmap.reset(mtmd().bitmap_init(static_cast<uint32_t>(width), static_cast<uint32_t>(height), pixels.get()));
@@ -161,6 +164,23 @@ public:
     Encoder(const std::string &path, const llama_model *model, uint32_t n_threads)
         : path_(path), model_(model), n_threads_(n_threads), n_wide_(llama_model_n_embd_inp(model)) {
         open();
+    }
+
+    // Of no more rows a picture than that, where the encoder can choose. 0: as it says itself.
+    void limit(uint32_t most_rows) {
+        most_rows_ = most_rows;
+        open();
+    }
+
+    // Whether some rows that must be read at once are more than that.
+    bool exceeds(const mtmd_input_chunks *chunks, uint32_t most_rows) const {
+        for (size_t i = 0; i < mtmd().chunks_size(chunks); i++) {
+            mtmd_input_chunk const *chunk = mtmd().chunks_get(chunks, i);
+            if (mtmd().chunk_type(chunk) != MTMD_INPUT_CHUNK_TYPE_TEXT && mtmd().is_non_causal(ctx_.get(), chunk) &&
+                mtmd().chunk_n_tokens(chunk) > most_rows)
+                return true;
+        }
+        return false;
     }
 
     Owned<mtmd_input_chunks> tokenize(const mtmd_bitmap *bitmap) {
@@ -209,7 +229,9 @@ private:
     void open() {
         ctx_.reset();
         LogCapture const log;
-        ctx_.reset(mtmd().init(path_.c_str(), model_, params_of(n_threads_)));
+        mtmd_context_params p = params_of(n_threads_);
+        if (most_rows_ != 0) p.image_max_tokens = static_cast<int>(most_rows_);
+        ctx_.reset(mtmd().init(path_.c_str(), model_, p));
         if (!ctx_)
             fail(EMOE_ERR_UNSUPPORTED, "the picture encoder `%s` is refused: %s", path_.c_str(),
                  log.last_error("no reason given").c_str());
@@ -222,6 +244,7 @@ private:
     int32_t const n_wide_;
     Owned<mtmd_context> ctx_;
     uint32_t n_most_ = 0; // rows that the buffers are for
+    uint32_t most_rows_ = 0;
 };
 
 } // namespace
@@ -244,7 +267,7 @@ EncoderSizes measure_encoder(const std::string &path) {
 }
 
 Picture encode_picture(const std::string &encoder, const llama_model *model, const uint8_t *bytes, uint64_t n_bytes,
-                       uint32_t n_threads, const std::function<void(uint64_t)> &room) {
+                       uint32_t n_threads, uint32_t most_rows, const std::function<void(uint64_t)> &room) {
     uint64_t const weights = weight_bytes(encoder) + k_spare_bytes;
     AssertionGuard const guard;
     Pixels pixels = read_pixels(bytes, n_bytes, room);
@@ -253,15 +276,19 @@ Picture encode_picture(const std::string &encoder, const llama_model *model, con
     Picture picture;
     {
         Encoder opened(encoder, model, n_threads);
-        Owned<mtmd_input_chunks> const chunks = opened.tokenize(pixels.bitmap.get());
+        Owned<mtmd_input_chunks> chunks = opened.tokenize(pixels.bitmap.get());
+        if (most_rows >= k_least_limit && opened.exceeds(chunks.get(), most_rows)) {
+            opened.limit(most_rows);
+            chunks = opened.tokenize(pixels.bitmap.get());
+        }
         pixels.bitmap.reset();
         for (size_t i = 0; i < mtmd().chunks_size(chunks.get()); i++) {
             mtmd_input_chunk const *chunk = mtmd().chunks_get(chunks.get(), i);
             if (mtmd().chunk_type(chunk) == MTMD_INPUT_CHUNK_TYPE_TEXT)
                 picture.parts.push_back(text_part(chunk));
             else
-                picture.parts.push_back(opened.encode(
-                    chunk, [&](uint64_t n) { room(weights + 12 * pixels.n + picture.bytes() + n); }));
+                picture.parts.push_back(
+                    opened.encode(chunk, [&](uint64_t n) { room(weights + 12 * pixels.n + picture.bytes() + n); }));
         }
     }
     trim_heap();

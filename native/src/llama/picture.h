@@ -38,9 +38,10 @@ struct EncoderSizes {
 // Reads the headers of an encoder's file. Throws EMOE_ERR_IO, EMOE_ERR_FORMAT, EMOE_ERR_UNSUPPORTED.
 EncoderSizes measure_encoder(const std::string &path);
 
-// bytes: a file of JPEG, PNG or another kind that stb_image reads. room: told all the bytes that are taken from there on,
-// before they are; throws where there are not as many. Throws EMOE_ERR_FORMAT, EMOE_ERR_UNSUPPORTED and so on.
+// bytes: a file of JPEG, PNG or another kind that stb_image reads. most_rows: that the model can read at once; where it
+// must, a larger picture is made smaller. room: told all the bytes that are taken from there on, before they are; throws
+// where there are not as many. Throws EMOE_ERR_ARGUMENT for what is no picture, EMOE_ERR_UNSUPPORTED and so on.
 Picture encode_picture(const std::string &encoder, const llama_model *model, const uint8_t *bytes, uint64_t n_bytes,
-                       uint32_t n_threads, const std::function<void(uint64_t)> &room);
+                       uint32_t n_threads, uint32_t most_rows, const std::function<void(uint64_t)> &room);
 
 } // namespace emoe
