@@ -31,7 +31,7 @@ void a_text_stands_garbage(emoe_text *text, bool own) {
         CHECK_EQ(emoe_text_piece(text, t, 0, buf, sizeof buf), 0);
         CHECK_EQ(emoe_text_is_eog(text, t), 0u);
     }
-    CHECK(emoe_text_piece(text, 300, k_garbage, nullptr, k_huge) > 0);
+    CHECK(emoe_text_piece(text, 100, k_garbage, nullptr, k_huge) > 0);
     (void)emoe_text_bos(text);
     CHECK_EQ(emoe_text_fim(text, k_garbage), -1);
     CHECK(emoe_text_eos(text) < static_cast<int32_t>(n_vocab));
@@ -57,6 +57,7 @@ void a_text_stands_garbage(emoe_text *text, bool own) {
     REFUSED(emoe_text_logprobs(text, 0, INT32_MAX, &number, 0, nullptr, nullptr, &g_err));
     REFUSED(emoe_text_logprobs(text, 0, 0, &number, UINT32_MAX, &token, &number, &g_err));
     GIVEN(emoe_text_logprobs(text, 0, 0, &number, 0, nullptr, nullptr, &g_err));
+    GIVEN(emoe_text_set_logits(text, nullptr, 0, &g_err)); // which are not copied
 }
 
 void a_sampler_stands_garbage(emoe_text *text) {
@@ -96,6 +97,8 @@ void a_text_alone(const char *gguf) {
     REFUSED(emoe_text_open(gguf, nullptr, &g_err));
     if (!text) return;
     a_text_stands_garbage(text, true);
+    std::vector<float> const logits(emoe_text_n_vocab(text), 0.5F);
+    GIVEN(emoe_text_set_logits(text, logits.data(), 1, &g_err));
     a_sampler_stands_garbage(text);
     emoe_text_close(text);
 }
