@@ -83,12 +83,8 @@ def write_whole(name: str, content: bytes) -> None:
     with contextlib.suppress(OSError, StorageError):
         path = cache_dir() / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(path) as stream:
+            stream.write(content)
 
 
 @contextlib.contextmanager
