@@ -18,7 +18,6 @@
 #include <string>
 #include <vector>
 
-#include <dlfcn.h>
 #include <execinfo.h>
 #include <link.h>
 #include <sys/wait.h>
@@ -56,10 +55,7 @@ bool is_ours(const void *caller) {
     void *frames[12];
     int const n = backtrace(frames, 12);
     for (int i = 0; i < n; i++) {
-        Dl_info symbol = {};
         if (!g_std.has(frames[i]) && !g_here.has(frames[i])) return g_ours.has(frames[i]);
-        // libstdc++'s own walks of folders are noexcept and ask for memory: there is no way to bear that.
-        if (dladdr(frames[i], &symbol) && symbol.dli_sname && strstr(symbol.dli_sname, "St10filesystem")) return false;
     }
     return false;
 }

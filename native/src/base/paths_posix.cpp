@@ -1,6 +1,9 @@
 #include "base/paths.h"
 
 #include <cstdlib>
+#include <cstring>
+#include <dirent.h>
+#include <memory>
 #include <unistd.h>
 
 namespace emoe {
@@ -18,6 +21,18 @@ std::string real_path(const std::string &path) {
 FILE *open_stream(const std::string &path, const char *mode) { return fopen(path.c_str(), mode); }
 
 bool sync_stream(FILE *stream) { return fflush(stream) == 0 && fsync(fileno(stream)) == 0; }
+
+std::vector<std::filesystem::path> entries_of(const std::filesystem::path &folder) {
+    std::vector<std::filesystem::path> found;
+    struct Close {
+        void operator()(DIR *open) const { closedir(open); }
+    };
+    std::unique_ptr<DIR, Close> const open(opendir(folder.c_str()));
+    while (dirent const *entry = open ? readdir(open.get()) : nullptr)
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+            found.push_back(folder / entry->d_name);
+    return found;
+}
 
 uint32_t process_id() { return static_cast<uint32_t>(getpid()); }
 

@@ -19,6 +19,14 @@ FILE *open_stream(const std::string &path, const char *mode) { return _wfopen(wi
 
 bool sync_stream(FILE *stream) { return fflush(stream) == 0 && _commit(_fileno(stream)) == 0; }
 
+std::vector<std::filesystem::path> entries_of(const std::filesystem::path &folder) {
+    std::vector<std::filesystem::path> found;
+    std::error_code failed;
+    std::filesystem::directory_iterator at(folder, failed);
+    for (; !failed && at != std::filesystem::directory_iterator(); at.increment(failed)) found.push_back(at->path());
+    return found;
+}
+
 uint32_t process_id() { return GetCurrentProcessId(); }
 
 } // namespace emoe

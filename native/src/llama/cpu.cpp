@@ -39,17 +39,16 @@ std::string backend_name(const fs::path &path) {
 fs::path best_backend(const fs::path &folder) {
     int best = 0;
     fs::path found;
-    std::error_code ignored;
-    for (fs::directory_entry const &entry : fs::directory_iterator(folder, ignored)) {
-        std::string const name = backend_name(entry.path());
+    for (fs::path const &entry : entries_of(folder)) {
+        std::string const name = backend_name(entry);
         if (name != "ggml-cpu" && name.rfind("ggml-cpu-", 0) != 0) continue;
-        Module const library(entry.path(), false);
+        Module const library(entry, false);
         if (!library.loaded()) continue;
         auto *const score_of = library.function<int()>("ggml_backend_score");
         int const score = score_of ? score_of() : 1; // one for every processor of the kind has none
         if (score <= best) continue;
         best = score;
-        found = entry.path();
+        found = entry;
     }
     if (best == 0)
         fail(EMOE_ERR_UNSUPPORTED, "`%s` has no libggml-cpu that this processor can run", text_of(folder).c_str());

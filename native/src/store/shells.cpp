@@ -105,11 +105,9 @@ void Shells::note_use() const {
 
 // Deletes what a dead process left, shells of models that are gone, and the least recently used beyond k_keep.
 void Shells::prune() const {
-    std::error_code ignored;
     auto const now = fs::file_time_type::clock::now();
     std::map<std::string, Entry> entries;
-    for (fs::directory_entry const &found : fs::directory_iterator(path_.parent_path(), ignored)) {
-        fs::path const &file = found.path();
+    for (fs::path const &file : entries_of(path_.parent_path())) {
         std::error_code gone; // another process prunes as well
         fs::file_time_type const used = fs::last_write_time(file, gone);
         std::string const stem = stem_of(file);
