@@ -84,7 +84,7 @@ def ways(
     if calibration.prices is not None and plan.fraction < 1:
         share = skipped_uses(calibration.prices, price) / (info.n_moe_layer * info.n_expert_used)
         found.append(way("lossy", price, price, size, token, share))
-    for bits, nats, chosen in _bits(source, calibration, price):
+    for bits, nats, chosen in _bits(source, size, calibration, price):
         found.append(way("bits", bits, nats, *_allocated_bytes(calibration, chosen)))
     for share, nats, kept in _prunes(source, calibration, price):
         left = sum(len(picked) for picked in kept.values()) / info.n_expert_total
@@ -105,13 +105,12 @@ def _most(allowed: Callable[[float], bool], low: float, high: float) -> float:
     return high
 
 
-def _bits(source: Source, calibration: Calibration, price: float) -> Iterator[tuple[float, float, Allocation]]:
-    """(mean bits, divergence, types), most bits first."""
-    n_bytes = n_weight = 0
-    for stack in source.experts.values():
-        n_bytes += sum(rows.n_row * row_bytes(rows.type, rows.n_col) for rows in stack)
-        n_weight += sum(rows.n_row * rows.n_col for rows in stack)
-    most = _LEAST_GAIN * 8 * n_bytes / n_weight
+def _bits(
+    source: Source, size: int, calibration: Calibration, price: float
+) -> Iterator[tuple[float, float, Allocation]]:
+    """(mean bits, divergence, types), most bits first. size: of all experts as they are, bytes."""
+    n_weight = sum(rows.n_row * rows.n_col for stack in source.experts.values() for rows in stack)
+    most = _LEAST_GAIN * 8 * size / n_weight
 
     def solve(bits: float) -> tuple[float, Allocation] | None:
         try:
