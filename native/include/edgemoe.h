@@ -126,7 +126,7 @@ typedef struct emoe_setup {
     const char *profile; /* NULL, or a file of `edgemoe calibrate` of text of a task: the cache begins with its uses of
                             experts (not those of emoe_engine_warm_start), and lossy_nats takes its prices. Only read during
                             the call */
-    const char *mmproj; /* a picture encoder's file, for which a plan keeps memory that the cache can lend; NULL: none.
+    const char *mmproj;  /* a picture encoder's file, for which a plan keeps memory that the cache can lend; NULL: none.
                            Only read during the call */
 } emoe_setup;
 #define EMOE_LEAST_LOSSY 0.01
@@ -155,8 +155,8 @@ typedef struct emoe_setup {
 #define EMOE_READER_AUTO 0    /* io_uring where the kernel allows it, else threads */
 #define EMOE_READER_THREADS 1 /* threads that block in pread */
 #define EMOE_READER_URING 2   /* io_uring or EMOE_ERR_UNSUPPORTED */
-#define EMOE_READ_DIRECT 0     /* past the page cache where the file system allows it, else as EMOE_READ_BUFFERED */
-#define EMOE_READ_BUFFERED 1   /* through the page cache, whose pages are dropped behind each read */
+#define EMOE_READ_DIRECT 0    /* past the page cache where the file system allows it, else as EMOE_READ_BUFFERED */
+#define EMOE_READ_BUFFERED 1  /* through the page cache, whose pages are dropped behind each read */
 /* Through the page cache, which keeps what it likes: memory that nobody uses serves as a second cache, outside the budget.
  * EMOE_ERR_UNSUPPORTED under a kernel limit, into which it would count. */
 #define EMOE_READ_PAGE_CACHE 2
@@ -512,8 +512,8 @@ typedef struct emoe_stats {
     uint64_t scratch_bytes;
     uint64_t decode_bytes; /* as in emoe_context_sizes */
     uint64_t prefill_bytes;
-    uint32_t reader;     /* EMOE_READER_* in force */
-    uint32_t page_cache; /* 1: EMOE_READ_PAGE_CACHE is in force */
+    uint32_t reader;          /* EMOE_READER_* in force */
+    uint32_t page_cache;      /* 1: EMOE_READ_PAGE_CACHE is in force */
     uint64_t n_streamed;      /* expert uses in prefill that passed through without staying (cache too small) */
     uint64_t n_late;          /* hits that were still on their way: read ahead, but not early enough */
     uint64_t n_prefetch;      /* experts read ahead, whole or in part */

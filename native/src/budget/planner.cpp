@@ -91,7 +91,8 @@ uint64_t with_margin(uint64_t need) {
 
 // The budget that holds a model of which cache_bytes are cached, with this context and batch.
 uint64_t budget_for(const Dense &dense, const emoe_context_sizes &size, const Budget &budget, uint64_t cache_bytes) {
-    return with_margin(fixed_bytes_of(dense, size, budget) + cache_bytes + lent_bytes_of(size, budget) + budget.later_bytes);
+    return with_margin(fixed_bytes_of(dense, size, budget) + cache_bytes + lent_bytes_of(size, budget) +
+                       budget.later_bytes);
 }
 
 // The plan with this context and batch, if it can decode at all.
@@ -99,8 +100,8 @@ std::optional<emoe_plan> candidate(const emoe_model_info &model, const emoe_cont
                                    uint32_t n_ctx, uint32_t n_ubatch) {
     uint64_t const bytes = budget.bytes, margin = margin_bytes(bytes);
     auto const fits = [&](const Dense &dense, uint64_t slot_bytes) {
-        return bytes >=
-               margin + fixed_bytes_of(dense, size, budget) + slot_bytes + lent_bytes_of(size, budget) + budget.later_bytes;
+        return bytes >= margin + fixed_bytes_of(dense, size, budget) + slot_bytes + lent_bytes_of(size, budget) +
+                            budget.later_bytes;
     };
     // Memory is worth more to experts, of which a token uses many, than to tables, of which it uses a few rows.
     Dense const whole = in_memory(model, size);

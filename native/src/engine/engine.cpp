@@ -355,7 +355,8 @@ void Engine::take_back() {
     interposer_->release_work();
     lent_bytes_ = kept_bytes_;
     try {
-        streamer_->set_cache_bytes(std::max(cache_bytes_ - std::min(cache_bytes_, lent_bytes_), streamer_->min_bytes()));
+        streamer_->set_cache_bytes(
+            std::max(cache_bytes_ - std::min(cache_bytes_, lent_bytes_), streamer_->min_bytes()));
     } catch (const std::bad_alloc &) {
     }
 }

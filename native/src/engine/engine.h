@@ -88,7 +88,7 @@ private:
         uint32_t place = 0; // llama.cpp's number for it, hence its part of the KV cache
         uint32_t n_past = 0;
         std::vector<Span> spans; // in order
-        uint32_t n_row = 0; // of kept
+        uint32_t n_row = 0;      // of kept
         std::vector<float> kept;
     };
     void load(const ModelIndex &index, const std::string &shell_path, uint64_t cache_bytes);
@@ -116,7 +116,7 @@ private:
     Sequence &selected() { return sequences_[selected_]; }
     // Cache bytes to the work space of a large batch, or to states. False where there are not as many.
     bool lend(uint64_t bytes);
-    void take_back(); // after it
+    void take_back();               // after it
     void keep_lent(uint64_t bytes); // for what stays after `take_back`: rows of pictures
     void give_up_lent(uint64_t bytes);
 
@@ -147,7 +147,7 @@ private:
     std::mutex cache_mutex_; // guards the next three
     uint64_t cache_bytes_ = 0;
     uint64_t lent_bytes_ = 0;
-    uint64_t kept_bytes_ = 0; // of lent_bytes_, what `take_back` leaves
+    uint64_t kept_bytes_ = 0;    // of lent_bytes_, what `take_back` leaves
     std::vector<int8_t> wanted_; // scratch of a batch: which tokens' logits
     std::vector<llama_pos> pos_;
     std::vector<llama_seq_id> places_;
