@@ -82,14 +82,12 @@ static void of_two_kinds_of_cores_the_fast_ones_count() {
     Root const plain("0::/\n", k_v2, {});
     CHECK_EQ(physical_cores(cpus, plain.path()), 8u);
     Files laptop{{"sys/devices/cpu_core/cpus", "0-3\n"}, {"sys/devices/cpu_atom/cpus", "4-7\n"}};
-    for (int i = 0; i < 4; i++)
-        laptop.emplace(of_cpu(i, "topology/thread_siblings_list"), i < 2 ? "0-1\n" : "2-3\n");
+    for (int i = 0; i < 4; i++) laptop.emplace(of_cpu(i, "topology/thread_siblings_list"), i < 2 ? "0-1\n" : "2-3\n");
     Root const hybrid("0::/\n", k_v2, laptop);
     CHECK_EQ(physical_cores(cpus, hybrid.path()), 2u);
     CHECK_EQ(physical_cores({4, 5, 6}, hybrid.path()), 3u); // where it may run on the slow ones alone
     Files phone;
-    for (int i = 0; i < 8; i++)
-        phone.emplace(of_cpu(i, "cpu_capacity"), i < 3 ? "325\n" : i < 7 ? "830\n" : "1024\n");
+    for (int i = 0; i < 8; i++) phone.emplace(of_cpu(i, "cpu_capacity"), i < 3 ? "325\n" : i < 7 ? "830\n" : "1024\n");
     CHECK_EQ(physical_cores(cpus, Root("0::/\n", k_v2, phone).path()), 5u);
 }
 #endif

@@ -23,7 +23,11 @@ struct FileStamp {
 };
 bool stamp_of(const std::string &path, FileStamp *stamp); // false when it cannot be asked
 
-enum class FileAccess : uint32_t { direct = EMOE_READ_DIRECT, buffered = EMOE_READ_BUFFERED, page_cache = EMOE_READ_PAGE_CACHE };
+enum class FileAccess : uint32_t {
+    direct = EMOE_READ_DIRECT,
+    buffered = EMOE_READ_BUFFERED,
+    page_cache = EMOE_READ_PAGE_CACHE
+};
 
 class File final {
 public:

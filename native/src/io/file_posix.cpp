@@ -86,7 +86,8 @@ File::File(const std::string &path, FileAccess access) : path_(path), keeps_(acc
     if (handle_ < 0) fail(EMOE_ERR_IO, "cannot open `%s`: %s", path.c_str(), os_message(errno).c_str());
     accept();
 #ifdef F_NOCACHE
-    if (access == FileAccess::direct) direct_ = fcntl(fd(), F_NOCACHE, 1) == 0; // macOS: no page cache, no alignment rule
+    if (access == FileAccess::direct)
+        direct_ = fcntl(fd(), F_NOCACHE, 1) == 0; // macOS: no page cache, no alignment rule
 #endif
 #ifdef POSIX_FADV_RANDOM
     if (!direct_) (void)posix_fadvise(fd(), 0, 0, POSIX_FADV_RANDOM); // no read-ahead beyond what is asked
