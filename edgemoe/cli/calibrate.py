@@ -52,7 +52,7 @@ def calibrate(
         typer.Option(
             metavar="SIZE", help="Memory for inputs that are kept, to make rounding errors good; 0: round plainly."
         ),
-    ] = "1GiB",
+    ] = "0",
     memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory of the whole process.")] = "auto",
     threads: ThreadsOption = None,
 ) -> None:

@@ -169,5 +169,5 @@ def _rounded(job: Job, values: Floats, factor: Factor | None) -> Bytes:
     except NativeError as error:
         raise FormatError(
             f"`{job.part.name}` cannot be rounded with its errors compensated: {error.message}",
-            hint="a calibration made with `--moments 0` rounds each weight by itself",
+            hint="a calibration made without `--moments` rounds each weight by itself",
         ) from None
