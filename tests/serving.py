@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -113,8 +113,13 @@ class Served:
 
 
 @contextmanager
-def serve(cache: Path, *arguments: object, env: Mapping[str, str] | None = None) -> Iterator[Served]:
-    """`edgemoe serve ARGUMENTS` on a free port, until the block ends."""
+def serve(
+    cache: Path,
+    *arguments: object,
+    env: Mapping[str, str] | None = None,
+    joiner: Callable[[], None] | None = None,
+) -> Iterator[Served]:
+    """`edgemoe serve ARGUMENTS` on a free port, until the block ends. joiner: of a kernel limit (`memory_limit`)."""
     environment = {
         **os.environ,
         "EDGEMOE_CACHE": str(cache),
@@ -123,7 +128,7 @@ def serve(cache: Path, *arguments: object, env: Mapping[str, str] | None = None)
         **(env or {}),
     }
     command = [sys.executable, "-m", "edgemoe", "serve", *map(str, arguments), "--port", "0"]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=joiner)
     assert process.stderr is not None
     talk: list[str] = []
     port = 0

@@ -242,7 +242,7 @@ def test_a_failure_is_told_to_whom_it_happened(recorded: tuple[Engine, Recorder]
 
     def fail(what: tuple[int, ...]) -> None:
         nonlocal n_pass
-        n_pass += what[0] == -1
+        n_pass += what[0] == -1 and 3 in what  # on a busy machine others begin before the fourth
         if (what[0] == -1 and n_pass == 5) or what == (1, 3):
             raise StorageError("a part of the file cannot be read")
 

@@ -2,7 +2,8 @@
 
 An answer computes as if it were alone; it asks its `Seat`, which waits for its part of a pass. An answer's bytes do not
 depend on who else is in it (`emoe_engine_step`). Between two passes one newcomer's prompt is gone on with, by one
-batch: so no answer waits longer than that for its next token, and newcomers take turns.
+batch: so no answer waits longer than that for its next token, and newcomers take turns. A newcomer's own first steps
+(calls, then its prompt) go before the next batch of another's prompt: it waits for one batch, not for one a step.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class Passes:
         self._change = threading.Condition()  # guards what follows
         self._steps: dict[int, _Work] = {}  # by seat
         self._prompts: deque[_Work] = deque()  # whose turn it is first
+        self._last: _Work | None = None  # the prompt that was gone on with last
         self._calls: deque[_Work] = deque()
         self._awaited: set[int] = set()  # seats that were computed last and may soon bring their next token
         self._running: list[_Work] = []
@@ -156,8 +158,7 @@ class Passes:
                 self._piece(first)
             with self._change:
                 self._running = []
-                if not first.call:
-                    self._until = time.monotonic() + max(_PATIENCE * self._step_s, _LEAST_PATIENCE_S)
+                self._until = time.monotonic() + max(_PATIENCE * self._step_s, _LEAST_PATIENCE_S)
         with self._change:
             for work in (*self._steps.values(), *self._prompts, *self._calls):
                 work.end(UsageError("the engine is closed"))
@@ -174,7 +175,9 @@ class Passes:
                     return self._running
                 if self._prompts and (self._stepped or not (self._steps or self._awaited)):
                     self._stepped = False
-                    self._running = [self._prompts[0]]
+                    others = (work for work in self._prompts if work is not self._last)
+                    self._last = next(others, self._prompts[0])
+                    self._running = [self._last]
                     return self._running
                 if self._steps and not self._awaited:
                     self._stepped = True
@@ -192,6 +195,8 @@ class Passes:
         except BaseException as error:  # for the thread that waits
             work.error = error
         self.n_past[work.seat] = self.backend.n_past
+        with self._change:
+            self._awaited.add(work.seat)
         work.end(work.error)
 
     def _pass(self, works: Sequence[_Work]) -> None:
