@@ -478,6 +478,18 @@ EMOE_API emoe_status emoe_engine_state_get(emoe_engine *engine, void *buf, uint6
  * have changed since, are refused and the sequence is as before. When llama.cpp refuses them the sequence is empty. */
 EMOE_API emoe_status emoe_engine_state_set(emoe_engine *engine, const void *buf, uint64_t n_bytes, emoe_error *err);
 
+/* A checkpoint: the part of the sequence's state that cannot be cut (recurrent states, sliding windows), so that the
+ * sequence can be cut to as many tokens as it has now. Bytes of it; 0 where emoe_engine_can_cut is 1, and of an empty
+ * sequence. */
+EMOE_API uint64_t emoe_engine_checkpoint_bytes(emoe_engine *engine);
+/* As emoe_engine_state_get. */
+EMOE_API emoe_status emoe_engine_checkpoint_get(emoe_engine *engine, void *buf, uint64_t cap, uint64_t *n_bytes,
+                                                emoe_error *err);
+/* Cuts the sequence to what it was when buf was written. It must begin with those tokens still: that is for the caller
+ * to know. A sequence that has fewer is refused, and as before; else as emoe_engine_state_set. */
+EMOE_API emoe_status emoe_engine_checkpoint_set(emoe_engine *engine, const void *buf, uint64_t n_bytes,
+                                                emoe_error *err);
+
 /* Makes the decode call under way end soon with EMOE_ERR_CANCELLED. Does nothing when none is. Any thread. */
 EMOE_API void emoe_engine_cancel(emoe_engine *engine);
 /* Forgets a cancel. An engine for which this was ever called keeps a cancel until the next call of this, so that none

@@ -181,6 +181,9 @@ void a_null_engine_is_refused() {
     REFUSED(emoe_engine_picture_tokens(nullptr, 1, nullptr, 0, &n_token, &g_err));
     REFUSED(emoe_engine_picture_decode(nullptr, 1, 0, &g_err));
     emoe_engine_picture_forget(nullptr, 1);
+    CHECK_EQ(emoe_engine_checkpoint_bytes(nullptr), 0u);
+    REFUSED(emoe_engine_checkpoint_get(nullptr, &state, 1, &n_state, &g_err));
+    REFUSED(emoe_engine_checkpoint_set(nullptr, &state, 1, &g_err));
     emoe_engine_cancel(nullptr);
     emoe_engine_clear_cancel(nullptr);
     REFUSED(emoe_engine_set_cache_bytes(nullptr, k_huge, &g_err));
