@@ -58,6 +58,7 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "emoe_memory_rss": (c_uint64, []),
     "emoe_memory_trim": (None, []),
     "emoe_model_open": (_status, [c_char_p, _out, _err]),
+    "emoe_model_open_with": (_status, [c_char_p, POINTER(c_char_p), c_uint64, _out, _err]),
     "emoe_model_close": (None, [_model]),
     "emoe_model_get_info": (_status, [_model, POINTER(ModelInfo), _err]),
     "emoe_model_get_host_info": (_status, [_model, _setup, POINTER(ModelInfo), _err]),

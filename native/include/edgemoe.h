@@ -128,6 +128,8 @@ typedef struct emoe_setup {
                             the call */
     const char *mmproj;  /* a picture encoder's file, for which a plan keeps memory that the cache can lend; NULL: none.
                            Only read during the call */
+    const char *const *override_kv; /* for emoe_session_open: see emoe_model_open_with. Only read during the call */
+    uint64_t n_override_kv;
 } emoe_setup;
 #define EMOE_LEAST_LOSSY 0.01
 #define EMOE_MAX_SEQUENCE 7
@@ -186,6 +188,11 @@ EMOE_API void emoe_memory_trim(void);
 /* Reads the headers of a GGUF file (all files of a split set, given any of its names) and indexes its experts.
  * Reads no tensor data. On success *out must be closed with emoe_model_close. Any thread. */
 EMOE_API emoe_status emoe_model_open(const char *path, emoe_model **out, emoe_error *err);
+/* As emoe_model_open, with metadata that is other than the file says: override_kv are n_override_kv texts
+ * "KEY=TYPE:VALUE" as llama.cpp's, TYPE being int, float, bool or str. All that is made of the model heeds them (plan,
+ * tokenizer, states, what the cache folder remembers). Keys that say how tensors are laid out are EMOE_ERR_UNSUPPORTED. */
+EMOE_API emoe_status emoe_model_open_with(const char *path, const char *const *override_kv, uint64_t n_override_kv,
+                                          emoe_model **out, emoe_error *err);
 EMOE_API void emoe_model_close(emoe_model *model);
 
 typedef struct emoe_model_info {
