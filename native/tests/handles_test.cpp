@@ -93,6 +93,9 @@ void nothing_opens_from_nothing(const char *no_gguf) {
     emoe_model *model = nullptr;
     REFUSED(emoe_model_open(nullptr, &model, &g_err));
     REFUSED(emoe_model_open(k_nowhere, &model, &g_err));
+    REFUSED(emoe_model_open_with(nullptr, nullptr, 0, &model, &g_err));
+    REFUSED(emoe_model_open_with(no_gguf, nullptr, 1, &model, &g_err));
+    REFUSED(emoe_model_open_with(no_gguf, nullptr, 0, nullptr, &g_err));
     REFUSED(emoe_model_open("", &model, &g_err));
     REFUSED(emoe_model_open("/", &model, &g_err));
     REFUSED_AS(emoe_model_open(no_gguf, &model, &g_err), EMOE_ERR_FORMAT);
