@@ -144,6 +144,8 @@ class Setup(Struct):
         ("rope_reserved", c_uint32),
         ("profile", c_char_p),
         ("mmproj", c_char_p),
+        ("override_kv", POINTER(c_char_p)),
+        ("n_override_kv", c_uint64),
     ]
 
 

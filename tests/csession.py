@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from edgemoe import _abi as abi
 from edgemoe import _native
@@ -50,7 +51,7 @@ class TooSmall(Exception):
 
 
 class CSession:
-    def __init__(self, model: Path, cache: Path, **params: int) -> None:
+    def __init__(self, model: Path, cache: Path, **params: Any) -> None:
         self._library = _native.library()
         handle, error, planned = ctypes.c_void_p(), abi.Error(), abi.Plan()
         status = self._library.emoe_session_open(

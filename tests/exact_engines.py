@@ -55,11 +55,12 @@ def stock(
     threads: int = 1,
     n_ubatch: int = 64,
     gpu: OnGpu | None = None,
+    overrides: Sequence[tuple[str, int | float | bool]] = (),
     **context_params: Any,
 ) -> list[bytes]:
     """Logits of stock llama.cpp (mapped, not repacked) after each step, as bytes of float32.
 
-    context_params: other fields of llama_context_params.
+    overrides: metadata that is other than the file says. context_params: other fields of llama_context_params.
     """
     import llama_cpp.llama_cpp as llama
 
@@ -70,6 +71,9 @@ def stock(
     kept = gpu.place(model_params) if gpu else [(ctypes.c_void_p * 1)(None)]
     if not gpu:
         model_params.devices = ctypes.addressof(kept[0])
+    if overrides:
+        kept = [*kept, _kv_overrides(overrides)]
+        model_params.kv_overrides = kept[-1]
     model = llama.llama_model_load_from_file(str(path).encode(), model_params)
     assert model, path
     params = llama.llama_context_default_params()
@@ -92,6 +96,22 @@ def stock(
     llama.llama_model_free(model)
     del kept
     return rows
+
+
+def _kv_overrides(overrides: Sequence[tuple[str, int | float | bool]]) -> Any:
+    """A list of llama_model_kv_override, which one without a key ends."""
+    import llama_cpp.llama_cpp as llama
+
+    found = (llama.llama_model_kv_override * (len(overrides) + 1))()
+    for one, (key, value) in zip(found, overrides, strict=False):
+        one.key = key.encode()
+        if isinstance(value, bool):
+            one.tag, one.value.val_bool = 2, value
+        elif isinstance(value, int):
+            one.tag, one.value.val_i64 = 0, value
+        else:
+            one.tag, one.value.val_f64 = 1, value
+    return found
 
 
 @dataclass

@@ -95,6 +95,18 @@ def test_plain_text_goes_on_as_in_python(session: CSession, engine: edgemoe.Engi
     assert theirs == "".join(engine.generate(text, max_tokens=40, stop=["zq", "\u20ac"]))
 
 
+def test_overridden_metadata_is_heeded_as_in_python(path: Path, cache: Path) -> None:
+    override = "qwen3moe.expert_used_count=int:1"
+    texts = (ctypes.c_char_p * 1)(override.encode())
+    setup = {"memory": BUDGET, "n_ctx": 512, "n_threads": 1}
+    with CSession(path, cache, **setup, override_kv=texts, n_override_kv=1) as session:
+        theirs = "".join(session.prompt("the theme in the interior", answer_params(20)))
+    with edgemoe.load(path, memory=BUDGET, ctx=512, threads=1, override_kv=[override]) as engine:
+        assert theirs == "".join(engine.generate("the theme in the interior", max_tokens=20))
+    with CSession(path, cache, **setup) as session:
+        assert theirs != "".join(session.prompt("the theme in the interior", answer_params(20)))
+
+
 def test_a_trained_model_answers_as_in_python(smolmoe: Path, cache: Path) -> None:
     talk = [("system", "You are helpful."), ("user", "Name the planets.")]
     messages = [{"role": role, "content": text} for role, text in talk]

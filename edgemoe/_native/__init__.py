@@ -45,6 +45,12 @@ from .engine import (
     engine_cancel as engine_cancel,
 )
 from .engine import (
+    engine_checkpoint as engine_checkpoint,
+)
+from .engine import (
+    engine_checkpoint_bytes as engine_checkpoint_bytes,
+)
+from .engine import (
     engine_close as engine_close,
 )
 from .engine import (
@@ -82,6 +88,9 @@ from .engine import (
 )
 from .engine import (
     engine_set_cache_bytes as engine_set_cache_bytes,
+)
+from .engine import (
+    engine_set_checkpoint as engine_set_checkpoint,
 )
 from .engine import (
     engine_set_state as engine_set_state,

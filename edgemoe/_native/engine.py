@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import _abi as abi
@@ -131,16 +131,37 @@ def engine_state_bytes(engine: EngineHandle) -> int:
 
 def engine_state(engine: EngineHandle, n_bytes: int) -> bytearray:
     """The sequence's state, of as many bytes as `engine_state_bytes` said."""
-    state, written, error = bytearray(n_bytes), ctypes.c_uint64(), abi.Error()
-    view = (ctypes.c_char * n_bytes).from_buffer(state)
-    check(library().emoe_engine_state_get(engine, view, n_bytes, ctypes.byref(written), ctypes.byref(error)), error)
-    return state
+    return _state(library().emoe_engine_state_get, engine, n_bytes)
 
 
 def engine_set_state(engine: EngineHandle, state: bytearray) -> None:
+    _set_state(library().emoe_engine_state_set, engine, state)
+
+
+def engine_checkpoint_bytes(engine: EngineHandle) -> int:
+    return int(library().emoe_engine_checkpoint_bytes(engine))
+
+
+def engine_checkpoint(engine: EngineHandle, n_bytes: int) -> bytearray:
+    """What cannot be cut of the sequence's state, of as many bytes as `engine_checkpoint_bytes` said."""
+    return _state(library().emoe_engine_checkpoint_get, engine, n_bytes)
+
+
+def engine_set_checkpoint(engine: EngineHandle, state: bytearray) -> None:
+    _set_state(library().emoe_engine_checkpoint_set, engine, state)
+
+
+def _state(get: Callable[..., int], engine: EngineHandle, n_bytes: int) -> bytearray:
+    state, written, error = bytearray(n_bytes), ctypes.c_uint64(), abi.Error()
+    view = (ctypes.c_char * n_bytes).from_buffer(state)
+    check(get(engine, view, n_bytes, ctypes.byref(written), ctypes.byref(error)), error)
+    return state
+
+
+def _set_state(put: Callable[..., int], engine: EngineHandle, state: bytearray) -> None:
     error = abi.Error()
     view = (ctypes.c_char * len(state)).from_buffer(state)
-    check(library().emoe_engine_state_set(engine, view, len(state), ctypes.byref(error)), error)
+    check(put(engine, view, len(state), ctypes.byref(error)), error)
 
 
 def engine_cancel(engine: EngineHandle) -> None:

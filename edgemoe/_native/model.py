@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from .. import _abi as abi
@@ -12,9 +13,12 @@ from .library import ModelHandle, check, library, values
 _PATH_BYTES = 4096
 
 
-def model_open(path: str) -> ModelHandle:
-    handle, error = ctypes.c_void_p(), abi.Error()
-    check(library().emoe_model_open(os.fsencode(path), ctypes.byref(handle), ctypes.byref(error)), error)
+def model_open(path: str, override_kv: Sequence[str] = ()) -> ModelHandle:
+    """override_kv: "KEY=TYPE:VALUE"."""
+    handle, error, n = ctypes.c_void_p(), abi.Error(), len(override_kv)
+    texts = (ctypes.c_char_p * n)(*(text.encode("utf-8", "replace") for text in override_kv))
+    status = library().emoe_model_open_with(os.fsencode(path), texts, n, ctypes.byref(handle), ctypes.byref(error))
+    check(status, error)
     return ModelHandle(handle.value or 0)
 
 

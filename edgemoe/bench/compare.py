@@ -45,7 +45,7 @@ def compare(
     say: Say,
 ) -> dict[str, Any]:
     """Run it all. setup: its ctx is the workload's. say: gets lines of progress. Raises EdgeMoEError."""
-    with edgemoe.open_model(path) as model:
+    with edgemoe.open_model(path, setup.overrides) as model:
         plan = edgemoe.plan(model, setup.but(ctx=workload.n_ctx))
         traced = format_of(model).TRACED
         files = format_of(model).files(model, say)

@@ -54,6 +54,7 @@ _HELP_TAIL = 'Three quotes """ begin and end a message of several lines. Ctrl-C 
 _BUILTIN_SHARE = 1 / 3  # of the built-in model's experts, where no budget is given
 _BUILTIN_CTX = 2048
 _STATE_BYTES = 1 << 30  # of the folder in which states of conversations are kept
+_REMEMBERED = 0.06  # of the budget: what a changed conversation goes back to
 _ANSWER_SHARE = 4  # a quarter of the context is kept free for an answer
 
 
@@ -86,6 +87,7 @@ def chat(
             from ..runtime.budget.share import hold_share
 
             hold_share(opened, _BUILTIN_SHARE)
+        opened.keep_prefixes(int(opened.plan.budget_bytes * _REMEMBERED))
         if keeps:
             opened.keep_states(cache_dir() / "states", _STATE_BYTES, note)
         chosen = opened.model.recommended.but(**said)

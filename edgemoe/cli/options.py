@@ -123,6 +123,14 @@ class BudgetOptions(RopeOptions):
         str, typer.Option(metavar="TYPE", help="KV cache: `f16`, or `q8_0` for half the memory, which is LOSSY.")
     ] = "f16"
 
+    override_kv: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--override-kv",
+            metavar="KEY=TYPE:VALUE",
+            help="Metadata that is other than the file says (int, float, bool, str); may be repeated.",
+        ),
+    ] = None
     device: Annotated[
         str,
         typer.Option(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +23,7 @@ class Format(Protocol):
 
     TRACED: bool
 
-    def open(self, path: Path) -> Model | None:
+    def open(self, path: Path, override_kv: tuple[str, ...]) -> Model | None:
         """The headers of a model; None when the path is not of this format. Raises FormatError and its like."""
 
     def check(self, model: Model, setup: Setup) -> None:
@@ -50,17 +51,17 @@ def format_of(model: Model) -> Format:
     return _module(model.format)
 
 
-def open_model(path: str | os.PathLike[str]) -> Model:
+def open_model(path: str | os.PathLike[str], override_kv: Sequence[str] = ()) -> Model:
     """Read the headers of a GGUF file; of all files of a split set, given any of them; or of an ONNX export.
 
-    path: a file, the folder of an export, or the name of a model (see `edgemoe.resolve`).
+    path: a file, the folder of an export, or the name of a model (see `edgemoe.resolve`). override_kv: see `Setup`.
     Raises UsageError (no such file, a folder), StorageError, FormatError, UnsupportedError (not a MoE).
     """
     file = resolve(path)
     for name in FORMATS:
         if name == "onnx" and not (file.is_dir() or file.suffix.lower() == ".onnx"):
             continue  # its module is not worth loading
-        model = _module(name).open(file)
+        model = _module(name).open(file, tuple(override_kv))
         if model is not None:
             return model
     raise AssertionError("the last format takes every file")

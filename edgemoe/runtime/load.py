@@ -31,7 +31,7 @@ def load(
     """
     wanted = _setup(setup, asked)
     with ExitStack() as undo:
-        model = undo.enter_context(open_model(path))
+        model = undo.enter_context(open_model(path, wanted.overrides))
         wanted = _with_encoder(model, wanted)
         form = format_of(model)
         form.check(model, wanted)
@@ -70,7 +70,7 @@ def plan(
     """
     wanted = _setup(setup, asked)
     if not isinstance(model, Model):
-        with open_model(model) as opened:
+        with open_model(model, wanted.overrides) as opened:
             return plan(opened, wanted, measure=measure)
     wanted = _with_encoder(model, wanted)
     form = format_of(model)

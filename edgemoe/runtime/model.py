@@ -98,12 +98,13 @@ class ContextSizes:
 class Model(ABC):
     """The headers of a model, opened with `open_model`. A context manager; reading from it is safe in any thread.
 
-    path: as given. info: ModelInfo. format: the key of its format in `formats.FORMATS`.
+    path: as given. info: ModelInfo. format: the key of its format in `formats.FORMATS`. override_kv: see `Setup`.
     """
 
     format: ClassVar[str]
     path: Path
     info: ModelInfo
+    override_kv: tuple[str, ...] = ()
 
     @property
     def handle(self) -> _native.ModelHandle:

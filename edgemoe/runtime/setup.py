@@ -78,6 +78,8 @@ class Setup:
     gpu_experts: single experts for the GPU, numbered through all layers; None: decided as said, once, and kept.
     mmproj: a picture encoder's GGUF file, "auto" for the one beside the model (mmproj*.gguf) if there is one, or "off".
         Memory for it is planned; the expert cache lends it while a picture is encoded. One answer at a time.
+    override_kv: metadata that is other than the file says, as llama.cpp's option: "KEY=TYPE:VALUE" each, TYPE being
+        int, float, bool or str. Keys that say how tensors are laid out cannot be overridden.
     rope_scaling ("none", "linear", "yarn"), rope_scale (the factor by which the context grows), rope_freq_base,
         rope_freq_scale (1 / rope_scale), yarn_orig_ctx (tokens), yarn_ext_factor, yarn_attn_factor, yarn_beta_slow,
         yarn_beta_fast: as llama.cpp's options of these names; None: as the model says. With any of them but
@@ -106,6 +108,7 @@ class Setup:
     gpu_memory: str | int | None = None
     gpu_experts: Sequence[int] | None = None
     mmproj: str | os.PathLike[str] = "off"
+    override_kv: Sequence[str] | None = None
     rope_scaling: str | None = None
     rope_scale: float | None = None
     rope_freq_base: float | None = None
@@ -208,6 +211,11 @@ class Setup:
     def wanted(self) -> Memory:
         """The budget as it was asked for."""
         return parse_memory(self.memory)
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """`override_kv`; none where there are none."""
+        return tuple(self.override_kv or ())
 
     @property
     def rope(self) -> dict[str, Any]:

@@ -128,6 +128,8 @@ typedef struct emoe_setup {
                             the call */
     const char *mmproj;  /* a picture encoder's file, for which a plan keeps memory that the cache can lend; NULL: none.
                            Only read during the call */
+    const char *const *override_kv; /* for emoe_session_open: see emoe_model_open_with. Only read during the call */
+    uint64_t n_override_kv;
 } emoe_setup;
 #define EMOE_LEAST_LOSSY 0.01
 #define EMOE_MAX_SEQUENCE 7
@@ -186,6 +188,11 @@ EMOE_API void emoe_memory_trim(void);
 /* Reads the headers of a GGUF file (all files of a split set, given any of its names) and indexes its experts.
  * Reads no tensor data. On success *out must be closed with emoe_model_close. Any thread. */
 EMOE_API emoe_status emoe_model_open(const char *path, emoe_model **out, emoe_error *err);
+/* As emoe_model_open, with metadata that is other than the file says: override_kv are n_override_kv texts
+ * "KEY=TYPE:VALUE" as llama.cpp's, TYPE being int, float, bool or str. All that is made of the model heeds them (plan,
+ * tokenizer, states, what the cache folder remembers). Keys that say how tensors are laid out are EMOE_ERR_UNSUPPORTED. */
+EMOE_API emoe_status emoe_model_open_with(const char *path, const char *const *override_kv, uint64_t n_override_kv,
+                                          emoe_model **out, emoe_error *err);
 EMOE_API void emoe_model_close(emoe_model *model);
 
 typedef struct emoe_model_info {
@@ -477,6 +484,18 @@ EMOE_API emoe_status emoe_engine_state_get(emoe_engine *engine, void *buf, uint6
 /* Makes the sequence what it was when buf was written, by an engine of the same model and setup; bytes that were not, or
  * have changed since, are refused and the sequence is as before. When llama.cpp refuses them the sequence is empty. */
 EMOE_API emoe_status emoe_engine_state_set(emoe_engine *engine, const void *buf, uint64_t n_bytes, emoe_error *err);
+
+/* A checkpoint: the part of the sequence's state that cannot be cut (recurrent states, sliding windows), so that the
+ * sequence can be cut to as many tokens as it has now. Bytes of it; 0 where emoe_engine_can_cut is 1, and of an empty
+ * sequence. */
+EMOE_API uint64_t emoe_engine_checkpoint_bytes(emoe_engine *engine);
+/* As emoe_engine_state_get. */
+EMOE_API emoe_status emoe_engine_checkpoint_get(emoe_engine *engine, void *buf, uint64_t cap, uint64_t *n_bytes,
+                                                emoe_error *err);
+/* Cuts the sequence to what it was when buf was written. It must begin with those tokens still: that is for the caller
+ * to know. A sequence that has fewer is refused, and as before; else as emoe_engine_state_set. */
+EMOE_API emoe_status emoe_engine_checkpoint_set(emoe_engine *engine, const void *buf, uint64_t n_bytes,
+                                                emoe_error *err);
 
 /* Makes the decode call under way end soon with EMOE_ERR_CANCELLED. Does nothing when none is. Any thread. */
 EMOE_API void emoe_engine_cancel(emoe_engine *engine);

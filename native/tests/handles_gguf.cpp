@@ -263,6 +263,13 @@ void an_engine_stands_garbage(emoe_engine *engine, const char *folder) {
     REFUSED(emoe_engine_state_set(engine, bytes.data(), 1, &g_err));
     REFUSED(emoe_engine_state_set(engine, bytes.data(), bytes.size(), &g_err));
     CHECK_EQ(emoe_engine_state_bytes(engine), 0u);
+    REFUSED(emoe_engine_checkpoint_get(engine, nullptr, k_huge, &n_bytes, &g_err));
+    REFUSED(emoe_engine_checkpoint_get(engine, bytes.data(), 1, &n_bytes, &g_err));
+    REFUSED(emoe_engine_checkpoint_get(engine, bytes.data(), bytes.size(), nullptr, &g_err));
+    REFUSED(emoe_engine_checkpoint_set(engine, nullptr, 1, &g_err));
+    REFUSED(emoe_engine_checkpoint_set(engine, bytes.data(), 0, &g_err));
+    REFUSED(emoe_engine_checkpoint_set(engine, bytes.data(), bytes.size(), &g_err));
+    CHECK_EQ(emoe_engine_checkpoint_bytes(engine), 0u);
     REFUSED(emoe_engine_set_cache_bytes(engine, 0, &g_err));
     GIVEN(emoe_engine_set_cache_bytes(engine, k_huge, &g_err));
     wrong_sizes<emoe_stats>([&](emoe_stats *s) { return emoe_engine_get_stats(engine, s, &g_err); });

@@ -93,6 +93,9 @@ void nothing_opens_from_nothing(const char *no_gguf) {
     emoe_model *model = nullptr;
     REFUSED(emoe_model_open(nullptr, &model, &g_err));
     REFUSED(emoe_model_open(k_nowhere, &model, &g_err));
+    REFUSED(emoe_model_open_with(nullptr, nullptr, 0, &model, &g_err));
+    REFUSED(emoe_model_open_with(no_gguf, nullptr, 1, &model, &g_err));
+    REFUSED(emoe_model_open_with(no_gguf, nullptr, 0, nullptr, &g_err));
     REFUSED(emoe_model_open("", &model, &g_err));
     REFUSED(emoe_model_open("/", &model, &g_err));
     REFUSED_AS(emoe_model_open(no_gguf, &model, &g_err), EMOE_ERR_FORMAT);
@@ -181,6 +184,9 @@ void a_null_engine_is_refused() {
     REFUSED(emoe_engine_picture_tokens(nullptr, 1, nullptr, 0, &n_token, &g_err));
     REFUSED(emoe_engine_picture_decode(nullptr, 1, 0, &g_err));
     emoe_engine_picture_forget(nullptr, 1);
+    CHECK_EQ(emoe_engine_checkpoint_bytes(nullptr), 0u);
+    REFUSED(emoe_engine_checkpoint_get(nullptr, &state, 1, &n_state, &g_err));
+    REFUSED(emoe_engine_checkpoint_set(nullptr, &state, 1, &g_err));
     emoe_engine_cancel(nullptr);
     emoe_engine_clear_cancel(nullptr);
     REFUSED(emoe_engine_set_cache_bytes(nullptr, k_huge, &g_err));

@@ -113,7 +113,7 @@ def lengthened(raw: bytes) -> bytes:
 
 
 def of_other_tokens(raw: bytes) -> bytes:
-    at = 8 + 32 + 8
+    at = 8 + 32 + 16
     return raw[:at] + raw[at + 4 : at + 8] + raw[at : at + 4] + raw[at + 8 :]
 
 
@@ -134,7 +134,7 @@ def test_a_damaged_file_is_told_and_computed_again(model: Path, tmp_path: Path, 
         assert fresh.row() == row
 
 
-@pytest.mark.parametrize("content", [b"", b"EMOEseq1", b"#!/bin/sh\n" * 100, b"EMOEseq1" + b"\xff" * 40 + b"x" * 999])
+@pytest.mark.parametrize("content", [b"", b"EMOEseq2", b"#!/bin/sh\n" * 100, b"EMOEseq2" + b"\xff" * 40 + b"x" * 999])
 def test_a_foreign_file_is_told_and_left_alone(model: Path, tmp_path: Path, content: bytes) -> None:
     path = leave_one(model, tmp_path)
     path.write_bytes(content)

@@ -23,7 +23,7 @@ def share_budget(model: Model | str | os.PathLike[str], share: float, setup: Set
     them stay. Raises like `plan`.
     """
     if not isinstance(model, Model):
-        with open_model(model) as opened:
+        with open_model(model, setup.overrides if setup else ()) as opened:
             return share_budget(opened, share, setup)
     asked = (setup or Setup()).but(memory="auto")
     whole = plan(model, asked, measure=False)

@@ -66,6 +66,15 @@ class Backend(Protocol):
     def set_state(self, state: bytearray) -> None:
         """Make the sequence what it was when this was its state. Raises NativeError; it is empty then."""
 
+    def checkpoint_bytes(self) -> int:
+        """Of what cannot be cut of the sequence's state; 0 where all can be."""
+
+    def checkpoint(self, n_bytes: int) -> bytearray:
+        """What the sequence can be cut to where it is now, of `checkpoint_bytes`."""
+
+    def set_checkpoint(self, state: bytearray) -> None:
+        """Cut the sequence to where this was its checkpoint: it begins with those tokens still. As `set_state`."""
+
     def cancel(self) -> None:
         """End what is being computed soon, with Cancelled. Any thread, as all below."""
 

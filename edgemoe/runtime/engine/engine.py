@@ -488,10 +488,11 @@ class Engine:
         """Remember conversations that others take the place of, in up to so many bytes of the budget; 0: none."""
         with self._control() as backend:
             cuts = backend.can_cut()
+        trails, n_batch = [seat._sequence.trail for seat in self.seats], self.plan.n_ubatch
         keeps = max_bytes or self._states
-        kept = Prefixes(max_bytes, self.room, cuts=cuts, store=self._states) if keeps else None
+        kept = Prefixes(max_bytes, self.room, trails, cuts=cuts, n_batch=n_batch, store=self._states) if keeps else None
         for seat in self.seats:
-            seat._sequence.prefixes = kept
+            seat._sequence.remember_in(kept)
 
     def keep_states(self, folder: Path, max_bytes: int, talk: Callable[[str], None]) -> None:
         """Keep conversations on disk, those that memory has no room for and at the end all; take up those of before.

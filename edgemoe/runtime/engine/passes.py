@@ -326,6 +326,16 @@ class Seat:
     def set_state(self, state: bytearray) -> None:
         self._passes.call(self.number, lambda: self._all.set_state(state))
 
+    def checkpoint_bytes(self) -> int:
+        return int(self._passes.call(self.number, self._all.checkpoint_bytes))
+
+    def checkpoint(self, n_bytes: int) -> bytearray:
+        state: bytearray = self._passes.call(self.number, lambda: self._all.checkpoint(n_bytes))
+        return state
+
+    def set_checkpoint(self, state: bytearray) -> None:
+        self._passes.call(self.number, lambda: self._all.set_checkpoint(state))
+
     def cancel(self) -> None:
         self._passes.cancel(self.number)
 

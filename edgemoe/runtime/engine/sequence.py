@@ -12,6 +12,7 @@ from typing import TypeVar
 from ... import _native
 from ...errors import Cancelled, NativeError, UnsupportedError, UsageError
 from .backend import Backend
+from .checkpoints import Trail, last_before, stops
 from .pictures import Pictures, Row, runs, whole_parts
 from .prefixes import MIN_TOKENS, Prefixes
 from .states import shared
@@ -38,6 +39,7 @@ class TokenSequence:
         self.epoch = 0
         self.prefixes: Prefixes | None = None
         self.pictures: Pictures | None = None
+        self.trail = Trail()
         self._n_prompt = 0  # tokens of it that were somebody's prompt
         self.n_kept = 0  # what `become` found there, known while it computes the rest
         self._longest = longest or self.n_ctx
@@ -90,6 +92,11 @@ class TokenSequence:
         more = " or more" if wanted < self._longest else ", all that the model was trained for"
         return f"use `--ctx {wanted}`{more}, or a shorter prompt"
 
+    def remember_in(self, prefixes: Prefixes | None) -> None:
+        """Where conversations are set aside from now on; checkpoints of before are forgotten."""
+        self.prefixes = prefixes
+        self.trail.cut(0)
+
     def begin(self) -> None:
         """Something new is asked for: what was cancelled before is forgotten."""
         self._cancelled = False
@@ -113,7 +120,7 @@ class TokenSequence:
         self.cancel()
         with self._busy, self._control:
             if self.prefixes and self._backend is not None:
-                self.prefixes.leave(self._backend, self._tokens)
+                self.prefixes.leave(self._backend, self._tokens, self.trail)
             self._backend = None
 
     def append(self, tokens: Sequence[int], *, want_all: bool = False, epoch: int | None = None) -> None:
@@ -181,8 +188,7 @@ class TokenSequence:
             self._trade(wanted)
         common = 0 if anew else shared(self._tokens, wanted)
         if self.prefixes:
-            if not self.prefixes.cuts and common < len(self._tokens):
-                common = 0
+            common = 0 if anew else self.prefixes.usable(self._tokens, self.trail.places, wanted)
             common = self._exchange(self.prefixes, wanted, common, anew=anew)
         self._n_prompt = len(wanted)
         keep = whole_parts(tokens, min(common, len(wanted) - 1))  # the last is computed again for its logits
@@ -191,14 +197,22 @@ class TokenSequence:
         except UnsupportedError:  # recurrent state cannot be cut
             self.rewind(0)
         n_reused = self.n_kept = len(self._tokens)
-        self.append(tokens[n_reused:])
+        if self.prefixes and not self.prefixes.cuts:
+            self._note(self.prefixes)  # the next prompt may tell what comes now otherwise, or the answer after it
+            for stop in stops(n_reused, len(wanted), self.prefixes.n_batch):
+                self.append(tokens[len(self._tokens) : whole_parts(tokens, stop)])
+                self._note(self.prefixes)
+        else:
+            self.append(tokens[n_reused:])
         if self.pictures:
             with self._exclusive() as backend:
                 self.pictures.forget(backend)
-        if self.prefixes and not self.prefixes.cuts and len(wanted) >= MIN_TOKENS:
-            with self._exclusive() as backend:  # the answer that follows may be told otherwise in the next prompt
-                self.prefixes.keep(backend, self._tokens, to_disk=False)
         return n_reused
+
+    def _note(self, prefixes: Prefixes) -> None:
+        with self._exclusive() as backend:
+            if len(self._tokens) >= MIN_TOKENS and len(self._tokens) not in self.trail.places:
+                prefixes.note(backend, self.trail, len(self._tokens))
 
     def _trade(self, wanted: array[int]) -> None:
         """Change places with a sibling that rests and has more of these tokens."""
@@ -211,6 +225,8 @@ class TokenSequence:
             self._backend, best._backend = best._backend, self._backend
             self._tokens, best._tokens = best._tokens, self._tokens
             self._n_prompt, best._n_prompt = best._n_prompt, self._n_prompt
+            checkpoints, self.trail.checkpoints = self.trail.checkpoints, best.trail.checkpoints
+            best.trail.checkpoints = checkpoints
             best.epoch += 1
 
     def _exchange(self, prefixes: Prefixes, wanted: array[int], common: int, *, anew: bool) -> int:
@@ -220,14 +236,17 @@ class TokenSequence:
         left = 0 if better or anew else common
         with self._exclusive() as backend:
             if min(self._n_prompt, len(self._tokens)) >= left + MIN_TOKENS:
-                prefixes.keep(backend, self._tokens)
-            if not better or found is None:
-                return common
-            self._begin_epoch(None)
-            restored = prefixes.restore(backend, found)
-            self._tokens = found.tokens[:] if restored else array("i")
+                prefixes.keep(backend, self._tokens, self.trail, left)
+            if better and found is not None:
+                self._begin_epoch(None)
+                restored = prefixes.restore(backend, found, n_shared, self.trail)
+                self._tokens, common = (found.tokens[:], n_shared) if restored else (array("i"), 0)
+            elif common and not prefixes.cuts and common < len(self._tokens):
+                self._begin_epoch(None)
+                common = last_before(self.trail.places, common)
+                common = common if common and prefixes.back(backend, self.trail, common) else 0
             self._synchronize(backend)
-            return n_shared if restored else 0
+            return common
 
     def rewind(self, n: int) -> None:
         """Cut the sequence to its first n tokens. Raises UnsupportedError for a recurrent model unless n is 0."""
@@ -309,6 +328,7 @@ class TokenSequence:
     def _synchronize(self, backend: Backend) -> None:
         """After a failure the native sequence is shorter than what was asked for."""
         del self._tokens[backend.n_past :]
+        self.trail.cut(len(self._tokens))
 
     @contextmanager
     def _exclusive(self) -> Iterator[Backend]:

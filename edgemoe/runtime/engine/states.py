@@ -14,29 +14,36 @@ import struct
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from ...errors import StorageError
 from ...paths import whole_file
+from .checkpoints import Checkpoint, Kept
 
 Talk = Callable[[str], None]
 
-_MAGIC = b"EMOEseq1"
+_MAGIC = b"EMOEseq2"
 _HASH_BYTES = 32
-_COUNT = struct.Struct("<Q")  # of tokens; they follow, then the state
-_HEAD_BYTES = len(_MAGIC) + _HASH_BYTES + _COUNT.size
+_COUNTS = struct.Struct("<QQ")  # tokens, checkpoints; then the tokens, the places, the state, the checkpoints' states
+_PLACE = struct.Struct("<QQ")  # tokens before a checkpoint, its bytes
+_HEAD_BYTES = len(_MAGIC) + _HASH_BYTES + _COUNTS.size
 _MAX_TOKENS = 1 << 24
 _CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A state that lies on disk. n_bytes: of it, without its tokens."""
+    """A state that lies on disk.
+
+    n_bytes: of it, without its tokens. places, sizes: tokens before its checkpoints, and their bytes.
+    """
 
     path: Path
     tokens: array[int]
     n_bytes: int
+    places: tuple[int, ...]
+    sizes: tuple[int, ...]
 
 
 class StateStore:
@@ -55,16 +62,19 @@ class StateStore:
         """The states of this engine."""
         return list(self._stored.values())
 
-    def load(self, stored: Stored) -> bytearray | None:
+    def load(self, stored: Stored) -> Kept | None:
         """A state's bytes; None, said and forgotten, where the file has gone or is damaged."""
         self._stored.pop(stored.path, None)
         try:
             with stored.path.open("rb") as stream:
-                _, digest, tokens = _read_head(stream)
-                state = bytearray(stored.n_bytes)
-                n_read = stream.readinto(state)
-                whole = n_read == len(state) and not stream.read(1)
-            if not whole or tokens != stored.tokens or digest != _digest(tokens, state):
+                digest, now = _read_head(stream, stored.path)
+                if now != stored:
+                    raise ValueError
+                state, *checkpoints = (_read(stream, n) for n in (now.n_bytes - sum(now.sizes), *now.sizes))
+                whole = not stream.read(1)
+            pairs = zip(now.places, checkpoints, strict=True)
+            kept = Kept(now.tokens, state, tuple(Checkpoint(n, one) for n, one in pairs))
+            if not whole or digest != _digest(_parts(kept)):
                 raise ValueError
             os.utime(stored.path)  # it was used now
         except FileNotFoundError:
@@ -74,34 +84,37 @@ class StateStore:
             _remove(stored.path)
             return None
         self._stored[stored.path] = stored
-        return state
+        return kept
 
-    def save(self, tokens: array[int], state: bytearray, *, cuts: bool) -> None:
-        """Write a state. What cannot be written is said, and lost. cuts: it stands for those of its beginnings."""
+    def save(self, kept: Kept, *, cuts: bool) -> None:
+        """Write a state. What cannot be written is said, and lost. cuts: see `stands_for`."""
+        tokens, places = kept.tokens, kept.places
         name = hashlib.blake2b(tokens.tobytes(), digest_size=8).hexdigest()
         path = self.folder / f"{self._key:016x}-{name}.state"
         if path in self._stored:
             with contextlib.suppress(OSError):
                 os.utime(path)
             return
-        for old in [one for one in self._stored.values() if cuts and shared(one.tokens, tokens) == len(one.tokens)]:
+        for old in [one for one in self._stored.values() if stands_for(tokens, places, one.tokens, cuts=cuts)]:
             del self._stored[old.path]
             _remove(old.path)
-        n_bytes = _HEAD_BYTES + 4 * len(tokens) + len(state)
+        parts = _parts(kept)
+        n_bytes = len(_MAGIC) + _HASH_BYTES + sum(len(part) for part in parts)
         if n_bytes > self.max_bytes:
             return
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._make_room(n_bytes)
             with whole_file(path, private=True) as stream:
-                stream.write(_MAGIC + _digest(tokens, state) + _COUNT.pack(len(tokens)))
-                stream.write(tokens.tobytes())
-                stream.write(state)
+                stream.write(_MAGIC + _digest(parts))
+                for part in parts:
+                    stream.write(part)
         except (OSError, StorageError) as error:
             reason = error.message if isinstance(error, StorageError) else f"{error.strerror}: `{self.folder}`"
             self._talk(f"the state of a conversation is not kept: {reason}")
             return
-        self._stored[path] = Stored(path, tokens[:], len(state))
+        sizes = tuple(len(one.state) for one in kept.checkpoints)
+        self._stored[path] = Stored(path, tokens[:], kept.n_bytes, places, sizes)
 
     def _make_room(self, n_bytes: int) -> None:
         """Delete the states that were used longest ago, whosever they are."""
@@ -126,8 +139,7 @@ class StateStore:
         """What a file says of itself; None, said, for one that is none of ours."""
         try:
             with path.open("rb") as stream:
-                n_bytes, _, tokens = _read_head(stream)
-            return Stored(path, tokens, n_bytes)
+                return _read_head(stream, path)[1]
         except (OSError, ValueError):
             self._talk(f"`{path}` is no state of a conversation: it is left alone")
             return None
@@ -141,25 +153,51 @@ def shared(first: array[int], second: array[int]) -> int:
     return next(i for i in range(shorter) if first[i] != second[i])
 
 
-def _read_head(stream: BinaryIO) -> tuple[int, bytes, array[int]]:
-    """Bytes of the state that follows, the hash, the tokens. Raises ValueError, OSError."""
+def stands_for(tokens: array[int], places: tuple[int, ...], old: array[int], *, cuts: bool) -> bool:
+    """Whether a sequence, with checkpoints at these places, can be cut to the old one. cuts: whether anywhere."""
+    n = len(old)
+    return shared(tokens, old) == n and (cuts or n == len(tokens) or n in places)
+
+
+def _read_head(stream: BufferedReader, path: Path) -> tuple[bytes, Stored]:
+    """The hash, and what the state that follows is. Raises ValueError, OSError."""
     head = stream.read(_HEAD_BYTES)
     if len(head) < _HEAD_BYTES or not head.startswith(_MAGIC):
         raise ValueError
-    (n_token,) = _COUNT.unpack(head[-_COUNT.size :])
-    n_bytes = os.fstat(stream.fileno()).st_size - _HEAD_BYTES - 4 * n_token
-    if not 0 < n_token <= _MAX_TOKENS or n_bytes <= 0:
+    n_token, n_checkpoint = _COUNTS.unpack(head[-_COUNTS.size :])
+    if not 0 < n_token <= _MAX_TOKENS or n_checkpoint > n_token:
+        raise ValueError
+    n_bytes = os.fstat(stream.fileno()).st_size - _HEAD_BYTES - 4 * n_token - _PLACE.size * n_checkpoint
+    if n_bytes <= 0:
         raise ValueError
     tokens = array("i")
     tokens.frombytes(stream.read(4 * n_token))
-    return n_bytes, head[len(_MAGIC) : -_COUNT.size], tokens
+    pairs = tuple(_PLACE.iter_unpack(stream.read(_PLACE.size * n_checkpoint)))
+    places, sizes = tuple(n for n, _ in pairs), tuple(size for _, size in pairs)
+    if len(pairs) != n_checkpoint or sum(sizes) >= n_bytes or any(not 0 < n <= n_token for n in places):
+        raise ValueError
+    return head[len(_MAGIC) : -_COUNTS.size], Stored(path, tokens, n_bytes, places, sizes)
 
 
-def _digest(tokens: array[int], state: bytearray) -> bytes:
+def _read(stream: BufferedReader, n_bytes: int) -> bytearray:
+    """So many bytes. Raises ValueError where there are fewer."""
+    found = bytearray(n_bytes)
+    if stream.readinto(found) != n_bytes:
+        raise ValueError
+    return found
+
+
+def _parts(kept: Kept) -> list[bytes | bytearray]:
+    """What a file has behind its hash."""
+    places = b"".join(_PLACE.pack(one.n, len(one.state)) for one in kept.checkpoints)
+    counts = _COUNTS.pack(len(kept.tokens), len(kept.checkpoints))
+    return [counts, kept.tokens.tobytes(), places, kept.state, *(one.state for one in kept.checkpoints)]
+
+
+def _digest(parts: list[bytes | bytearray]) -> bytes:
     digest = hashlib.blake2b(digest_size=_HASH_BYTES)
-    digest.update(_COUNT.pack(len(tokens)))
-    digest.update(tokens.tobytes())
-    digest.update(state)
+    for part in parts:
+        digest.update(part)
     return digest.digest()
 
 

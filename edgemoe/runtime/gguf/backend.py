@@ -67,6 +67,15 @@ class NativeBackend:
     def set_state(self, state: bytearray) -> None:
         _native.engine_set_state(self.engine, state)
 
+    def checkpoint_bytes(self) -> int:
+        return _native.engine_checkpoint_bytes(self.engine)
+
+    def checkpoint(self, n_bytes: int) -> bytearray:
+        return _native.engine_checkpoint(self.engine, n_bytes)
+
+    def set_checkpoint(self, state: bytearray) -> None:
+        _native.engine_set_checkpoint(self.engine, state)
+
     def cancel(self) -> None:
         _native.engine_cancel(self.engine)
 

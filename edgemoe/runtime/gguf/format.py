@@ -16,7 +16,7 @@ from ...devices.gpu import Gpu
 from ...devices.gpu import choose as choose_gpu
 from ...devices.profile import contradict, profile
 from ...devices.storage import N_LANE, find_lanes
-from ...errors import BudgetError, FormatError, UnsupportedError
+from ...errors import BudgetError, FormatError, UnsupportedError, UsageError
 from ...paths import cache_dir
 from ...units import MIB
 from ..budget.gpu_plan import gpu_budget, plan_for_gpu
@@ -38,13 +38,18 @@ TRACED = True
 _LEAST_TOKENS, _LEAST_READ = 16, 64 * MIB  # after which a run tells something of speeds
 
 
-def open(path: Path) -> Model | None:
+def open(path: Path, override_kv: tuple[str, ...]) -> Model | None:
     """Every file that is no other format's. Raises what `open_gguf` raises."""
-    return open_gguf(path)
+    return open_gguf(path, override_kv)
 
 
 def check(model: Model, setup: Setup) -> None:
-    """Raise UnsupportedError for a reader that the file system does not take."""
+    """Raise UnsupportedError for a reader that the file system does not take, UsageError for another model."""
+    if setup.overrides != model.override_kv:
+        raise UsageError(
+            "the model was opened with other metadata than the setup overrides",
+            hint="give `override_kv` to `open_model` as well",
+        )
     if setup.reader == "uring" and not model.info.direct_io:
         raise UnsupportedError(
             f"io_uring needs O_DIRECT, which `{model.path}` refuses", hint="use the reader `threads`"

@@ -19,8 +19,8 @@ class GgufModel(Model):
 
     format = "gguf"
 
-    def __init__(self, path: Path, handle: _native.ModelHandle) -> None:
-        self.path = path
+    def __init__(self, path: Path, handle: _native.ModelHandle, override_kv: tuple[str, ...]) -> None:
+        self.path, self.override_kv = path, override_kv
         self._handle: _native.ModelHandle | None = handle
         self._finalizer = weakref.finalize(self, _native.model_close, handle)
         self.info = _info(_native.model_info(handle))
@@ -56,18 +56,21 @@ class GgufModel(Model):
         self._finalizer()
 
 
-def open_gguf(file: Path) -> GgufModel:
-    """Raises UsageError (no such file, a folder), StorageError, FormatError, UnsupportedError (not a MoE)."""
+def open_gguf(file: Path, override_kv: tuple[str, ...] = ()) -> GgufModel:
+    """override_kv: see `Setup`.
+
+    Raises UsageError (no such file, a folder), StorageError, FormatError, UnsupportedError (not a MoE).
+    """
     _check_file(file)
     try:
-        handle = _native.model_open(os.fspath(file))
+        handle = _native.model_open(os.fspath(file), override_kv)
     except FormatError as error:
         raise _hinted(error, "the file may be incomplete: compare its size, or download or copy it again") from None
     except UnsupportedError as error:
         raise _hinted(error, _unsupported_hint(error.message, file)) from None
     except StorageError as error:
         raise _hinted(error, "check that every file of the model is there and readable") from None
-    return GgufModel(file, handle)
+    return GgufModel(file, handle, override_kv)
 
 
 def _info(values: dict[str, object]) -> ModelInfo:
@@ -91,6 +94,8 @@ def _check_file(file: Path) -> None:
 def _unsupported_hint(message: str, file: Path) -> str:
     if "no longer reads" in message:
         return f"`edgemoe convert {file} NEW.gguf` makes a file of today's form, or download a newer one"
+    if "be overridden" in message:
+        return "leave it out: `edgemoe convert` writes files of another layout"
     if "dense model" in message:
         return "edgemoe runs Mixture-of-Experts GGUF files; llama.cpp runs dense ones"
     return "take another file of the model"

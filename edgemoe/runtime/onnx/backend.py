@@ -275,6 +275,15 @@ class OnnxBackend:
     def set_state(self, state: bytearray) -> None:
         raise UnsupportedError("the state of an export cannot be kept")
 
+    def checkpoint_bytes(self) -> int:
+        return 0
+
+    def checkpoint(self, n_bytes: int) -> bytearray:
+        raise UnsupportedError("an export needs no checkpoints")
+
+    def set_checkpoint(self, state: bytearray) -> None:
+        raise UnsupportedError("an export needs no checkpoints")
+
     def cancel(self) -> None:
         self._cancelled = True
 

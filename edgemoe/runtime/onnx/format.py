@@ -21,9 +21,11 @@ from .sizes import ExportSizes, note_overhead
 TRACED = False
 
 
-def open(path: Path) -> Model | None:
+def open(path: Path, override_kv: tuple[str, ...]) -> Model | None:
     """The export in a folder, given that or a file in it; None for what is no ONNX at all."""
     folder = export_at(path)
+    if folder is not None and override_kv:
+        raise UnsupportedError("an ONNX export has no metadata to override", hint="leave `--override-kv` out")
     return None if folder is None else open_export(folder)
 
 

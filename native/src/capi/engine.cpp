@@ -76,25 +76,51 @@ uint64_t emoe_engine_state_key(const emoe_engine *engine) {
     return key;
 }
 
-uint64_t emoe_engine_state_bytes(emoe_engine *engine) {
+namespace {
+
+uint64_t state_bytes(emoe_engine *engine, StatePart part) {
     uint64_t n = 0;
-    (void)guarded(nullptr, [&] { n = engine_of(engine).state_bytes(); });
+    (void)guarded(nullptr, [&] { n = engine_of(engine).state_bytes(part); });
     return n;
 }
 
-emoe_status emoe_engine_state_get(emoe_engine *engine, void *buf, uint64_t cap, uint64_t *n_bytes, emoe_error *err) {
+emoe_status state_get(emoe_engine *engine, StatePart part, void *buf, uint64_t cap, uint64_t *n_bytes,
+                      emoe_error *err) {
     return guarded(err, [&] {
         check_pointer(buf, "buf");
         check_pointer(n_bytes, "n_bytes");
-        *n_bytes = engine_of(engine).get_state(static_cast<uint8_t *>(buf), cap);
+        *n_bytes = engine_of(engine).get_state(part, static_cast<uint8_t *>(buf), cap);
     });
 }
 
-emoe_status emoe_engine_state_set(emoe_engine *engine, const void *buf, uint64_t n_bytes, emoe_error *err) {
+emoe_status state_set(emoe_engine *engine, StatePart part, const void *buf, uint64_t n_bytes, emoe_error *err) {
     return guarded(err, [&] {
         check_pointer(buf, "buf");
-        engine_of(engine).set_state(static_cast<const uint8_t *>(buf), n_bytes);
+        engine_of(engine).set_state(part, static_cast<const uint8_t *>(buf), n_bytes);
     });
+}
+
+} // namespace
+
+uint64_t emoe_engine_state_bytes(emoe_engine *engine) { return state_bytes(engine, StatePart::whole); }
+
+emoe_status emoe_engine_state_get(emoe_engine *engine, void *buf, uint64_t cap, uint64_t *n_bytes, emoe_error *err) {
+    return state_get(engine, StatePart::whole, buf, cap, n_bytes, err);
+}
+
+emoe_status emoe_engine_state_set(emoe_engine *engine, const void *buf, uint64_t n_bytes, emoe_error *err) {
+    return state_set(engine, StatePart::whole, buf, n_bytes, err);
+}
+
+uint64_t emoe_engine_checkpoint_bytes(emoe_engine *engine) { return state_bytes(engine, StatePart::checkpoint); }
+
+emoe_status emoe_engine_checkpoint_get(emoe_engine *engine, void *buf, uint64_t cap, uint64_t *n_bytes,
+                                       emoe_error *err) {
+    return state_get(engine, StatePart::checkpoint, buf, cap, n_bytes, err);
+}
+
+emoe_status emoe_engine_checkpoint_set(emoe_engine *engine, const void *buf, uint64_t n_bytes, emoe_error *err) {
+    return state_set(engine, StatePart::checkpoint, buf, n_bytes, err);
 }
 
 void emoe_engine_cancel(emoe_engine *engine) {

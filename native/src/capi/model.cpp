@@ -31,11 +31,22 @@ void give_path(const std::filesystem::path &path, char *buf, uint64_t cap) {
 } // namespace
 
 emoe_status emoe_model_open(const char *path, emoe_model **out, emoe_error *err) {
+    return emoe_model_open_with(path, nullptr, 0, out, err);
+}
+
+emoe_status emoe_model_open_with(const char *path, const char *const *override_kv, uint64_t n_override_kv,
+                                 emoe_model **out, emoe_error *err) {
     return guarded(err, [&] {
         check_pointer(path, "path");
         check_pointer(out, "out");
+        if (n_override_kv != 0) check_pointer(override_kv, "override_kv");
+        std::vector<std::string> overrides;
+        for (uint64_t i = 0; i < n_override_kv; i++) {
+            check_pointer(override_kv[i], "override_kv");
+            overrides.emplace_back(override_kv[i]);
+        }
         auto model = std::make_unique<emoe_model>();
-        model->index = index_model(path);
+        model->index = index_model(path, overrides);
         *out = model.release();
     });
 }

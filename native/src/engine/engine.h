@@ -30,6 +30,9 @@
 
 namespace emoe {
 
+// Of a sequence's state: all of it, or what cannot be cut: recurrent states and sliding windows.
+enum class StatePart { whole, checkpoint };
+
 class Engine : public TextModel {
 public:
     // cache_bytes: raised to the least that works.
@@ -57,9 +60,10 @@ public:
     void rewind(uint32_t n);
     bool can_cut() const;       // a state that was taken up again
     uint64_t state_key() const; // of the model's file, the setup and this library
-    uint64_t state_bytes();
-    uint64_t get_state(uint8_t *buf, uint64_t cap);
-    void set_state(const uint8_t *buf, uint64_t n_bytes);
+    uint64_t state_bytes(StatePart part);
+    uint64_t get_state(StatePart part, uint8_t *buf, uint64_t cap);
+    // A checkpoint: of a sequence that still begins with its tokens.
+    void set_state(StatePart part, const uint8_t *buf, uint64_t n_bytes);
     void cancel();
     void clear_cancel();                  // a cancel sticks from here on, until the next clear_cancel
     void set_cache_bytes(uint64_t bytes); // any thread

@@ -5,6 +5,7 @@
 #include "io/file.h"
 #include "llama/kernels.h"
 #include "llama/log.h"
+#include "llama/overrides.h"
 #include "llama/refusals.h"
 
 #include <llama.h>
@@ -313,7 +314,7 @@ std::vector<TensorInfo> read_headers(const std::string &path, ModelIndex *index)
     uint64_t given_bytes = 0;
     GgufPtr given = open_gguf(path, &given_bytes);
     std::vector<std::string> const &paths = index->layout.paths = split_set(path, given.get());
-    index->identity = identity_of(paths);
+    index->identity = index->file_identity = identity_of(paths);
     std::vector<TensorInfo> tensors;
     for (size_t i = 0; i < paths.size(); i++) {
         uint64_t bytes = given_bytes;
@@ -483,14 +484,18 @@ uint64_t ModelIndex::n_vocab() const {
 }
 
 void check_unchanged(const ModelIndex &index) {
-    if (identity_of(index.layout.paths) != index.identity)
+    if (identity_of(index.layout.paths) != index.file_identity)
         fail(EMOE_ERR_IO, "`%s` has changed since it was opened", index.layout.paths.front().c_str());
 }
 
-std::unique_ptr<ModelIndex> index_model(const std::string &path) {
+std::unique_ptr<ModelIndex> index_model(const std::string &path, const std::vector<std::string> &overrides) {
     AssertionGuard const guard;
     auto index = std::make_unique<ModelIndex>();
     std::vector<TensorInfo> tensors = read_headers(path, index.get());
+    for (std::string const &text : overrides) {
+        apply_override(text, index->meta.get());
+        index->identity = hash_bytes(index->identity, text.c_str(), text.size() + 1);
+    }
     if (!meta_text(index->meta.get(), "general.architecture", &index->architecture))
         fail(EMOE_ERR_FORMAT, "`%s` does not name its architecture (key `general.architecture`)", path.c_str());
     if (!meta_text(index->meta.get(), "general.name", &index->name)) index->name = path.substr(path.rfind('/') + 1);

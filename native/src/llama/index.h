@@ -46,7 +46,8 @@ struct ModelIndex {
     uint64_t expert_bytes = 0;
     uint64_t token_bytes = 0;
     uint32_t n_router_input = 0; // length of a router's input, 0 when the layers differ or have none by the usual name
-    uint64_t identity = 0;
+    uint64_t file_identity = 0;
+    uint64_t identity = 0; // of the files, and of the metadata that was overridden
     uint32_t alignment = 4096;
     bool direct_io = false;
 
@@ -55,8 +56,9 @@ struct ModelIndex {
     uint64_t n_vocab() const; // tokens, as the tokenizer or the metadata say
 };
 
-// Throws EMOE_ERR_IO, EMOE_ERR_FORMAT, or EMOE_ERR_UNSUPPORTED when there is no expert to stream.
-std::unique_ptr<ModelIndex> index_model(const std::string &path);
+// overrides: see overrides.h. Throws what these do, EMOE_ERR_IO, EMOE_ERR_FORMAT, or EMOE_ERR_UNSUPPORTED when there is no
+// expert to stream.
+std::unique_ptr<ModelIndex> index_model(const std::string &path, const std::vector<std::string> &overrides);
 
 // Throws EMOE_ERR_IO when a file is no longer the one that was indexed (replaced, edited).
 void check_unchanged(const ModelIndex &index);

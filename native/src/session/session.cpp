@@ -54,7 +54,9 @@ Session::Session(const std::string &path, const std::string &cache_dir, const em
     if (setup.n_sequence > 1)
         fail(EMOE_ERR_ARGUMENT, "a session has one conversation, not %u sequences", setup.n_sequence);
     emoe_model *opened = nullptr;
-    call([&](emoe_error *err) { return emoe_model_open(path.c_str(), &opened, err); });
+    call([&](emoe_error *err) {
+        return emoe_model_open_with(path.c_str(), setup.override_kv, setup.n_override_kv, &opened, err);
+    });
     ModelPtr model(opened);
     uint64_t const rss = rss_bytes();
     emoe_plan plan = {};
