@@ -76,10 +76,10 @@ class Limit:
 @contextlib.contextmanager
 def memory_limit(limit_bytes: int, name: str) -> Iterator[Limit]:
     """A memory cgroup of limit_bytes for the processes that join it. Raises LimitUnavailable."""
-    try:
-        hierarchy = find_hierarchy(Path("/proc/self/mounts").read_text("utf-8", "surrogateescape"))
-    except OSError:
-        hierarchy = None
+    hierarchy = None
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            hierarchy = find_hierarchy(Path("/proc/self/mounts").read_text("utf-8", "surrogateescape"))
     if hierarchy is None:
         raise LimitUnavailable("no memory cgroups are mounted")
     folder = hierarchy.root / name
