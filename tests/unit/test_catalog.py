@@ -44,8 +44,9 @@ def in_hub(hub: Path, repo: str, file: str, content: str = "GGUF", revision: str
     link = folder / "snapshots" / revision / file
     link.parent.mkdir(parents=True, exist_ok=True)
     if sys.platform == "win32":
-        return put(link, content)
-    link.symlink_to(blob)
+        put(link, content)
+    else:
+        link.symlink_to(blob)
     return link
 
 
