@@ -73,13 +73,17 @@ class Limit:
         return int(fields.get("oom_kill", 0))
 
 
+def _own_hierarchy() -> Hierarchy | None:
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            return find_hierarchy(Path("/proc/self/mounts").read_text("utf-8", "surrogateescape"))
+    return None
+
+
 @contextlib.contextmanager
 def memory_limit(limit_bytes: int, name: str) -> Iterator[Limit]:
     """A memory cgroup of limit_bytes for the processes that join it. Raises LimitUnavailable."""
-    try:
-        hierarchy = find_hierarchy(Path("/proc/self/mounts").read_text("utf-8", "surrogateescape"))
-    except OSError:
-        hierarchy = None
+    hierarchy = _own_hierarchy()
     if hierarchy is None:
         raise LimitUnavailable("no memory cgroups are mounted")
     folder = hierarchy.root / name

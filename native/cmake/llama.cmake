@@ -54,18 +54,37 @@ function(emoe_bundle target)
   file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/ggml-cpu.txt
     "${notice}\n\nThe YaRN functions of ops.cpp: MIT, Copyright (c) 2023 Jeffrey Quesnelle and Bowen Peng.\n")
   install(FILES ${CMAKE_CURRENT_BINARY_DIR}/ggml-cpu.txt DESTINATION lib/licenses)
-  # The runtime of OpenMP is the compiler's, and a machine without a compiler need not have it.
-  if(GGML_OPENMP_ENABLED AND OpenMP_gomp_LIBRARY AND NOT WIN32)
-    execute_process(COMMAND ${CMAKE_CXX_COMPILER} -print-file-name=libgomp.so.1
-      OUTPUT_VARIABLE gomp OUTPUT_STRIP_TRAILING_WHITESPACE)
-    file(REAL_PATH "${gomp}" gomp)
-    install(FILES ${gomp} DESTINATION lib RENAME libgomp.so.1)
-    file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/libgomp.txt
-      "libgomp.so.1 is part of GCC ${CMAKE_CXX_COMPILER_VERSION}: GPL-3.0 with the GCC Runtime Library Exception 3.1. "
-      "Its source is at https://gcc.gnu.org\n")
-    set(texts ${CMAKE_CURRENT_BINARY_DIR}/libgomp.txt)
+  # What the compiler brings for a program to run: a machine without a compiler need not have it.
+  set(runtimes)
+  if(MINGW)
+    set(runtimes libgcc_s_seh-1.dll libstdc++-6.dll libwinpthread-1.dll)
+  endif()
+  if(GGML_OPENMP_ENABLED AND MINGW)
+    list(APPEND runtimes libgomp-1.dll)
+  elseif(GGML_OPENMP_ENABLED AND OpenMP_gomp_LIBRARY AND NOT WIN32)
+    set(runtimes libgomp.so.1)
+  endif()
+  foreach(runtime ${runtimes})
+    execute_process(COMMAND ${CMAKE_CXX_COMPILER} -print-file-name=${runtime}
+      OUTPUT_VARIABLE file OUTPUT_STRIP_TRAILING_WHITESPACE)
+    file(REAL_PATH "${file}" file)
+    if(MINGW) # 20 MB of libstdc++'s 24 are for debuggers
+      execute_process(COMMAND ${CMAKE_STRIP} --strip-debug -o ${CMAKE_CURRENT_BINARY_DIR}/${runtime} ${file}
+        COMMAND_ERROR_IS_FATAL ANY)
+      set(file ${CMAKE_CURRENT_BINARY_DIR}/${runtime})
+    endif()
+    install(FILES ${file} DESTINATION lib RENAME ${runtime})
+  endforeach()
+  if(runtimes)
+    list(JOIN runtimes ", " names)
+    set(text "Of GCC ${CMAKE_CXX_COMPILER_VERSION}: ${names}. GPL-3.0 with the GCC Runtime Library Exception 3.1. "
+      "Their source is at https://gcc.gnu.org\n")
+    if(MINGW)
+      list(APPEND text "But libwinpthread-1.dll is mingw-w64's: MIT and BSD. Its source is at https://www.mingw-w64.org\n")
+    endif()
+    file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/gcc.txt ${text})
     file(GLOB known /usr/share/common-licenses/GPL-3 /usr/share/licenses/libgomp/COPYING3 /usr/share/licenses/libgomp/COPYING.RUNTIME
       /usr/share/licenses/libgcc/COPYING3 /usr/share/licenses/libgcc/COPYING.RUNTIME)
-    install(FILES ${texts} ${known} DESTINATION lib/licenses)
+    install(FILES ${CMAKE_CURRENT_BINARY_DIR}/gcc.txt ${known} DESTINATION lib/licenses)
   endif()
 endfunction()

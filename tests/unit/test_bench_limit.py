@@ -70,5 +70,5 @@ def test_nothing_is_left_behind(limit: Limit) -> None:
 def test_cached_pages_are_dropped_from_a_clean_file(tmp_path: Path) -> None:
     file = tmp_path / "data"
     file.write_bytes(os.urandom(MIB))
-    assert drop_page_cache([file]) in ("all", "files")
+    assert drop_page_cache([file]) in (("all", "files") if sys.platform == "linux" else ("no",))
     assert file.stat().st_size == MIB

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from edgemoe import places
 from edgemoe.errors import UsageError
+from edgemoe.paths import xdg_cache
 from edgemoe.places import Place
 from edgemoe.runtime.find.hub import choose
 from edgemoe.runtime.find.local import Found, find_models, is_model_file, split_set
@@ -20,7 +23,9 @@ VARIABLES = ("EDGEMOE_MODELS", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty home directory, with nothing said in the environment."""
-    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("HOME", "USERPROFILE"):  # Windows' name for it
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setattr("edgemoe.places.user_cache", xdg_cache)
     for name in (*VARIABLES, "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
@@ -33,12 +38,15 @@ def put(path: Path, content: str = "GGUF") -> Path:
 
 
 def in_hub(hub: Path, repo: str, file: str, content: str = "GGUF", revision: str = "abc") -> Path:
-    """As huggingface_hub lays a file out: a link in a snapshot to a blob."""
+    """As huggingface_hub lays a file out: a link in a snapshot to a blob; where links want a right, the file itself."""
     folder = hub / f"models--{repo.replace('/', '--')}"
     blob = put(folder / "blobs" / f"{abs(hash((file, content, revision)))}", content)
     link = folder / "snapshots" / revision / file
     link.parent.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(blob)
+    if sys.platform == "win32":
+        put(link, content)
+    else:
+        link.symlink_to(blob)
     return link
 
 
@@ -60,7 +68,7 @@ def test_every_place_is_looked_into(home: Path, monkeypatch: pytest.MonkeyPatch)
     blob = in_ollama(home / ".ollama/models", "library/qwen3:30b", "cafe")
     llama = put(home / ".cache/llama.cpp/owner_repo_file.gguf")
     own = put(home / "mine" / "deep" / "own.gguf")
-    monkeypatch.setenv("EDGEMOE_MODELS", f"{home / 'mine'}:{home / 'nowhere'}")
+    monkeypatch.setenv("EDGEMOE_MODELS", f"{home / 'mine'}{os.pathsep}{home / 'nowhere'}")
     assert {name: (model.path, model.place) for name, model in found().items()} == {
         "own": (own, "EDGEMOE_MODELS"),
         "Big-Q4_K_M": (hub, "Hugging Face"),
@@ -115,8 +123,6 @@ def test_a_file_that_two_places_link_to_is_listed_once(home: Path, monkeypatch: 
 def test_the_newest_snapshot_of_a_file_counts(home: Path) -> None:
     hub = home / ".cache/huggingface/hub"
     in_hub(hub, "a/b", "one.gguf", "old", revision="first")
-    import os
-
     os.utime(hub / "models--a--b/snapshots/first", (1, 1))
     newest = in_hub(hub, "a/b", "one.gguf", "new", revision="second")
     assert found()["one"].path == newest
@@ -217,5 +223,5 @@ def test_what_cannot_be_chosen_lists_what_can(files: list[str], wanted: str, wor
 def test_a_place_that_several_variables_name_is_looked_into_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = home / ".lmstudio/models"
     put(folder / "one.gguf")
-    monkeypatch.setenv("EDGEMOE_MODELS", f"{folder}:{folder}")
+    monkeypatch.setenv("EDGEMOE_MODELS", f"{folder}{os.pathsep}{folder}")
     assert places.model_places() == [Place("EDGEMOE_MODELS", "files", folder)]

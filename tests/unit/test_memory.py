@@ -4,8 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from edgemoe.devices.memory import available_memory, memory_limit, process_memory, total_memory
 from edgemoe.units import GIB, MIB
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="what is asked is Linux' /proc, cgroups or rlimits")
 
 
 def machine(root: Path, cgroup: str, mountinfo: str, files: dict[str, str]) -> Path:
@@ -29,12 +33,14 @@ V1 = (
 )
 
 
+@linux
 def test_without_limits_it_is_the_machines_memory(tmp_path: Path) -> None:
     root = machine(tmp_path, "0::/user\n", V2, {"sys/fs/cgroup/user/memory.max": "max\n"})
     assert total_memory(root) == memory_limit(root) == 16 * GIB
     assert available_memory(root) == 12 * GIB
 
 
+@linux
 def test_the_tightest_parent_of_a_version_2_cgroup_counts(tmp_path: Path) -> None:
     root = machine(
         tmp_path,
@@ -52,6 +58,7 @@ def test_the_tightest_parent_of_a_version_2_cgroup_counts(tmp_path: Path) -> Non
     assert available_memory(root) == 2 * GIB - GIB + 256 * MIB  # page cache that nobody uses can be had
 
 
+@linux
 def test_a_version_1_cgroup_counts(tmp_path: Path) -> None:
     root = machine(
         tmp_path,
@@ -68,6 +75,7 @@ def test_a_version_1_cgroup_counts(tmp_path: Path) -> None:
     assert available_memory(root) == 860 * MIB
 
 
+@linux
 def test_in_a_container_the_mount_is_the_cgroup(tmp_path: Path) -> None:
     mount = "31 23 0:27 /docker/c0ffee /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n"
     files = {"sys/fs/cgroup/memory/memory.limit_in_bytes": str(3 * GIB)}
@@ -86,11 +94,13 @@ def test_the_process_knows_its_own_memory() -> None:
     assert 0 < available_memory() <= memory_limit()
 
 
+@linux
 def test_a_root_without_proc_says_nothing(tmp_path: Path) -> None:
     """0: not known. Nothing is made up, and no limit of this machine is taken for the other's."""
     assert (total_memory(tmp_path), memory_limit(tmp_path), available_memory(tmp_path)) == (0, 0, 0)
 
 
+@linux
 def test_an_rlimit_of_this_process_counts() -> None:
     script = (
         "import resource\n"

@@ -39,7 +39,8 @@ def test_a_missing_library_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, t
 
 def test_a_library_that_is_none_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "lib").mkdir()
-    (tmp_path / "lib" / library._library_name("edgemoe")).write_bytes(b"not a library")
+    for stem in ("edgemoe", "edgemoe-llama"):  # with a llama.cpp of its own, so that no other is asked for
+        (tmp_path / "lib" / library._library_name(stem)).write_bytes(b"not a library")
     monkeypatch.setattr(edgemoe, "__path__", [str(tmp_path)])
     with pytest.raises(NativeError, match="cannot load the native library"):
         _native.library()
