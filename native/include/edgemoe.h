@@ -408,7 +408,8 @@ EMOE_API emoe_status emoe_allowance_spend(emoe_allowance *allowance, uint64_t bu
 /* Shrinks the cache if the process has grown far into the margin: the host's own data, libraries. */
 EMOE_API emoe_status emoe_allowance_check(emoe_allowance *allowance, emoe_error *err);
 /* `what` is about to take up to n_bytes: the cache gives way. *before: resident bytes then, for take_back, which gives
- * the cache what was not taken. EMOE_ERR_MEMORY when the cache and half of the margin cannot give that much. */
+ * the cache what was not taken. EMOE_ERR_MEMORY when the cache and half of the margin cannot give that much.
+ * take_back with 0 for `before`: what was taken has gone, or cannot be told from what others took meanwhile. */
 EMOE_API emoe_status emoe_allowance_give_way(emoe_allowance *allowance, uint64_t n_bytes, const char *what,
                                              uint64_t *before, uint64_t *smallest, emoe_error *err);
 EMOE_API emoe_status emoe_allowance_take_back(emoe_allowance *allowance, uint64_t before, uint64_t n_bytes,

@@ -102,8 +102,15 @@ static void a_process_that_grows_takes_from_the_cache() {
     a.check();
     CHECK_EQ(p.outside + p.cache + margin_bytes(1000 * k_mib), 1000 * k_mib);
     p.outside += 2000 * k_mib; // more than there is: the smallest cache stays
-    a.check();
+    for (int i = 0; i < 10; i++) a.check();
     CHECK_EQ(p.cache, 100 * k_mib);
+    p.outside -= 2100 * k_mib; // all of it has gone, and was counted once
+    for (int i = 0; i < 20; i++) a.check();
+    CHECK(p.cache <= before && p.cache + 10 * k_mib > before);
+    a.spend(1000 * k_mib);
+    p.cache = 0; // a cache that is not full gets no more than it had
+    for (int i = 0; i < 20; i++) a.check();
+    CHECK_EQ(a.plan().cache_bytes, before);
 }
 
 static void room_is_made_before_and_given_back_after() {
@@ -114,6 +121,14 @@ static void room_is_made_before_and_given_back_after() {
         CHECK_EQ(p.cache, before - 200 * k_mib);
         p.outside += 30 * k_mib;
     });
+    CHECK_EQ(p.cache, before - 30 * k_mib);
+    // The cache is filled meanwhile, by answers that are computed: no more stays than was asked for.
+    uint64_t const resident = a.give_way(20 * k_mib, "a test");
+    p.outside += 300 * k_mib;
+    a.take_back(resident, 20 * k_mib);
+    p.outside -= 300 * k_mib;
+    CHECK_EQ(p.cache, before - 50 * k_mib);
+    a.take_back(0, 20 * k_mib); // it has gone
     CHECK_EQ(p.cache, before - 30 * k_mib);
     bool thrown = false;
     try {

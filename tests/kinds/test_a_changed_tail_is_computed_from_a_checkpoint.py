@@ -134,7 +134,7 @@ def test_where_the_experts_need_the_memory_there_is_no_checkpoint(
         raise BudgetError(f"no room for {n_bytes} bytes of {what}")
 
     assert engine._sequence.prefixes
-    monkeypatch.setattr(engine._sequence.prefixes, "_room", refuse)
+    monkeypatch.setattr(engine._sequence.prefixes._room, "hold", refuse)
     assert rows(engine, tokens(engine, 100, 2)) and not engine._sequence.trail.places
     assert rows(engine, first) == found and engine._sequence.n_kept == 0
 

@@ -296,6 +296,7 @@ def _soak(server: Served, budgets: list[int]) -> None:
     assert not wrong, wrong[:3]
     good, left = sum(c.n_good for c in clients), sum(c.n_left for c in clients)
     assert good > N_CLIENT and left and sent[0] > N_HALF / 2 and "changed" in statuses
+    assert not any("too small" in status for status in statuses)  # all of them had room before
     for question, text in expected.items():  # and afterwards
         assert server.ask(CHAT, _body(question))[1]["choices"][0]["message"]["content"] == text
     peak = server.live()["memory"]["peak"]

@@ -137,3 +137,36 @@ def test_what_cannot_fit_is_refused_before_it_happens() -> None:
     ):
         raise AssertionError
     assert process.cache_bytes == before
+
+
+def test_what_others_take_meanwhile_is_not_counted_as_what_grew() -> None:
+    """The cache is filled by answers under way: `/api/budget` was refused for that, with ever larger needs."""
+    process = Process(430 * MIB)
+    n_computed = 0
+    allowance = Allowance(
+        chosen(900), MODEL, process.set_cache_bytes, untouched_bytes=0, resident=process.resident,
+        computed=lambda: n_computed,
+    )  # fmt: skip
+    before = process.cache_bytes
+    for _ in range(10):
+        with allowance.growing(28 * MIB, "a request"):
+            n_computed += 1
+            process.outside_bytes += 5 * MIB
+    assert process.cache_bytes == before
+    process.outside_bytes -= 50 * MIB
+    with allowance.growing(28 * MIB, "a request"), allowance.growing(20 * MIB, "another"):
+        process.outside_bytes += 5 * MIB
+    assert process.cache_bytes == before
+    allowance.spend(900 * MIB)
+
+
+def test_what_is_held_is_given_back_when_it_has_gone() -> None:
+    process, allowance = start()
+    before = process.cache_bytes
+    allowance.hold(20 * MIB, "a state")
+    assert process.cache_bytes == before - 20 * MIB
+    with pytest.raises(BudgetError, match="a state takes up to"):
+        allowance.hold(2000 * MIB, "a state")
+    assert process.cache_bytes == before - 20 * MIB
+    allowance.release(20 * MIB)
+    assert process.cache_bytes == before

@@ -39,12 +39,16 @@ class Allowance:
         *,
         untouched_bytes: int,
         resident: Callable[[], int] | None = None,
+        computed: Callable[[], int] = int,
     ) -> None:
         """Made when everything but the cache's content is in place, and gives the cache what is really left.
 
         untouched_bytes: allocated, but not resident before the first long prompt. resident: resident bytes of this
-        process; None: as the system says. Raises BudgetError.
+        process; None: as the system says. computed: a number that changes while others compute, and fill the cache.
+        Raises BudgetError.
         """
+        self._computed = computed
+        self._n_growing = self._n_grown = 0  # under way, and begun
         self.plan = plan
         self.lock = threading.RLock()
         self._native = _native.Allowance(plan.native(), info.native(), untouched_bytes, set_cache_bytes, resident)
@@ -68,7 +72,27 @@ class Allowance:
     def growing(self, n_bytes: int, what: str) -> Iterator[None]:
         """Something is about to take up to n_bytes: the cache gives way first, and gets back what was not taken.
 
-        Raises BudgetError when the cache and half of the margin cannot give that much.
+        What grew is measured. Where others grew meanwhile it cannot be told from that: all is given back then, and
+        `check` sees what stayed. Raises BudgetError when the cache and half of the margin cannot give that much.
+        """
+        with self.lock:
+            before = self.hold(n_bytes, what)
+            alone, computed = self._n_growing == 0, self._computed()
+            self._n_growing += 1
+            self._n_grown += 1
+            n_grown = self._n_grown
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._n_growing -= 1
+                alone = alone and self._n_grown == n_grown and self._computed() == computed
+                self.release(n_bytes, before if alone else 0)
+
+    def hold(self, n_bytes: int, what: str) -> int:
+        """The cache gives way for something that stays until `release`. Raises BudgetError.
+
+        Returns the resident bytes before it.
         """
         with self.lock:
             before, (status, error, needed) = self._native.give_way(n_bytes, what)
@@ -81,12 +105,13 @@ class Allowance:
                 )
             _native.check(status, error)
             self._note()
-        try:
-            yield
-        finally:
-            with self.lock:
-                self._native.take_back(before, n_bytes)
-                self._note()
+            return before
+
+    def release(self, n_bytes: int, before: int = 0) -> None:
+        """What the cache gave way for has gone; with the resident bytes before it, but for what has stayed since."""
+        with self.lock:
+            self._native.take_back(before, n_bytes)
+            self._note()
 
     def _check(self, budget_bytes: int, outcome: _native.Outcome) -> None:
         status, error, smallest = outcome

@@ -38,7 +38,7 @@ from .pictures import Pictures
 from .prefixes import Prefixes
 from .prompting import Asked, chat_prompt
 from .scoring import scores
-from .sequence import TokenSequence
+from .sequence import TokenSequence, n_computed
 from .states import StateStore
 from .stats import Stats
 
@@ -120,8 +120,9 @@ class Engine:
             # Weights and KV cache are in place; these buffers fill as tokens are computed.
             untouched = stats["untouched_bytes"]
             self._allowance = Allowance(
-                plan, host_info, backend.set_cache_bytes, untouched_bytes=untouched, resident=_resident_bytes
-            )
+                plan, host_info, backend.set_cache_bytes, untouched_bytes=untouched, resident=_resident_bytes,
+                computed=lambda: n_computed(sequences),
+            )  # fmt: skip
             control, longest = self._allowance.lock, max(model.info.n_ctx_train, plan.n_ctx)
             sequences = tuple(TokenSequence(place, control, longest=longest) for place in places)
         except BaseException:
@@ -490,7 +491,10 @@ class Engine:
             cuts = backend.can_cut()
         trails, n_batch = [seat._sequence.trail for seat in self.seats], self.plan.n_ubatch
         keeps = max_bytes or self._states
-        kept = Prefixes(max_bytes, self.room, trails, cuts=cuts, n_batch=n_batch, store=self._states) if keeps else None
+        if self._sequence.prefixes:
+            self._sequence.prefixes.forget()
+        room = self._allowance
+        kept = Prefixes(max_bytes, room, trails, cuts=cuts, n_batch=n_batch, store=self._states) if keeps else None
         for seat in self.seats:
             seat._sequence.remember_in(kept)
 

@@ -9,21 +9,31 @@ from __future__ import annotations
 
 import threading
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Protocol
 
 from ...errors import BudgetError, EdgeMoEError
 from .backend import Backend
 from .checkpoints import Checkpoint, Kept, Trail, last_before, thinned
 from .states import StateStore, Stored, shared, stands_for
 
-Room = Callable[[int, str], AbstractContextManager[None]]
 MIN_TOKENS = 32  # of a prompt; fewer are computed again as fast as they are copied
 _WHAT = "the state of a conversation"
 
 
+class Room(Protocol):
+    """What makes the expert cache give way: `Allowance`."""
+
+    def growing(self, n_bytes: int, what: str) -> AbstractContextManager[None]: ...
+
+    def hold(self, n_bytes: int, what: str) -> object: ...
+
+    def release(self, n_bytes: int) -> object: ...
+
+
 class Prefixes:
-    """max_bytes: of all in memory. room: makes the expert cache give way for a state. store: those on disk.
+    """max_bytes: of all in memory. room: what makes the expert cache give way for it. store: those on disk.
 
     trails: the checkpoints of the sequences that share this. cuts: whether a state can be shortened anywhere, or at
     its checkpoints only. n_batch: tokens of a prompt that are computed at once.
@@ -45,6 +55,7 @@ class Prefixes:
         self._trails = trails
         self._store = store
         self._kept: list[Kept] = []  # the one used longest ago first
+        self._n_held = 0  # bytes that the expert cache has given way for
         self._lock = threading.Lock()  # several sequences may share what is kept
 
     @property
@@ -100,14 +111,16 @@ class Prefixes:
                     trail.cut(n_left or len(tokens))
                     trail.checkpoints = thinned(trail.checkpoints, limit)
             try:
-                with self._room(n_bytes, _WHAT):
-                    one = Kept(tokens[:], backend.state(n_bytes), trail.checkpoints)
-                    if fits:
-                        self._kept.append(one)
-                    elif self._store:
-                        self._store.save(one, cuts=self.cuts)
+                self._hold(n_bytes)
+                one = Kept(tokens[:], backend.state(n_bytes), trail.checkpoints)
+                if fits:
+                    self._kept.append(one)
+                elif self._store:
+                    self._store.save(one, cuts=self.cuts)
             except BudgetError:  # the experts need the memory more
                 return
+            finally:
+                self._settle()
 
     def note(self, backend: Backend, trail: Trail, n: int) -> None:
         """Remember that a backend's sequence can be cut to the n tokens that it has now, if there is room for it."""
@@ -118,10 +131,12 @@ class Prefixes:
         with self._lock:
             self._give_way(n_bytes)
             try:
-                with self._room(n_bytes, _WHAT):
-                    trail.add(Checkpoint(n, backend.checkpoint(n_bytes)), share)
+                self._hold(n_bytes)
+                trail.add(Checkpoint(n, backend.checkpoint(n_bytes)), share)
             except BudgetError:
                 return
+            finally:
+                self._settle()
 
     def back(self, backend: Backend, trail: Trail, n: int) -> bool:
         """Cut a backend's sequence to a place of its trail. Whether that went well; where not, it is empty."""
@@ -141,7 +156,7 @@ class Prefixes:
             if isinstance(found, Kept):
                 return self._take(found, n) and self._set(backend, found, n, trail)
             assert self._store is not None
-            with self._room(found.n_bytes, _WHAT):
+            with self._room.growing(found.n_bytes, _WHAT):
                 with self._lock:
                     kept = self._store.load(found)
                 return kept is not None and self._set(backend, kept, n, trail)
@@ -174,8 +189,28 @@ class Prefixes:
                 self._store.save(one, cuts=self.cuts)
             self._kept.clear()
             self.max_bytes = 0
+            self._settle()
         if len(tokens) >= MIN_TOKENS:
             self.keep(backend, tokens, trail)
+
+    def forget(self) -> None:
+        """All that is in memory: the cache gets it back."""
+        with self._lock:
+            self._kept.clear()
+            for trail in self._trails:
+                trail.cut(0)
+            self._settle()
+
+    def _hold(self, n_bytes: int) -> None:
+        self._room.hold(n_bytes, _WHAT)
+        self._n_held += n_bytes
+
+    def _settle(self) -> None:
+        """What has been dropped since is the cache's again."""
+        n_gone = self._n_held - self.n_bytes
+        if n_gone > 0:
+            self._n_held -= n_gone
+            self._room.release(n_gone)
 
     def _give_way(self, n_bytes: int) -> None:
         """The states used longest ago, for so many bytes more."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -339,3 +340,11 @@ class TokenSequence:
             yield self.backend
         finally:
             self._busy.release()
+
+
+def n_computed(sequences: Sequence[TokenSequence]) -> int:
+    """Tokens that the sequences of an engine have computed; while one of them computes, another number each time."""
+    if any(sequence._busy.locked() for sequence in sequences):
+        return time.monotonic_ns()
+    stats = sequences[0].backend.stats()
+    return int(stats["n_decode"] + stats["n_prefill"])

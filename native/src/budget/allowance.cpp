@@ -42,7 +42,15 @@ void Allowance::check() {
     std::lock_guard<std::recursive_mutex> const lock(mutex_);
     auto const margin = static_cast<int64_t>(margin_bytes(plan_.budget_bytes));
     int64_t const excess = as_signed(resident_()) - (as_signed(plan_.budget_bytes) - margin);
-    if (excess > margin / 2) grow(excess);
+    auto const spare = static_cast<int64_t>(plan_.cache_bytes - std::min(plan_.cache_bytes, cache_min_bytes(plan_)));
+    // No more than the cache can give: asked again and again, it would add up to what nobody has taken.
+    int64_t n_bytes = 0;
+    if (excess > margin / 2) n_bytes = std::min(excess, spare);
+    // A cache that is not full looks like a process that has shrunk: by halves, and what fills it is found again.
+    if (excess < -margin / 2) n_bytes = -std::min(found_bytes_, -excess / 2);
+    if (n_bytes == 0) return;
+    found_bytes_ += n_bytes;
+    grow(n_bytes);
 }
 
 uint64_t Allowance::give_way(uint64_t n_bytes, const char *what) {
@@ -63,7 +71,9 @@ uint64_t Allowance::give_way(uint64_t n_bytes, const char *what) {
 
 void Allowance::take_back(uint64_t before, uint64_t n_bytes) {
     std::lock_guard<std::recursive_mutex> const lock(mutex_);
-    grow(as_signed(resident_()) - as_signed(before) - as_signed(n_bytes));
+    int64_t const most = as_signed(n_bytes);
+    int64_t const stayed = before == 0 ? 0 : std::min(as_signed(resident_()) - as_signed(before), most);
+    grow(stayed - most);
 }
 
 uint64_t Allowance::allowed_cache(uint64_t budget_bytes) const {

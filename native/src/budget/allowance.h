@@ -24,7 +24,8 @@ public:
     void spend(uint64_t budget_bytes);
     // EMOE_MEMORY_*: what the cache gives up until the next warning says otherwise.
     void warn(uint32_t level);
-    // Shrinks the cache if the process has grown far into the margin: the app's own data, libraries.
+    // Shrinks the cache if the process has grown far into the margin: the app's own data, libraries. It gets that back
+    // when the process has shrunk again.
     void check();
     // f is about to take up to n_bytes: the cache gives way first, and gets back what was not taken. Throws
     // BudgetError when the cache and half of the margin cannot give that much.
@@ -42,7 +43,8 @@ public:
         }
         take_back(before, n_bytes);
     }
-    // The two halves of it, for hosts that cannot pass a function. give_way returns the resident bytes for take_back.
+    // The two halves of it, for hosts that cannot pass a function. give_way returns the resident bytes for take_back; with
+    // 0 in their place nothing is taken to have stayed.
     uint64_t give_way(uint64_t n_bytes, const char *what);
     void take_back(uint64_t before, uint64_t n_bytes);
 
@@ -56,7 +58,8 @@ private:
     emoe_model_info const model_;
     Resize const resize_;
     Resident const resident_;
-    int64_t fixed_bytes_; // all but the cache and the margin
+    int64_t fixed_bytes_;     // all but the cache and the margin
+    int64_t found_bytes_ = 0; // of it, what `check` found and nobody had asked for
     uint32_t level_ = EMOE_MEMORY_NORMAL;
 };
 
