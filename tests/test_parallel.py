@@ -73,7 +73,7 @@ def test_answers_at_once_are_what_they_are_alone(tiny: Callable[[str], Path], ar
 def test_trained_weights(smolmoe: Path) -> None:
     """With two threads, whose division of long attention shows."""
     texts = ["The river", "Once upon a time " * 130, "def add(a, b):", "Why is the sky blue? " * 40]
-    asked = {"memory": "900MiB", "ctx": 1024, "threads": 2, "n_ubatch": 256}
+    asked = {"memory": "2GiB", "ctx": 1024, "threads": 2, "n_ubatch": 256}
 
     def said(engine: Engine, i: int) -> str:
         steps = engine.steps(engine.tokenize(texts[i]), max_tokens=10, sampling=Sampling(seed=i), anew=True)

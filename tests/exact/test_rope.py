@@ -51,10 +51,10 @@ def test_scaled_positions_equal_stock(tiny: Callable[..., Path], tokens: list[in
 
 def test_a_context_beyond_training_holds_what_it_says(tiny: Callable[..., Path], tokens: list[int]) -> None:
     path = tiny("qwen3moe")  # trained for 4,096 tokens
-    setup = Setup(memory="400MiB", ctx=6144, threads=1, rope_scaling="yarn", rope_scale=2, yarn_orig_ctx=4096)
+    setup = Setup(memory="2GiB", ctx=6144, threads=1, rope_scaling="yarn", rope_scale=2, yarn_orig_ctx=4096)
     plan = edgemoe.plan(path, setup, measure=False)
     assert plan.n_ctx == 6144 and plan.context_line == ""
-    assert edgemoe.plan(path, memory="400MiB", ctx=6144, measure=False).n_ctx == 4096
+    assert edgemoe.plan(path, memory="2GiB", ctx=6144, measure=False).n_ctx == 4096
     prompt = (tokens * 20)[:4200]
     with edgemoe.load(path, setup) as engine:
         assert engine.n_ctx == 6144

@@ -37,7 +37,7 @@ def _model(path: Path, seed: int) -> Path:
 
 
 def _open(path: Path) -> edgemoe.Engine:
-    return edgemoe.load(path, memory="400M", ctx=64, threads=2)
+    return edgemoe.load(path, memory="2GiB", ctx=64, threads=2)
 
 
 def _logits(path: Path) -> bytes:

@@ -20,7 +20,7 @@ import edgemoe
 pytestmark = needs_library
 
 CHAT = "/v1/chat/completions"
-SETUP: dict[str, Any] = {"memory": "400MiB", "ctx": 1024, "threads": 1}
+SETUP: dict[str, Any] = {"memory": "2GiB", "ctx": 1024, "threads": 1}
 STORY = "tell me something about the thing in the other place " * 12
 
 

@@ -79,7 +79,7 @@ def _drawn(name: str, *shape: int) -> TensorPart:
 
 
 def _logits(path: Path) -> bytes:
-    with edgemoe.load(path, memory="400M", ctx=64) as engine:
+    with edgemoe.load(path, memory="2GiB", ctx=64) as engine:
         return engine.logits([65, 66, 67]).tobytes()
 
 

@@ -36,8 +36,8 @@ def test_the_server_says_it_too(good: Path, tmp_path: Path) -> None:
 
 def test_the_library_has_it(good: Path) -> None:
     said = f"{SAID} (`--rope-scaling yarn --rope-scale N` for more)"
-    assert edgemoe.plan(good, memory="300MiB", ctx=8192, measure=False).context_line == said
-    assert edgemoe.plan(good, memory="300MiB", ctx=1024, measure=False).context_line == ""
+    assert edgemoe.plan(good, memory="2GiB", ctx=8192, measure=False).context_line == said
+    assert edgemoe.plan(good, memory="2GiB", ctx=1024, measure=False).context_line == ""
 
 
 def test_the_hint_of_a_long_prompt_can_be_followed(cli: Cli, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ pytestmark = needs_library
 
 CAT, DOG = tinyvision.png(112, 80), tinyvision.png(112, 80, seed=1)
 ASK, N_ANSWER = "What is on the picture?", 12
-SETUP: dict[str, Any] = {"memory": "400MiB", "ctx": 1024, "threads": 1}
+SETUP: dict[str, Any] = {"memory": "2GiB", "ctx": 1024, "threads": 1}
 
 
 @pytest.fixture(scope="module")

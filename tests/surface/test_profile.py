@@ -29,7 +29,7 @@ def test_it_seeds_the_policy_and_changes_no_answer(good: Path, profile: Path) ->
     known = files.load(profile)
     logits = []
     for given in (None, str(profile)):
-        with edgemoe.load(good, memory="400M", ctx=64, profile=given, warm_start=False) as engine:
+        with edgemoe.load(good, memory="2GiB", ctx=64, profile=given, warm_start=False) as engine:
             rates = list(_native.engine_rates(engine._sequence.backend.engine))
             engine.eval(engine.tokenize("The fox rests"))
             logits.append(bytes(engine.row()))

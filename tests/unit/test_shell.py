@@ -45,7 +45,7 @@ def age(path: Path, seconds: float = 10**6) -> None:
 
 
 def test_without_a_gpu_no_copy_of_dense_weights_is_written(cache: Path, tmp_path: Path) -> None:
-    with edgemoe.load(model(tmp_path, 7).path, memory="700MiB", ctx=64, threads=1) as engine:
+    with edgemoe.load(model(tmp_path, 7).path, memory="2GiB", ctx=64, threads=1) as engine:
         engine.eval([1, 2, 3])
         assert engine.stats().dense_bytes == pytest.approx(engine.model.info.dense_bytes, rel=0.01)
     assert [path.suffix for path in (cache / "shells").iterdir()] == [".notes"]
@@ -56,7 +56,7 @@ def test_a_shell_that_nobody_wanted_for_long_is_deleted(tmp_path: Path) -> None:
     """Older versions wrote one for every model."""
     old = shell_for(model(tmp_path, 1))
     age(old, 40 * 24 * 3600)
-    edgemoe.load(model(tmp_path, 2).path, memory="700MiB", ctx=64, threads=1).close()
+    edgemoe.load(model(tmp_path, 2).path, memory="2GiB", ctx=64, threads=1).close()
     assert not old.exists()
 
 
@@ -100,7 +100,7 @@ def test_a_cache_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path, m
 
 def test_measuring_leaves_nothing_but_notes(cache: Path, tmp_path: Path) -> None:
     with model(tmp_path, 7) as opened:
-        edgemoe.plan(opened, memory="700MiB", ctx=256, measure=False)
+        edgemoe.plan(opened, memory="2GiB", ctx=256, measure=False)
     (notes,) = (cache / "shells").iterdir()
     assert notes.suffix == ".notes"
     written = shell_for(model(tmp_path, 7))
