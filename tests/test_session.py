@@ -344,9 +344,10 @@ def test_a_prompt_can_be_looked_at() -> None:
 
 
 def test_the_cache_folder_is_shared_with_python(path: Path, cache: Path, opened: CSession) -> None:
-    (notes,) = [file for file in (cache / "shells").glob("*.notes") if f"source {path}\n" in file.read_text()]
+    notes = [file for file in (cache / "shells").glob("*.notes") if f"source {path}\n" in file.read_text()]
+    assert notes
     with edgemoe.load(path, memory=BUDGET, ctx=512, threads=1):
-        assert f"source {path}\n" in notes.read_text()
+        assert notes == [file for file in (cache / "shells").glob("*.notes") if f"source {path}\n" in file.read_text()]
     assert not [file for file in (cache / "shells").iterdir() if file.suffix != ".notes"]
 
 

@@ -37,7 +37,8 @@ def _model(path: Path, seed: int) -> Path:
 
 
 def _open(path: Path) -> edgemoe.Engine:
-    return edgemoe.load(path, memory="2GiB", ctx=64, threads=2)
+    # What is read ahead is read before the file changes, or not: only what is needed is read here.
+    return edgemoe.load(path, memory="2GiB", ctx=64, threads=2, prefetch="off")
 
 
 def _logits(path: Path) -> bytes:

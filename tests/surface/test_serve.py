@@ -218,7 +218,7 @@ def test_models_change_places_inside_one_budget(server: Served) -> None:
         (CHAT, chat(stop=[""]), 400, "stop"),
         (CHAT, chat(top_logprobs=2), 400, "top_logprobs"),
         (CHAT, chat(tool_choice="required"), 400, "tool_choice"),
-        (CHAT, chat(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), 400, "text only"),
+        (CHAT, chat(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), 400, "has no `image_url`"),
         (CHAT, chat(messages=[{"role": "user", "content": "the " * 5000}]), 400, "context"),
         (TEXT, {"model": "alpha", "prompt": ""}, 400, "prompt"),
         (TEXT, {"model": "alpha", "prompt": ["a", 1]}, 400, "mixes"),

@@ -253,7 +253,7 @@ def test_anthropics_client(server: Served) -> None:
         assert "".join(stream.text_stream) == whole.content[0].text
         assert stream.get_final_message().usage.output_tokens == 8
     assert client.messages.count_tokens(model="alpha", messages=HELLO).input_tokens > 8
-    with pytest.raises(anthropic.BadRequestError, match="text only"):
+    with pytest.raises(anthropic.BadRequestError, match="source"):
         client.messages.create(
             **{**asked, "messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}
         )
