@@ -27,7 +27,7 @@ WINDOWS = ["--only-binary", ":all:", "--platform", "win_amd64", "--python-versio
 ALSO = ["colorama", "pytest"]
 GREEDY = ["--temp", "0", "--threads", "2", "--ctx", "512", "--max-tokens", "32"]
 SOME_FIT = "250MiB"  # of the experts
-WINE_LACKS = re.compile(r"^(?:from|import) (?:numpy|gguf|tinymoe|edgemoe\.converters)", re.MULTILINE)
+WINE_LACKS = re.compile(r"^(?:from|import) (?:numpy|gguf|tinymoe|edgemoe\.(?:converters|quality))", re.MULTILINE)
 
 
 def get_python(folder: Path) -> Path:
@@ -73,7 +73,7 @@ def run(program: Path, *words: str | Path, timeout_s: int = 600) -> str:
         cwd=ROOT,
     )
     out, err = (text.decode("utf-8", "replace").replace("\r", "") for text in (told.stdout, told.stderr))
-    if told.returncode:
+    if told.returncode or not out.strip():  # wine may say 0 of a process that it ended
         sys.exit(f"windows_python: {' '.join(map(str, words))} ended with {told.returncode}\n{out}\n{err}")
     return out
 

@@ -296,7 +296,8 @@ def _soak(server: Served, budgets: list[int]) -> None:
     assert not wrong, wrong[:3]
     good, left = sum(c.n_good for c in clients), sum(c.n_left for c in clients)
     assert good > N_CLIENT and left and sent[0] > N_HALF / 2 and "changed" in statuses
-    assert not any("too small" in status for status in statuses)  # all of them had room before
+    # What the process holds by then may be too much for less, but not for what it is held in.
+    assert not any(status.startswith(f"{budgets[-1]} MiB is too small") for status in statuses)
     for question, text in expected.items():  # and afterwards
         assert server.ask(CHAT, _body(question))[1]["choices"][0]["message"]["content"] == text
     peak = server.live()["memory"]["peak"]
