@@ -24,7 +24,7 @@ constexpr double k_spare_cpu = 0.25;
 // Spinning that went well for so long was no mistake.
 constexpr uint64_t k_calm_ns = 2000 * k_ms;
 // After a mistake: until it is tried again, twice as long each time.
-constexpr uint64_t k_first_ns = 2000 * k_ms, k_longest_ns = 60000 * k_ms;
+constexpr uint64_t k_first_ns = 250 * k_ms, k_longest_ns = 60000 * k_ms;
 
 } // namespace
 

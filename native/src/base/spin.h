@@ -26,7 +26,7 @@ public:
 
 private:
     uint32_t const n_threads_, n_cpu_;
-    bool sleeps_ = true;       // the first look finds out
+    bool sleeps_ = false;      // the first look finds out, in a tenth of a second: sleeping costs a quiet machine more
     uint64_t since_ns_ = 0;    // that it spins or sleeps
     uint64_t patience_ns_ = 0; // asleep: until spinning is tried again
 };

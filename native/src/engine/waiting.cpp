@@ -50,11 +50,14 @@ uint32_t n_cpu() { return 1; }
 
 Waiting::Waiting(uint32_t n_threads) : n_threads_(n_threads), rule_(n_threads, n_cpu()) {
     if (n_threads_ < 2) return;
-    park();
-    if (!cpus_.knows()) return; // asleep for good
+    if (!cpus_.knows()) { // asleep for good
+        park();
+        return;
+    }
     try {
         watcher_ = std::thread([this] { watch(); });
     } catch (const std::system_error &) {
+        park();
     }
 }
 
