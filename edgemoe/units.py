@@ -107,3 +107,8 @@ def format_rate(bytes_per_s: float) -> str:
     if bytes_per_s >= 0.9995e6:
         return f"{bytes_per_s / 1e6:.0f} MB/s"
     return f"{bytes_per_s / 1e3:.0f} kB/s"
+
+
+def format_share(share: float) -> str:
+    """A share of a whole number as a decimal that means it still where it is rounded down: the last digit goes up."""
+    return f"{math.ceil(share * 1e4 - 1e-9) / 1e4:g}"

@@ -88,7 +88,7 @@ def calibrate(
                 n_window=windows or (_WINDOWS_FOR_LOSSY if for_lossy else _WINDOWS),
                 n_ctx=ctx,
                 for_lossy=for_lossy,
-                moments=0 if for_lossy or moments == "0" else parse_size(moments),
+                moments=0 if for_lossy else parse_size(moments),
                 types=types.replace(",", " ").split() if types else None,
                 setup=Setup(memory=memory, threads=threads),
             ),

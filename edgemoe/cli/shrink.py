@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
-from ..units import format_size, format_speeds
+from ..units import format_share, format_size, format_speeds
 from .calibrate import BESIDE
 from .calibration import load_calibration
 from .convert import BitsOptions, convert
@@ -74,20 +74,17 @@ def _ways(source: Path, known: Path, price: float, asked: dict[str, Any]) -> lis
 
     from ..converters.convert import open_source
     from ..converters.imatrix import require_uses
-    from ..devices.profile import profile
     from ..errors import UnsupportedError
     from ..quality.shrink import ways
-    from ..runtime.budget.planner import Speeds
-    from ..runtime.engine.rates import hit_rate
+    from ..runtime.gguf.format import speeds_of
 
     opened = open_source(source)
     measured = require_uses(load_calibration(opened, str(known)), known, "shrink")
     with edgemoe.open_model(source) as model:
         made = edgemoe.plan(model, edgemoe.Setup(**asked))
-        device = profile(model.path, model.block_bytes, model.main_type, n_threads=made.n_threads)
-        if device.storage is None or device.compute_bytes_per_s is None:
+        speeds = speeds_of(model, made)
+        if speeds is None:
             raise UnsupportedError("no speed can be predicted: drive or kernels could not be measured here")
-        speeds = Speeds(device.storage.bytes_per_s, device.compute_bytes_per_s, hit_rate(model.info, made.n_slot))
         return ways(opened, model.info, made, speeds, measured, price)
 
 
@@ -116,13 +113,8 @@ def _name(way: Way) -> str:
         "exact": "as it is",
         "lossy": f"--lossy {way.amount:g}",
         "bits": f"--bits {way.amount:g}",
-        "prune": f"--prune {_share(way)}",
+        "prune": f"--prune {format_share(way.amount)}",
     }[way.kind]
-
-
-def _share(way: Way) -> str:
-    """A decimal that means as many experts: rounded up, since `--prune` rounds down."""
-    return f"{math.ceil(way.amount * 1e4 - 1e-9) / 1e4:g}"
 
 
 def _make(source: Path, known: Path, chosen: Way, memory: str, out: str | None, *, yes: bool) -> None:
@@ -141,7 +133,7 @@ def _make(source: Path, known: Path, chosen: Way, memory: str, out: str | None, 
             return
     which = BitsOptions(
         bits=chosen.amount if chosen.kind == "bits" else None,
-        prune=float(_share(chosen)) if chosen.kind == "prune" else None,
+        prune=float(format_share(chosen.amount)) if chosen.kind == "prune" else None,
         calibration=str(known),
     )
     convert(str(source), path, which)

@@ -20,11 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UnsupportedError, UsageError
+from ..units import format_share
 from .allocate import super_experts
 from .calibration import STATS, Calibration, LayerCalibration, PickedSample, check_same_model
-from .ggml import PLAIN, Bytes, row_bytes
+from .ggml import PLAIN
 from .gguf_header import decode, encode
-from .source import DenseTensor, PickedRows, Rows, Source
+from .source import DenseTensor, PickedColumns, PickedRows, Source
 
 Picked = npt.NDArray[np.int64]
 Kept = Mapping[int, Picked]
@@ -164,18 +165,18 @@ def _n_out(source: Source, share: float, n_expert: int, n_group: int) -> int:
     if n_out == 0:
         raise UsageError(
             f"`--prune {share:g}` is less than one of the {n_expert} experts of a layer",
-            hint=f"the smallest share is {_share(n_group, n_expert)}",
+            hint=f"the smallest share is {format_share(n_group / n_expert)}",
         )
     least = _least(source, n_group)
     if n_expert - n_out < least:
         most = (n_expert - least) // n_group * n_group
         raise UsageError(
             f"`--prune {share:g}` leaves {n_expert - n_out} of {n_expert} experts, a token needs {least}",
-            hint=f"the largest share is {_share(most, n_expert)}" if most > 0 else _FEWER_BITS,
+            hint=f"the largest share is {format_share(most / n_expert)}" if most > 0 else _FEWER_BITS,
         )
     if n_out % n_group:
         below, above = n_out // n_group * n_group, (n_out // n_group + 1) * n_group
-        shares = [_share(n, n_expert) for n in (below, above) if 0 < n <= n_expert - least]
+        shares = [format_share(n / n_expert) for n in (below, above) if 0 < n <= n_expert - least]
         raise UsageError(
             f"`--prune {share:g}` takes {n_out} experts of {n_group} groups, which must lose as many each",
             hint=f"shares that do: {', '.join(shares)}",
@@ -193,42 +194,7 @@ def _least(source: Source, n_group: int) -> int:
     return n_group * max(_RANKS_A_GROUP, -(-n_used // n_used_group))
 
 
-def _share(n_out: int, n_expert: int) -> str:
-    """A decimal that stands for so many experts: the last digit rounded up."""
-    return f"{math.ceil(n_out / n_expert * 1e4 - 1e-9) / 1e4:g}"
-
-
 # ---------------------------------------------------------------- what is left
-
-
-@dataclass(frozen=True)
-class _PickedColumns:
-    """Some columns of a matrix of plain numbers: an expert each, in a router's bias."""
-
-    base: Rows
-    picked: Picked
-
-    @property
-    def n_row(self) -> int:
-        return self.base.n_row
-
-    @property
-    def n_col(self) -> int:
-        return len(self.picked)
-
-    @property
-    def type(self) -> str:
-        return self.base.type
-
-    @property
-    def whole_bytes(self) -> int:
-        return self.base.whole_bytes
-
-    def load(self, begin: int, end: int) -> Bytes:
-        raw = self.base.load(begin, end)
-        each = row_bytes(self.type, 1)
-        values = raw.reshape(len(raw), self.base.n_col, each)[:, self.picked]
-        return np.ascontiguousarray(values).reshape(len(raw), -1)
 
 
 def _without(tensor: DenseTensor, kept: Kept, n_expert: int) -> DenseTensor:
@@ -242,7 +208,7 @@ def _without(tensor: DenseTensor, kept: Kept, n_expert: int) -> DenseTensor:
         return DenseTensor(tensor.name, ne, PickedRows(tensor.rows, picked))
     if tensor.rows.type not in PLAIN:
         raise UnsupportedError(f"`{tensor.name}` has type {tensor.rows.type}, of which single values cannot be taken")
-    return DenseTensor(tensor.name, ne, _PickedColumns(tensor.rows, picked))
+    return DenseTensor(tensor.name, ne, PickedColumns(tensor.rows, picked))
 
 
 def _check_routers(source: Source, dense: Sequence[DenseTensor], kept: Kept) -> None:

@@ -133,15 +133,15 @@ class FileRows:
 
 
 @dataclass(frozen=True)
-class PickedRows:
-    """Some rows of a matrix in an order of their own: halves of fused matrices, heads in another order."""
+class _Picked:
+    """A part of a matrix, in an order of its own."""
 
     base: Rows
     picked: npt.NDArray[np.int64]
 
     @property
     def n_row(self) -> int:
-        return len(self.picked)
+        return self.base.n_row
 
     @property
     def n_col(self) -> int:
@@ -155,6 +155,14 @@ class PickedRows:
     def whole_bytes(self) -> int:
         return self.base.whole_bytes
 
+
+class PickedRows(_Picked):
+    """Some rows: halves of fused matrices, heads in another order."""
+
+    @property
+    def n_row(self) -> int:
+        return len(self.picked)
+
     def load(self, begin: int, end: int) -> Bytes:
         wanted = self.picked[begin:end]
         first, last = int(wanted.min()), int(wanted.max())
@@ -162,6 +170,19 @@ class PickedRows:
         if last - first + 1 == len(wanted) and (np.diff(wanted) == 1).all():
             return raw
         return raw[wanted - first]
+
+
+class PickedColumns(_Picked):
+    """Some columns of a matrix of plain numbers: an expert each, in a router's bias."""
+
+    @property
+    def n_col(self) -> int:
+        return len(self.picked)
+
+    def load(self, begin: int, end: int) -> Bytes:
+        raw = self.base.load(begin, end)
+        values = raw.reshape(len(raw), self.base.n_col, row_bytes(self.type, 1))[:, self.picked]
+        return np.ascontiguousarray(values).reshape(len(raw), -1)
 
 
 def check_same_shape(stack: tuple[Rows, ...], name: str) -> None:

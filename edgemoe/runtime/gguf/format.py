@@ -147,11 +147,15 @@ def _lanes(model: Model, plan: Plan) -> int:
     return find_lanes(model.path, model.block_bytes, max_bytes=plan.cache_bytes) if streams else N_LANE
 
 
-def _with_speed(model: Model, made: Plan, *, measure: bool) -> Plan:
-    """The plan with the speed to expect, where the speeds of drive and kernels are known or may be measured."""
+def speeds_of(model: Model, made: Plan, *, measure: bool = True) -> Speeds | None:
+    """The speeds of drive and kernels, and the hits of earlier runs; None where they are not known nor measured."""
     device = profile(model.path, model.block_bytes, model.main_type, n_threads=made.n_threads, measure=measure)
     if device.storage is None or device.compute_bytes_per_s is None:
-        return made
-    hits = rates.hit_rate(model.info, made.n_slot)
-    speeds = Speeds(device.storage.bytes_per_s, device.compute_bytes_per_s, hits)
-    return replace(made, prediction=predict(model.info, made.fraction, speeds))
+        return None
+    return Speeds(device.storage.bytes_per_s, device.compute_bytes_per_s, rates.hit_rate(model.info, made.n_slot))
+
+
+def _with_speed(model: Model, made: Plan, *, measure: bool) -> Plan:
+    """The plan with the speed to expect, where speeds are known or may be measured."""
+    speeds = speeds_of(model, made, measure=measure)
+    return replace(made, prediction=predict(model.info, made.fraction, speeds)) if speeds else made
