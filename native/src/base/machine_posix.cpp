@@ -93,13 +93,15 @@ uint32_t physical_cores(const std::vector<uint32_t> &cpus, const std::string &ro
     std::string const system = root + "/sys/devices/system/cpu/cpu";
     // Intel's two kinds have lists of their own; elsewhere the kernel says what a CPU is worth, 1024 the fastest.
     std::string const fast = file_text(root + "/sys/devices/cpu_core/cpus");
+    auto const worth_of = [&](uint32_t cpu) -> uint64_t {
+        if (!fast.empty()) return lists(fast, cpu) ? 1 : 0;
+        std::string const text = file_text(system + std::to_string(cpu) + "/cpu_capacity");
+        return text.empty() ? 1 : strtoull(text.c_str(), nullptr, 10);
+    };
     uint64_t best = 0;
     std::vector<uint64_t> worth;
     for (uint32_t const cpu : cpus) {
-        std::string const text = file_text(system + std::to_string(cpu) + "/cpu_capacity");
-        worth.push_back(!fast.empty()  ? (lists(fast, cpu) ? 1 : 0)
-                        : text.empty() ? 1
-                                       : strtoull(text.c_str(), nullptr, 10));
+        worth.push_back(worth_of(cpu));
         best = std::max(best, worth.back());
     }
     std::set<std::string> cores;

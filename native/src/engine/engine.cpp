@@ -20,6 +20,14 @@ constexpr uint32_t k_batched_tokens = 9;
 
 Failure cancelled() { return {EMOE_ERR_CANCELLED, "cancelled"}; }
 
+ReaderParams reader_params(const emoe_setup &p) {
+    ReaderParams r;
+    r.kind = static_cast<ReaderKind>(p.reader);
+    r.n_lane = p.n_read_lane == 0 ? 4 : p.n_read_lane;
+    r.bytes_per_s = p.read_bytes_per_s;
+    return r;
+}
+
 Streamer::Params streamer_params(const ModelIndex &index, const emoe_setup &p, uint64_t cache_bytes,
                                  const GpuParts &gpu_parts) {
     Streamer::Params s;
@@ -30,9 +38,7 @@ Streamer::Params streamer_params(const ModelIndex &index, const emoe_setup &p, u
     s.prefetch = static_cast<PrefetchMode>(p.prefetch);
     s.cache_bytes = cache_bytes;
     s.policy = static_cast<PolicyKind>(p.policy);
-    s.reader.kind = static_cast<ReaderKind>(p.reader);
-    s.reader.n_lane = p.n_read_lane == 0 ? 4 : p.n_read_lane;
-    s.reader.bytes_per_s = p.read_bytes_per_s;
+    s.reader = reader_params(p);
     s.access = static_cast<FileAccess>(p.buffered);
     return s;
 }
@@ -49,7 +55,7 @@ Engine::Engine(const ModelIndex &index, const std::string &shell_path, const emo
     dense_ = std::make_unique<DenseWeights>(index, static_cast<FileAccess>(setup.buffered), setup.row_cache_bytes == 0);
     RowReader::Params rows;
     rows.bytes = setup.row_cache_bytes;
-    rows.reader = streamer_params(index, setup, cache_bytes, gpu_parts_).reader;
+    rows.reader = reader_params(setup);
     rows.access = static_cast<FileAccess>(setup.buffered);
     tables_ = std::make_unique<TableNodes>(index, rows, streamer_->faults(),
                                            [this](const Failure &why) { streamer_->fail_visit(why); });
