@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,10 +51,16 @@ def run_limited(
     path: Path, text: str, budget: int, n_prompt: int, n_answer: int, env: dict[str, str]
 ) -> dict[str, int]:
     """One run of CHILD under a kernel limit equal to the budget. Skips where such a limit cannot be set."""
+    result: dict[str, int] = limited(budget, CHILD, path, budget, n_prompt, n_answer, env=env, text=text)
+    return result
+
+
+def limited(budget: int, code: str, *arguments: object, env: dict[str, str], text: str = "") -> Any:
+    """What a program prints as JSON under a kernel limit that it must keep. Skips where there can be none."""
     try:
         with memory_limit(budget, f"edgemoe-test-{time.monotonic_ns()}") as limit:
             child = subprocess.run(
-                [sys.executable, "-c", CHILD, str(path), str(budget), str(n_prompt), str(n_answer)],
+                [sys.executable, "-c", code, *map(str, arguments)],
                 input=text,
                 capture_output=True,
                 text=True,
@@ -67,5 +74,4 @@ def run_limited(
             assert peak is None or peak <= budget
     except LimitUnavailable as error:
         pytest.skip(str(error))
-    result: dict[str, int] = json.loads(child.stdout)
-    return result
+    return json.loads(child.stdout)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
-from edgemoe.converters.calibration import STATS, Calibration, LayerCalibration
+from edgemoe.converters.calibration import STATS, Calibration, LayerCalibration, save
+from edgemoe.converters.convert import open_source
 from edgemoe.converters.source import Source
 
 
@@ -23,3 +26,9 @@ def calibration_of(source: Source, seed: int = 0) -> Calibration:
             {role: (s[0].n_row, s[0].n_col) for role, s in stacks.items()},
         )
     return Calibration(layers, ("Q4_K", "Q8_0"), dict.fromkeys(layers, 0.1), 512)
+
+
+def calibration_file(model: Path, path: Path) -> Path:
+    """One in a file."""
+    save(calibration_of(open_source(model)), path)
+    return path

@@ -6,7 +6,6 @@ import base64
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ from typing import Any
 import pytest
 import seeing
 import tinyvision
+from bounded import limited
 from console import Cli, needs_library
 from serving import Served, serve
 
 import edgemoe
-from edgemoe.bench.limit import LimitUnavailable, memory_limit
 from edgemoe.errors import BudgetError, UnsupportedError, UsageError
 
 pytestmark = needs_library
@@ -240,20 +239,6 @@ def test_a_picture_stays_inside_the_smallest_budget_under_the_kernels_limit(
     plan = [sys.executable, "-m", "edgemoe", "plan", str(path), "--ctx", "2048", "-t", "1", "--json"]
     planned = json.loads(subprocess.run(plan, capture_output=True, text=True, env=environment, check=True).stdout)
     budget = planned["smallest_bytes"] + (6 << 20)
-    try:
-        with memory_limit(budget, f"edgemoe-test-{time.monotonic_ns()}") as limit:
-            child = subprocess.run(
-                [sys.executable, "-c", CHILD, str(path), str(budget), str(picture)],
-                capture_output=True,
-                text=True,
-                env=environment,
-                preexec_fn=limit.joiner(),
-                check=False,
-            )
-            assert limit.n_kill() == 0
-    except LimitUnavailable as error:
-        pytest.skip(str(error))
-    assert child.returncode == 0, child.stderr
-    found = json.loads(child.stdout)
+    found = limited(budget, CHILD, path, budget, picture, env=environment)
     assert found["peak"] <= budget
     assert found["rss"] < budget - found["picture"] // 2  # given back

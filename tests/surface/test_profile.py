@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 import tinymoe
-from calibrated import calibration_of
+from calibrated import calibration_file
 from console import Cli, needs_library
 
 import edgemoe
 from edgemoe import _native
 from edgemoe.converters import calibration as files
-from edgemoe.converters.convert import open_source
 from edgemoe.errors import FormatError, StorageError, UnsupportedError
 
 pytestmark = needs_library
@@ -20,9 +19,7 @@ pytestmark = needs_library
 
 @pytest.fixture(scope="module")
 def profile(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("profile") / "task.calibration"
-    files.save(calibration_of(open_source(good)), path)
-    return path
+    return calibration_file(good, tmp_path_factory.mktemp("profile") / "task.calibration")
 
 
 def test_it_seeds_the_policy_and_changes_no_answer(good: Path, profile: Path) -> None:

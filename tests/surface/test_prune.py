@@ -6,21 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
-from calibrated import calibration_of
+from calibrated import calibration_file
 from console import Cli, needs_library
 
-from edgemoe.converters import calibration as files
 from edgemoe.converters import gguf_header
-from edgemoe.converters.convert import open_source
 
 pytestmark = needs_library
 
 
 @pytest.fixture(scope="module")
 def known(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("prune") / "good.calibration"
-    files.save(calibration_of(open_source(good)), path)
-    return path
+    return calibration_file(good, tmp_path_factory.mktemp("prune") / "good.calibration")
 
 
 def test_a_pruned_model_is_written_verified_shown_and_runs(cli: Cli, good: Path, known: Path, tmp_path: Path) -> None:
